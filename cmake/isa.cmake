@@ -1,0 +1,17 @@
+# cqkv_add_isa_sources(<target> <LEVEL> FLAGS ... SOURCES ...)
+#
+# Compiles the sources with the flags of one instruction set into <target> and
+# defines CQKV_HAVE_<LEVEL>. Only such files get instruction-set flags, so nothing
+# else can contain an instruction that the machine lacks (docs/architecture.md).
+function(cqkv_add_isa_sources target level)
+  cmake_parse_arguments(arg "" "" "FLAGS;SOURCES" ${ARGN})
+  string(TOLOWER ${level} suffix)
+  add_library(${target}_${suffix} OBJECT ${arg_SOURCES})
+  target_include_directories(${target}_${suffix} PRIVATE
+    ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
+  target_compile_options(${target}_${suffix} PRIVATE -O3 ${arg_FLAGS})
+  target_link_libraries(${target}_${suffix} PRIVATE $<BUILD_INTERFACE:cqkv_warnings>)
+  set_target_properties(${target}_${suffix} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${suffix}>)
+  target_compile_definitions(${target} PRIVATE CQKV_HAVE_${level}=1)
+endfunction()

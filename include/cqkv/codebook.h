@@ -1,0 +1,132 @@
+// Codebooks in memory: the centroids of one cache tensor (TensorCodebook) and
+// those of a whole model with their provenance (Codebook). Encoding and decoding
+// rows is here; learning is in src/codebook/kmeans.h, the file format in
+// src/codebook_file, attention on codes in src/attention.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cqkv/status.h"
+#include "cqkv/types.h"
+
+namespace cqkv {
+
+/// The centroids of the keys or the values of one layer.
+///
+/// Axes, slowest first: [kv_head, group, centroid, group_dim]. Every group has
+/// its own codebook (paper, section 3.2). Centroids are 16-bit floats in value:
+/// `create` rounds, so a codebook read back from its file is bit-equal.
+/// Const after construction; all methods may run at once.
+class TensorCodebook {
+ public:
+  /// @param centroids  [n_kv_heads, head_dim / group_dim, 2^code_bits, group_dim].
+  /// @return kInvalidArgument if the shape is illegal, the count disagrees or a
+  ///   centroid is not finite as a 16-bit float.
+  static Result<TensorCodebook> create(CodecSpec spec, int n_kv_heads, int head_dim,
+                                       std::vector<float> centroids);
+
+  const CodecSpec& spec() const { return spec_; }
+
+  int n_kv_heads() const { return n_kv_heads_; }
+
+  int head_dim() const { return head_dim_; }
+
+  /// Groups of one head.
+  int n_groups() const { return head_dim_ / spec_.group_dim; }
+
+  /// Groups of all heads: the codes of one row.
+  int n_codes() const { return n_kv_heads_ * n_groups(); }
+
+  /// Channels of one row.
+  int n_channels() const { return n_kv_heads_ * head_dim_; }
+
+  /// All centroids, [kv_head, group, centroid, group_dim].
+  std::span<const float> centroids() const { return centroids_; }
+
+  /// The codebook of one group, [centroid, group_dim].
+  const float* group(int kv_head, int group) const {
+    return centroids_.data() +
+           (static_cast<std::size_t>(kv_head) * n_groups() + group) * group_floats();
+  }
+
+  /// Encodes rows to the nearest centroid in plain L2:
+  ///
+  ///     codes[r][g] = the lowest i that minimises |row[r] of group g - centroid[g][i]|^2
+  ///
+  /// @param rows    n_rows rows of n_channels() f32, `row_stride` floats apart; finite.
+  /// @param codes   [n_rows, n_codes()] u16, overwritten.
+  /// Numerics: squared distances are summed in f32, channel by channel; a row is
+  ///   encoded the same whatever rows stand beside it.
+  /// Cost: n_channels * 2^code_bits multiply-adds a row, whatever the group size.
+  void encode(const float* rows, std::size_t n_rows, std::size_t row_stride,
+              std::uint16_t* codes) const;
+
+  /// rows[r][channel] = centroid[g][codes[r][g]]; codes must be < n_centroids.
+  void decode(const std::uint16_t* codes, std::size_t n_rows, float* rows,
+              std::size_t row_stride) const;
+
+ private:
+  TensorCodebook() = default;
+
+  std::size_t group_floats() const {
+    return static_cast<std::size_t>(spec_.n_centroids()) * spec_.group_dim;
+  }
+
+  CodecSpec spec_;
+  int n_kv_heads_ = 0;
+  int head_dim_ = 0;
+  std::vector<float> centroids_;   // [kv_head, group, centroid, group_dim]
+  std::vector<float> transposed_;  // [kv_head, group, group_dim, padded centroids] for encode
+};
+
+/// Where a codebook comes from. Strings may be empty.
+struct CodebookOrigin {
+  std::string name;          ///< For people: "SmolLM2-135M-Instruct cq-8c8b fisher".
+  std::string architecture;  ///< The model's general.architecture: "llama".
+  std::string model_name;    ///< The model's general.name.
+  std::string license;
+  std::string weighting;     ///< "uniform" or "fisher".
+  std::string tool_version;  ///< The cqkv that made it.
+  std::vector<std::string> datasets;  ///< File names of the calibration texts.
+  std::uint32_t n_tokens = 0;
+  std::uint32_t ctx_size = 0;
+  std::uint64_t seed = 0;
+  /// One hash a layer of blk.<il>.attn_norm.weight (see fingerprint.h); 0 = not known.
+  std::vector<std::uint64_t> model_fingerprint;
+};
+
+/// One layer: absent codebook means that tensor is kept exact.
+struct LayerCodebook {
+  std::vector<TensorCodebook> k;  ///< Empty (exact) or one.
+  std::vector<TensorCodebook> v;
+
+  const TensorCodebook* get(KvKind kind) const {
+    const auto& side = kind == KvKind::kKey ? k : v;
+    return side.empty() ? nullptr : &side.front();
+  }
+};
+
+/// The codebook of a model.
+struct Codebook {
+  CodebookOrigin origin;
+  std::uint32_t window = 0;  ///< Exact recent tokens (default for the device).
+  std::uint32_t sinks = 0;   ///< Exact first tokens.
+  std::vector<LayerCodebook> layers;
+
+  /// A 64-bit hash of all specs, shapes and centroid values: two codebooks with
+  /// the same identity code alike. Names and provenance do not enter.
+  std::uint64_t identity() const;
+
+  /// Bits of codes per channel, averaged over the channels of coded and exact
+  /// tensors alike (exact counts 16; of a layer without any codebook nothing is known).
+  double bits_per_channel() const;
+
+  /// Bytes of all centroids as 16-bit floats.
+  std::size_t centroid_bytes() const;
+};
+
+}  // namespace cqkv

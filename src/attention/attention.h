@@ -1,0 +1,95 @@
+// Attention of queries over cached keys and values, either of which may be codes
+// or plain 16-bit rows. This is the whole operator: blocks are decoded and rotated
+// once for all queries of a tile and all heads that share the KV head, scores and
+// values are accumulated with an online softmax, and partial results of fixed
+// ranges of cells are merged in order, so that the result of a query does not
+// depend on what else is in the batch or on the number of threads.
+// reference.h holds the plain oracle.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "attention/rope.h"
+#include "cache/code_blocks.h"
+#include "core/parallel.h"
+#include "cqkv/codebook.h"
+#include "cqkv/status.h"
+
+namespace cqkv {
+
+/// Keys or values of one layer, of the cells [0, n_cells) of one stream.
+struct CacheSide {
+  /// Codes and their codebook; or null for plain rows.
+  const TensorCodebook* codebook = nullptr;
+  /// First block of the stream (codes), or the first row (plain).
+  const std::uint8_t* data = nullptr;
+  /// Plain rows: bytes from row to row and from head to head, f16 elements.
+  std::size_t row_bytes = 0;
+  std::size_t head_bytes = 0;
+};
+
+/// One call: n_queries queries of n_heads heads over one stream.
+struct AttentionCall {
+  int n_heads = 0;
+  int n_kv_heads = 0;  ///< Divides n_heads; head h uses KV head h / (n_heads / n_kv_heads).
+  int head_dim_k = 0;
+  int head_dim_v = 0;
+  int n_queries = 0;
+  std::size_t n_cells = 0;
+  float scale = 1.0F;
+
+  CacheSide k;
+  CacheSide v;
+  /// Coded keys: positions of the cells [n_cells], and the rotation to apply; null:
+  /// keys are not rotated.
+  const std::int32_t* positions = nullptr;
+  const RopeTable* rope = nullptr;
+
+  /// f32, element (head h, query i, channel d) at queries + h * query_head_bytes + i * query_bytes + 4 d.
+  const std::uint8_t* queries = nullptr;
+  std::size_t query_bytes = 0;
+  std::size_t query_head_bytes = 0;
+  /// f16, added to the scaled scores; element (query i, cell t) at mask + i * mask_bytes + 2 t.
+  /// -inf: not visible. Null: every cell is visible.
+  const std::uint8_t* mask = nullptr;
+  std::size_t mask_bytes = 0;
+  /// f32, element (head h, query i, channel d) at out + h * out_head_bytes + i * out_bytes + 4 d.
+  std::uint8_t* out = nullptr;
+  std::size_t out_bytes = 0;
+  std::size_t out_head_bytes = 0;
+};
+
+/// Scratch memory of `attend`, grown as needed and kept between calls. One call at a time.
+class AttentionWorkspace {
+ public:
+  AttentionWorkspace();
+  ~AttentionWorkspace();
+  AttentionWorkspace(AttentionWorkspace&&) noexcept;
+  AttentionWorkspace& operator=(AttentionWorkspace&&) noexcept;
+  AttentionWorkspace(const AttentionWorkspace&) = delete;
+  AttentionWorkspace& operator=(const AttentionWorkspace&) = delete;
+
+ private:
+  friend Status attend(const AttentionCall&, ParallelFor&, AttentionWorkspace&);
+  struct Impl;
+  Impl* impl_;
+};
+
+/// out[h][i] = sum_t softmax_t(scale * <q[h][i], R(pos_t) k_t> + mask[i][t]) v_t.
+///
+/// A query that sees no cell gets zeros. Blocks of cells that no query of a tile
+/// sees are skipped without being decoded.
+///
+/// @return kInvalidArgument if shapes disagree (nothing is written), kResourceExhausted
+///   if scratch memory cannot be had.
+/// Numerics: f32; every row is computed in an order fixed by cell indices alone:
+///   blocks of 64 cells inside ranges of kRangeCells cells, ranges merged in order.
+/// Threads: parallel over KV heads, tiles of queries and (few queries) ranges.
+Status attend(const AttentionCall& call, ParallelFor& parallel, AttentionWorkspace& workspace);
+
+/// Cells of one partial result.
+inline constexpr std::size_t kRangeCells = 512;
+
+}  // namespace cqkv

@@ -1,0 +1,70 @@
+// The table of compute kernels, one per instruction set (docs/architecture.md,
+// "Dispatch"). Included by the per-instruction-set files, so plain data and raw
+// pointers only: no containers, no inline functions, no vector types.
+//
+// Every level computes the same sums in the same order; levels differ only in
+// whether a multiply and an add round once or twice.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace cqkv::kernels {
+
+/// Cells of one block; every tile below has this many tokens.
+inline constexpr int kBlockCells = 64;
+
+/// Centroids are padded to a multiple of this in the transposed table of `encode_group`.
+inline constexpr int kEncodeLanes = 16;
+
+struct KernelTable {
+  const char* name;
+
+  /// codes[r * code_stride] = lowest i minimising sum_j (rows[r][j] - table[j][i])^2.
+  /// `table` is [group_dim, n_padded] f32, 64-byte aligned; padding holds +inf.
+  void (*encode_group)(const float* table, int group_dim, int n_padded, const float* rows,
+                       std::size_t row_stride, std::size_t n_rows, std::uint16_t* codes,
+                       std::size_t code_stride) noexcept;
+
+  /// Decodes one group of a block, channel by channel: tile[j * 64 + t] = centroids[codes[t]][j]
+  /// for t < 64 and j < group_dim. `tile` is 64-byte aligned, [group_dim, 64].
+  void (*decode_channels)(const float* centroids, int group_dim, const std::uint16_t* codes,
+                          float* tile) noexcept;
+
+  /// Decodes one group of a block, token by token: tile[t * stride + j] = centroids[codes[t]][j].
+  void (*decode_tokens)(const float* centroids, int group_dim, const std::uint16_t* codes,
+                        float* tile, std::size_t stride) noexcept;
+
+  /// Rotates one pair of channels of 64 tokens: (x, y) <- (x c - y s, x s + y c), each [64].
+  void (*rotate_pair)(float* x, float* y, const float* cosines, const float* sines) noexcept;
+
+  /// scores[r * 64 + t] = sum over d, ascending, of queries[r * query_stride + d] * keys[d * 64 + t].
+  void (*score_rows)(const float* queries, std::size_t query_stride, int n_rows, int head_dim,
+                     const float* keys, float* scores) noexcept;
+
+  /// One step of the online softmax of n_rows rows over 64 scores.
+  ///
+  ///     s = scores[r][t] * scale + mask[r][t];   m' = max(m, max_t s)
+  ///     scores[r][t] <- exp(s - m');  rescale[r] = exp(m - m');  l <- l * rescale + sum_t p
+  ///
+  /// `mask` rows may be shared: row r uses mask + (r / rows_per_mask) * 64. A masked
+  /// token has -inf. A row whose m' is -inf gets p = 0 and rescale = 1.
+  void (*softmax_rows)(float* scores, int n_rows, float scale, const float* mask,
+                       int rows_per_mask, float* maxima, float* sums, float* rescale) noexcept;
+
+  /// out[r][d] = out[r][d] * rescale[r] + sum over t, ascending, of p[r * 64 + t] * values[t * head_dim + d].
+  void (*accumulate_rows)(const float* p, int n_rows, const float* values, int head_dim,
+                          const float* rescale, float* out, std::size_t out_stride) noexcept;
+
+  /// Widens n half floats.
+  void (*half_to_float_n)(const std::uint16_t* in, std::size_t n, float* out) noexcept;
+};
+
+/// Baseline of the platform; always compiled, the specification in code.
+extern const KernelTable kScalarTable;
+/// AVX2, FMA and F16C.
+extern const KernelTable kAvx2Table;
+/// AVX-512 F, BW, DQ and VL, with F16C.
+extern const KernelTable kAvx512Table;
+
+}  // namespace cqkv::kernels
