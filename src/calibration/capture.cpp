@@ -114,6 +114,8 @@ Result<LlamaModel> load_model(const std::string& path) {
   // The CPU alone: a KV device or a GPU of this process must not take the cache.
   ggml_backend_dev_t no_devices[] = {nullptr};
   params.devices = no_devices;
+  // The default prints dots.
+  params.progress_callback = [](float, void*) { return true; };
   params.n_gpu_layers = 0;
   LlamaModel model(llama_model_load_from_file(path.c_str(), params));
   if (model == nullptr) {

@@ -17,6 +17,8 @@ Result<Tokenizer> Tokenizer::load(const std::string& model_path) {
   llama_model_params params = llama_model_default_params();
   ggml_backend_dev_t no_devices[] = {nullptr};
   params.devices = no_devices;
+  // The default prints dots.
+  params.progress_callback = [](float, void*) { return true; };
   params.vocab_only = true;
   LlamaModel model(llama_model_load_from_file(model_path.c_str(), params));
   if (model == nullptr) {
