@@ -1,11 +1,15 @@
-# cqkv_add_isa_sources(<target> <LEVEL> FLAGS ... SOURCES ...)
+# cqkv_add_isa_sources(<target> <LEVEL> [NAME name] FLAGS ... SOURCES ...)
 #
 # Compiles the sources with the flags of one instruction set into <target> and
 # defines CQKV_HAVE_<LEVEL>. Only such files get instruction-set flags, so nothing
 # else can contain an instruction that the machine lacks (docs/architecture.md).
+# NAME tells the object libraries of two folders apart.
 function(cqkv_add_isa_sources target level)
-  cmake_parse_arguments(arg "" "" "FLAGS;SOURCES" ${ARGN})
+  cmake_parse_arguments(arg "" "NAME" "FLAGS;SOURCES" ${ARGN})
   string(TOLOWER ${level} suffix)
+  if(arg_NAME)
+    string(PREPEND suffix ${arg_NAME}_)
+  endif()
   add_library(${target}_${suffix} OBJECT ${arg_SOURCES})
   target_include_directories(${target}_${suffix} PRIVATE
     ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)

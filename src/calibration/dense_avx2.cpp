@@ -1,0 +1,18 @@
+// dense.h for avx2 (see dense_impl.h): vectors of 8 floats, tiles of 6 x 16.
+namespace cqkv::dense {
+namespace {
+constexpr int kWidth = 8;
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = 2;
+}  // namespace
+}  // namespace cqkv::dense
+
+#include "calibration/dense_impl.h"
+
+namespace cqkv::dense {
+
+extern const Table kAvx2Table;
+const Table kAvx2Table = {"avx2",       kPanel, pack_rows,   multiply, softmax,       exponentials,
+                          softmax_back, swiglu, swiglu_back, rms_norm, rms_norm_back, dot};
+
+}  // namespace cqkv::dense

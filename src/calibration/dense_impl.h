@@ -1,0 +1,315 @@
+// The bodies behind dense.h's table, included once per instruction set by dense_*.cpp,
+// which define before: namespace level's kWidth (floats of a vector), kTileRows and
+// kTileVectors (accumulators of a product). GNU vector extensions, which g++ and clang
+// compile to the instructions that the file's flags allow; no other header may be
+// included here that defines inline functions, or they would leak into other files.
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "calibration/dense.h"
+
+namespace cqkv::dense {
+namespace {
+
+using Vector = float __attribute__((vector_size(kWidth * 4)));
+using Integers = std::int32_t __attribute__((vector_size(kWidth * 4)));
+
+constexpr std::size_t kPanel = kWidth * kTileVectors;
+constexpr std::size_t kInnerBlock = 256;  // a block of a panel stays in the first-level cache
+
+inline Vector load(const float* data) {
+  Vector value;
+  __builtin_memcpy(&value, data, sizeof(value));
+  return value;
+}
+
+inline void store(float* data, Vector value) {
+  __builtin_memcpy(data, &value, sizeof(value));
+}
+
+inline Vector splat(float value) {
+  return value - Vector{};
+}
+
+inline Vector maximum(Vector a, Vector b) {
+  return a > b ? a : b;
+}
+
+inline Vector minimum(Vector a, Vector b) {
+  return a < b ? a : b;
+}
+
+inline float sum(Vector value) {
+  float total = 0.0F;
+  for (int i = 0; i < kWidth; i++) {
+    total += value[i];
+  }
+  return total;
+}
+
+// exp by 2^n * p(r), |r| <= ln 2 / 2; Cephes' polynomial. Below -87 it is 0 or close.
+inline Vector exponential(Vector x) {
+  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
+  x = minimum(maximum(x, splat(-87.3F)), splat(88.3F));
+  const Vector shifted = x * 1.44269504F + kMagic;
+  const Vector n = shifted - kMagic;
+  const Vector r = (x - n * 0.693359375F) + n * 2.12194440e-4F;
+  Vector p = r * 1.9875691500e-4F + 1.3981999507e-3F;
+  p = p * r + 8.3334519073e-3F;
+  p = p * r + 4.1665795894e-2F;
+  p = p * r + 1.6666665459e-1F;
+  p = p * r + 5.0000001201e-1F;
+  p = p * (r * r) + r + 1.0F;
+  Integers bits;
+  __builtin_memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits << 23) + (127 << 23);
+  Vector scale;
+  __builtin_memcpy(&scale, &bits, sizeof(scale));
+  return p * scale;
+}
+
+// Applies `body(offset, n)` to whole vectors and, through buffers, to the rest.
+inline Vector load_part(const float* data, std::size_t n) {
+  float part[kWidth] = {};
+  __builtin_memcpy(part, data, n * sizeof(float));
+  return load(part);
+}
+
+inline void store_part(float* data, Vector value, std::size_t n) {
+  __builtin_memcpy(data, &value, n * sizeof(float));
+}
+
+void pack_rows(Packed& b, std::size_t first, View rows, std::size_t n_rows) {
+  for (std::size_t column = 0; column < b.n_columns; column += kPanel) {
+    const std::size_t width = b.n_columns - column < kPanel ? b.n_columns - column : kPanel;
+    float* out = b.data.data() + column * b.n_inner + first * kPanel;
+    const float* in = rows.data + static_cast<std::ptrdiff_t>(column) * rows.column_stride;
+    for (std::size_t i = 0; i < n_rows; i++, in += rows.row_stride, out += kPanel) {
+      for (std::size_t j = 0; j < width; j++) {
+        out[j] = in[static_cast<std::ptrdiff_t>(j) * rows.column_stride];
+      }
+      for (std::size_t j = width; j < kPanel; j++) {
+        out[j] = 0.0F;
+      }
+    }
+  }
+}
+
+// One tile [kRows, kPanel] of c. `c` may be a scratch tile at the right edge.
+template <int kRows>
+inline void tile(const float* a, std::ptrdiff_t row_stride, std::ptrdiff_t inner_stride,
+                 const float* b, std::size_t n_inner, float* c, std::size_t c_stride,
+                 bool accumulate) {
+  Vector sums[kRows][kTileVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; i++) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kTileVectors; j++) {
+      sums[i][j] = accumulate ? load(c + i * c_stride + j * kWidth) : Vector{};
+    }
+  }
+  for (std::size_t k = 0; k < n_inner; k++) {
+    Vector right[kTileVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kTileVectors; j++) {
+      right[j] = load(b + j * kWidth);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; i++) {
+      const Vector left = splat(a[i * row_stride]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kTileVectors; j++) {
+        sums[i][j] += left * right[j];
+      }
+    }
+    a += inner_stride;
+    b += kPanel;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; i++) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kTileVectors; j++) {
+      store(c + i * c_stride + j * kWidth, sums[i][j]);
+    }
+  }
+}
+
+using TileFunction = void (*)(const float*, std::ptrdiff_t, std::ptrdiff_t, const float*,
+                              std::size_t, float*, std::size_t, bool);
+
+// Tiles of 1 to kTileRows rows, by number of rows.
+template <int kRows>
+struct Tiles {
+  static TileFunction of(std::size_t n_rows) {
+    return n_rows == kRows ? &tile<kRows> : Tiles<kRows - 1>::of(n_rows);
+  }
+};
+
+template <>
+struct Tiles<1> {
+  static TileFunction of(std::size_t) { return &tile<1>; }
+};
+
+// A tile that reaches beyond the last column, by way of a full tile beside.
+void edge_tile(TileFunction function, const Product& p, View a, const float* b, std::size_t n_inner,
+               std::size_t n_rows, std::size_t n_columns, float* c, bool accumulate) {
+  float scratch[kTileRows * kPanel];
+  for (std::size_t i = 0; accumulate && i < n_rows; i++) {
+    __builtin_memcpy(scratch + i * kPanel, c + i * p.c_stride, n_columns * sizeof(float));
+    __builtin_memset(scratch + i * kPanel + n_columns, 0, (kPanel - n_columns) * sizeof(float));
+  }
+  function(a.data, a.row_stride, a.column_stride, b, n_inner, scratch, kPanel, accumulate);
+  for (std::size_t i = 0; i < n_rows; i++) {
+    __builtin_memcpy(c + i * p.c_stride, scratch + i * kPanel, n_columns * sizeof(float));
+  }
+}
+
+// All row tiles of one panel, for inner indices [k0, k0 + n_inner).
+void multiply_panel(const Product& p, std::size_t k0, std::size_t n_inner, std::size_t column,
+                    std::size_t n_columns) {
+  const bool accumulate = p.accumulate || k0 > 0;
+  const float* b = p.b->data.data() + column * p.b->n_inner + k0 * kPanel;
+  const std::size_t width = n_columns - column < kPanel ? n_columns - column : kPanel;
+  for (std::size_t row = 0; row < p.n_rows; row += kTileRows) {
+    const std::size_t n_rows = p.n_rows - row < kTileRows ? p.n_rows - row : kTileRows;
+    View a = p.a.rows_from(row);
+    a.data += static_cast<std::ptrdiff_t>(k0) * a.column_stride;
+    float* c = p.c + row * p.c_stride + column;
+    const TileFunction function = Tiles<kTileRows>::of(n_rows);
+    if (width == kPanel) {
+      function(a.data, a.row_stride, a.column_stride, b, n_inner, c, p.c_stride, accumulate);
+    } else {
+      edge_tile(function, p, a, b, n_inner, n_rows, width, c, accumulate);
+    }
+  }
+}
+
+void multiply(const Product& p) {
+  const std::size_t n_inner = p.n_inner == 0 ? p.b->n_inner : p.n_inner;
+  const std::size_t n_columns = p.n_columns == 0 ? p.b->n_columns : p.n_columns;
+  for (std::size_t k0 = 0; k0 < n_inner; k0 += kInnerBlock) {
+    const std::size_t n = n_inner - k0 < kInnerBlock ? n_inner - k0 : kInnerBlock;
+    for (std::size_t column = 0; column < n_columns; column += kPanel) {
+      multiply_panel(p, k0, n, column, n_columns);
+    }
+  }
+}
+
+void exponentials(float* scores, std::size_t n, float scale, float lse) {
+  std::size_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    store(scores + i, exponential(load(scores + i) * scale - lse));
+  }
+  if (i < n) {
+    store_part(scores + i, exponential(load_part(scores + i, n - i) * scale - lse), n - i);
+  }
+}
+
+float largest(const float* values, std::size_t n) {
+  Vector most = splat(values[0]);
+  std::size_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    most = maximum(most, load(values + i));
+  }
+  float result = values[0];
+  for (int j = 0; j < kWidth; j++) {
+    result = most[j] > result ? most[j] : result;
+  }
+  for (; i < n; i++) {
+    result = values[i] > result ? values[i] : result;
+  }
+  return result;
+}
+
+float softmax(float* scores, std::size_t n, float scale) {
+  const float most = scale * largest(scores, n);  // scale > 0
+  exponentials(scores, n, scale, most);
+  Vector sums{};
+  std::size_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    sums += load(scores + i);
+  }
+  float total = sum(sums);
+  for (; i < n; i++) {
+    total += scores[i];
+  }
+  const float inverse = 1.0F / total;
+  for (std::size_t j = 0; j < n; j++) {
+    scores[j] *= inverse;
+  }
+  return most + __builtin_logf(total);
+}
+
+void softmax_back(const float* weights, float* gradients, std::size_t n, float delta, float scale) {
+  for (std::size_t i = 0; i < n; i++) {
+    gradients[i] = scale * weights[i] * (gradients[i] - delta);
+  }
+}
+
+void swiglu(const float* gate, const float* up, float* out, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += kWidth) {
+    const std::size_t m = n - i < kWidth ? n - i : kWidth;
+    const Vector g = load_part(gate + i, m);
+    store_part(out + i, g / (1.0F + exponential(-g)) * load_part(up + i, m), m);
+  }
+}
+
+void swiglu_back(const float* gate, const float* up, const float* gradient, float* gate_gradient,
+                 float* up_gradient, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += kWidth) {
+    const std::size_t m = n - i < kWidth ? n - i : kWidth;
+    const Vector g = load_part(gate + i, m);
+    const Vector u = load_part(up + i, m);
+    const Vector d = load_part(gradient + i, m);
+    const Vector sigmoid = 1.0F / (1.0F + exponential(-g));
+    store_part(up_gradient + i, d * g * sigmoid, m);
+    store_part(gate_gradient + i, d * u * sigmoid * (1.0F + g * (1.0F - sigmoid)), m);
+  }
+}
+
+float dot(const float* a, const float* b, std::size_t n) {
+  Vector sums{};
+  std::size_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    sums += load(a + i) * load(b + i);
+  }
+  float total = sum(sums);
+  for (; i < n; i++) {
+    total += a[i] * b[i];
+  }
+  return total;
+}
+
+inline float inverse_rms(const float* x, std::size_t n, float epsilon) {
+  return 1.0F / __builtin_sqrtf(dot(x, x, n) / static_cast<float>(n) + epsilon);
+}
+
+void rms_norm(const float* x, const float* weight, float* out, std::size_t n, float epsilon) {
+  const float inverse = inverse_rms(x, n, epsilon);
+  for (std::size_t i = 0; i < n; i++) {
+    out[i] = x[i] * inverse * weight[i];
+  }
+}
+
+void rms_norm_back(const float* x, const float* weight, const float* gradient, float* x_gradient,
+                   std::size_t n, float epsilon) {
+  // d/dx of x w / rms:  (w g - x (x . w g) / (n rms^2)) / rms
+  const float inverse = inverse_rms(x, n, epsilon);
+  Vector sums{};
+  std::size_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    sums += load(x + i) * load(weight + i) * load(gradient + i);
+  }
+  float projection = sum(sums);
+  for (; i < n; i++) {
+    projection += x[i] * weight[i] * gradient[i];
+  }
+  const float along = projection * inverse * inverse / static_cast<float>(n);
+  for (std::size_t j = 0; j < n; j++) {
+    x_gradient[j] += inverse * (weight[j] * gradient[j] - along * x[j]);
+  }
+}
+
+}  // namespace
+}  // namespace cqkv::dense

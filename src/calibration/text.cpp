@@ -1,0 +1,205 @@
+// TokenStream reads one file lazily; read_sequences takes turns over the streams.
+#include "calibration/text.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "calibration/utf8.h"
+
+namespace cqkv {
+namespace {
+
+constexpr std::size_t kPieceBytes = std::size_t{1} << 20U;
+
+std::vector<std::string> split_fields(std::string_view text) {
+  std::vector<std::string> fields;
+  while (true) {
+    const auto comma = text.find(',');
+    fields.emplace_back(text.substr(0, comma));
+    if (comma == std::string_view::npos) {
+      return fields;
+    }
+    text.remove_prefix(comma + 1);
+  }
+}
+
+// The tokens of one file, produced as they are asked for.
+class TokenStream {
+ public:
+  TokenStream(const Tokenizer& tokenizer, std::string path, std::vector<std::string> fields)
+      : tokenizer_(&tokenizer),
+        path_(std::move(path)),
+        fields_(std::move(fields)),
+        json_(path_.ends_with(".jsonl")) {}
+
+  Status open() {
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(path_, error)) {
+      return {StatusCode::kNotFound, path_ + ": no such text file"};
+    }
+    file_.open(path_, std::ios::binary);
+    if (!file_) {
+      return io_error(path_ + ": cannot open for reading");
+    }
+    return {};
+  }
+
+  // Moves n tokens to the end of `out`, or none if the file has no n left.
+  Status take(std::size_t n, std::vector<Token>& out, bool& taken) {
+    while (tokens_.size() - used_ < n && !ended_) {
+      CQKV_RETURN_IF_ERROR(read_piece());
+    }
+    taken = tokens_.size() - used_ >= n;
+    if (taken) {
+      const auto begin = tokens_.begin() + static_cast<std::ptrdiff_t>(used_);
+      out.insert(out.end(), begin, begin + static_cast<std::ptrdiff_t>(n));
+      used_ += n;
+    }
+    return {};
+  }
+
+  std::size_t n_left() const { return tokens_.size() - used_; }
+
+ private:
+  Status read_piece() {
+    std::string piece;
+    std::string line;
+    while (piece.size() < kPieceBytes && std::getline(file_, line)) {
+      n_lines_++;
+      if (json_) {
+        CQKV_RETURN_IF_ERROR(append_document(line, piece));
+        continue;
+      }
+      piece += line;
+      if (!file_.eof()) {
+        piece += '\n';
+      }
+    }
+    if (file_.bad()) {
+      return io_error(path_ + ": reading failed after line " + std::to_string(n_lines_));
+    }
+    ended_ = !file_;
+    auto tokens = tokenizer_->tokenize(piece);
+    if (!tokens.ok()) {
+      return {tokens.status().code(), path_ + ": " + tokens.status().message()};
+    }
+    tokens_.erase(tokens_.begin(), tokens_.begin() + static_cast<std::ptrdiff_t>(used_));
+    used_ = 0;
+    tokens_.insert(tokens_.end(), tokens->begin(), tokens->end());
+    return {};
+  }
+
+  Status append_document(const std::string& line, std::string& piece) const {
+    if (line.find_first_not_of(" \t\r") == std::string::npos) {
+      return {};
+    }
+    const std::string where = path_ + ", line " + std::to_string(n_lines_) + ": ";
+    // The JSON parser refuses bytes that are not UTF-8; the tokenizer would replace them.
+    const auto document = nlohmann::json::parse(replace_invalid_utf8(line), nullptr, false);
+    if (document.is_discarded() || !document.is_object()) {
+      return corrupt(where + "want one JSON object a line, got '" + line.substr(0, 40) + "'");
+    }
+    for (std::size_t i = 0; i < fields_.size(); i++) {
+      const auto field = document.find(fields_[i]);
+      if (field == document.end() || !field->is_string()) {
+        return corrupt(where + "want a string field '" + fields_[i] + "', got " +
+                       (field == document.end() ? "none" : field->type_name()) +
+                       "; name the text's field with --json-field");
+      }
+      piece += (i == 0 ? "" : "\n") + field->get<std::string>();
+    }
+    piece += "\n\n";
+    return {};
+  }
+
+  const Tokenizer* tokenizer_;
+  std::string path_;
+  std::vector<std::string> fields_;
+  bool json_;
+  std::ifstream file_;
+  std::size_t n_lines_ = 0;
+  bool ended_ = false;
+  std::vector<Token> tokens_;
+  std::size_t used_ = 0;  // tokens_ before this were taken
+};
+
+Status check_options(const TextOptions& options) {
+  if (options.files.empty()) {
+    return invalid_argument("calibration texts: got no file, want at least one");
+  }
+  if (options.n_ctx < 2 || options.n_tokens < 2) {
+    return invalid_argument("calibration: got " + std::to_string(options.n_tokens) +
+                            " tokens in sequences of " + std::to_string(options.n_ctx) +
+                            ", want at least 2 and 2");
+  }
+  if (options.json_field.empty()) {
+    return invalid_argument("calibration texts: the JSON field's name is empty");
+  }
+  return {};
+}
+
+Status too_short(const std::vector<std::vector<Token>>& sequences, std::size_t n_left,
+                 const TextOptions& options) {
+  std::size_t n_got = 0;
+  for (const auto& sequence : sequences) {
+    n_got += sequence.size();
+  }
+  return invalid_argument("calibration texts are too short: got " + std::to_string(n_got) +
+                          " tokens in whole sequences of " + std::to_string(options.n_ctx) +
+                          " and " + std::to_string(n_left) + " left over, want " +
+                          std::to_string(options.n_tokens) +
+                          "; give more text or ask for fewer tokens");
+}
+
+}  // namespace
+
+Result<std::vector<std::vector<Token>>> read_sequences(const Tokenizer& tokenizer,
+                                                       const TextOptions& options) {
+  CQKV_RETURN_IF_ERROR(check_options(options));
+  const auto fields = split_fields(options.json_field);
+  std::vector<std::unique_ptr<TokenStream>> streams;
+  for (const auto& file : options.files) {
+    streams.push_back(std::make_unique<TokenStream>(tokenizer, file, fields));
+    CQKV_RETURN_IF_ERROR(streams.back()->open());
+  }
+  std::vector<std::vector<Token>> sequences;
+  std::size_t n_wanted = options.n_tokens;
+  std::size_t n_left = 0;
+  std::size_t turn = 0;
+  const bool bos = tokenizer.adds_bos();
+  while (n_wanted > 0) {
+    if (streams.empty()) {
+      return too_short(sequences, n_left, options);
+    }
+    // A rest of one token would have nothing to predict; it is left out.
+    const std::size_t n = std::min(options.n_ctx, n_wanted);
+    if (n < 2) {
+      break;
+    }
+    turn %= streams.size();
+    std::vector<Token> sequence;
+    if (bos) {
+      sequence.push_back(tokenizer.bos());
+    }
+    bool taken = false;
+    CQKV_RETURN_IF_ERROR(streams[turn]->take(n - sequence.size(), sequence, taken));
+    if (!taken) {
+      n_left += streams[turn]->n_left();
+      streams.erase(streams.begin() + static_cast<std::ptrdiff_t>(turn));
+      continue;
+    }
+    sequences.push_back(std::move(sequence));
+    n_wanted -= n;
+    turn++;
+  }
+  return sequences;
+}
+
+}  // namespace cqkv

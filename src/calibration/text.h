@@ -1,0 +1,41 @@
+// Calibration texts: reading .txt and .jsonl files and cutting their tokens into
+// sequences. Nothing about models but the tokenizer is known here.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "cqkv/status.h"
+
+#include "calibration/kv_rows.h"
+#include "calibration/tokenizer.h"
+
+namespace cqkv {
+
+struct TextOptions {
+  /// Read in this order, round robin. Names ending in .jsonl hold one JSON object a
+  /// line; all others are plain text.
+  std::vector<std::string> files;
+  /// Fields of a .jsonl object, separated by commas; their strings are joined by a
+  /// line break and objects by an empty line: "question,answer".
+  std::string json_field = "text";
+  std::size_t n_tokens = 32768;  ///< In all sequences together, BOS included.
+  std::size_t n_ctx = 2048;      ///< Of one sequence, BOS included.
+};
+
+/// Sequences of n_ctx tokens, the last one shorter if n_ctx does not divide n_tokens.
+///
+/// Sequence 0 comes from the first file, sequence 1 from the second, and so on in
+/// turns; a file that cannot fill a sequence drops out, so that no sequence mixes two
+/// files. If the model adds BOS, every sequence begins with it (libllama's programs do
+/// the same; the float study of the project did not, which its figures must say).
+/// Files are read only as far as needed, in pieces of about 1 MiB cut at line ends.
+///
+/// @return kInvalidArgument if the files are too short together (got, want), counts
+///   are illegal or no file is given; kNotFound or kIoError for unreadable files;
+///   kCorrupt, naming file and line, for bad JSON or a missing field.
+Result<std::vector<std::vector<Token>>> read_sequences(const Tokenizer& tokenizer,
+                                                       const TextOptions& options);
+
+}  // namespace cqkv

@@ -1,0 +1,37 @@
+// libllama's tokenizer of a model, loaded without the weights.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cqkv/status.h"
+
+#include "calibration/kv_rows.h"
+#include "calibration/llama_handles.h"
+
+namespace cqkv {
+
+class Tokenizer {
+ public:
+  /// @return kNotFound or kCorrupt if libllama cannot load the vocabulary.
+  static Result<Tokenizer> load(const std::string& model_path);
+
+  /// Tokens of `text` alone: no BOS, no EOS, and text that looks like a special token
+  /// ("<|im_end|>") stays text. Bytes that are not UTF-8 become replacement characters.
+  Result<std::vector<Token>> tokenize(std::string_view text) const;
+
+  /// Whether the model puts `bos()` before every text.
+  bool adds_bos() const;
+
+  Token bos() const;
+
+  int n_vocab() const;
+
+ private:
+  explicit Tokenizer(LlamaModel model) : model_(std::move(model)) {}
+
+  LlamaModel model_;
+};
+
+}  // namespace cqkv

@@ -1,0 +1,94 @@
+// The scalar level of the k-means kernels: plain loops, compiled for the platform's
+// baseline. The kernels themselves are in kmeans_kernels_impl.h.
+#include <cmath>
+
+#include "codebook/kmeans_kernels.h"
+
+namespace cqkv::kmeans {
+namespace {
+
+struct Lanes {
+  float lane[kLanes];
+};
+
+template <typename Function>
+Lanes each_lane(Function function) {
+  Lanes out;
+  for (int l = 0; l < kLanes; l++) {
+    out.lane[l] = function(l);
+  }
+  return out;
+}
+
+Lanes load(const float* from) {
+  return each_lane([&](int l) { return from[l]; });
+}
+
+void store(float* to, const Lanes& a) {
+  for (int l = 0; l < kLanes; l++) {
+    to[l] = a.lane[l];
+  }
+}
+
+Lanes splat(float value) {
+  return each_lane([&](int) { return value; });
+}
+
+Lanes subtract(const Lanes& a, const Lanes& b) {
+  return each_lane([&](int l) { return a.lane[l] - b.lane[l]; });
+}
+
+Lanes smaller(const Lanes& a, const Lanes& b) {
+  return each_lane([&](int l) { return a.lane[l] < b.lane[l] ? a.lane[l] : b.lane[l]; });
+}
+
+Lanes add_product(const Lanes& a, const Lanes& b, const Lanes& sum) {
+  return each_lane([&](int l) { return sum.lane[l] + a.lane[l] * b.lane[l]; });
+}
+
+Lanes add_square(const Lanes& difference, const Lanes& sum) {
+  return add_product(difference, difference, sum);
+}
+
+float add_square(float difference, float sum) {
+  return sum + difference * difference;
+}
+
+float root(float value) {
+  return std::sqrt(value);
+}
+
+float lowest(const Lanes& a) {
+  float least = a.lane[0];
+  for (const float value : a.lane) {
+    least = value < least ? value : least;
+  }
+  return least;
+}
+
+unsigned mask_below(const Lanes& a, float limit) {
+  unsigned mask = 0;
+  for (unsigned l = 0; l < kLanes; l++) {
+    mask |= (a.lane[l] < limit ? 1U : 0U) << l;
+  }
+  return mask;
+}
+
+unsigned mask_equal(const Lanes& a, float value) {
+  unsigned mask = 0;
+  for (unsigned l = 0; l < kLanes; l++) {
+    mask |= (a.lane[l] == value ? 1U : 0U) << l;
+  }
+  return mask;
+}
+
+}  // namespace
+}  // namespace cqkv::kmeans
+
+#include "codebook/kmeans_kernels_impl.h"
+
+namespace cqkv::kmeans {
+
+const Kernels kScalarKernels = {"scalar", seed, assign, sum};
+
+}  // namespace cqkv::kmeans

@@ -1,0 +1,190 @@
+// Runs the k-means problems of a cache tensor in parallel; see learn.h.
+#include "codebook/learn.h"
+
+#include <algorithm>
+#include <cmath>
+#include <mutex>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "codebook/kmeans.h"
+
+namespace cqkv {
+namespace {
+
+Status check(const LearnInput& input) {
+  CQKV_RETURN_IF_ERROR(input.spec.check(input.head_dim));
+  if (input.spec.exact()) {
+    return invalid_argument("learning: configuration 'exact' has no centroids");
+  }
+  if (input.n_kv_heads <= 0) {
+    return invalid_argument("learning: got " + std::to_string(input.n_kv_heads) +
+                            " KV heads, want at least 1");
+  }
+  const std::size_t n_channels = static_cast<std::size_t>(input.n_kv_heads) * input.head_dim;
+  if (input.row_stride < n_channels) {
+    return invalid_argument(
+        "learning: rows are " + std::to_string(input.row_stride) +
+        " floats apart, want at least KV heads * head size = " + std::to_string(n_channels));
+  }
+  const std::size_t n_codes = n_channels / input.spec.group_dim;
+  if (!input.weights.empty() && input.weights.size() != input.n_tokens * n_codes) {
+    return invalid_argument(
+        "learning: got " + std::to_string(input.weights.size()) +
+        " weights, want none or tokens * groups = " + std::to_string(input.n_tokens * n_codes));
+  }
+  return {};
+}
+
+// The groups of one tensor, learned by several threads.
+class TensorLearner {
+ public:
+  TensorLearner(const LearnInput& input, const LearnOptions& options, int n_threads)
+      : input_(input),
+        options_(options),
+        n_groups_(input.head_dim / input.spec.group_dim),
+        n_codes_(input.n_kv_heads * n_groups_),
+        centroids_(static_cast<std::size_t>(n_codes_) * input.spec.n_centroids() *
+                   input.spec.group_dim),
+        solvers_(static_cast<std::size_t>(n_threads)),
+        results_(static_cast<std::size_t>(n_codes_)),
+        statuses_(static_cast<std::size_t>(n_codes_)) {}
+
+  int n_codes() const { return n_codes_; }
+
+  // Learns group `g`; may run on several threads for different groups.
+  void learn(int g, int thread) {
+    if (!failed_.load(std::memory_order_relaxed)) {
+      try {
+        statuses_[g] = solve(g, solvers_[thread]);
+      } catch (const std::bad_alloc&) {
+        statuses_[g] = {StatusCode::kResourceExhausted, "learning: out of memory"};
+      }
+      if (!statuses_[g].ok()) {
+        failed_.store(true, std::memory_order_relaxed);
+      } else if (options_.progress) {
+        const std::lock_guard lock(progress_mutex_);
+        options_.progress(++n_done_, n_codes_);
+      }
+    }
+  }
+
+  Result<LearnedTensor> finish() {
+    for (const Status& status : statuses_) {
+      CQKV_RETURN_IF_ERROR(status);
+    }
+    LearnStats stats;
+    for (const KmeansResult& result : results_) {
+      stats.start_objective += result.start_objective;
+      stats.objective += result.objective;
+      stats.spread += result.spread;
+      stats.relative_error += result.spread > 0 ? result.objective / result.spread / n_codes_ : 0;
+      stats.mean_iterations += static_cast<double>(result.iterations) / n_codes_;
+      stats.max_iterations = std::max(stats.max_iterations, result.iterations);
+      stats.n_converged += result.converged ? 1 : 0;
+      stats.n_uniform_fallback += result.uniform_fallback ? 1 : 0;
+    }
+    auto codebook = TensorCodebook::create(input_.spec, input_.n_kv_heads, input_.head_dim,
+                                           std::move(centroids_));
+    CQKV_RETURN_IF_ERROR(codebook.status());
+    return LearnedTensor{*std::move(codebook), stats};
+  }
+
+ private:
+  Status solve(int g, KmeansSolver& solver) {
+    KmeansProblem problem;
+    problem.points = input_.rows + static_cast<std::size_t>(g) * input_.spec.group_dim;
+    problem.n_points = input_.n_tokens;
+    problem.point_stride = input_.row_stride;
+    problem.dim = input_.spec.group_dim;
+    problem.n_centroids = input_.spec.n_centroids();
+    if (!input_.weights.empty()) {
+      problem.weights = input_.weights.data() + g;
+      problem.weight_stride = static_cast<std::size_t>(n_codes_);
+    }
+    KmeansOptions options;
+    options.max_iterations = options_.max_iterations;
+    options.tolerance = options_.tolerance;
+    options.seed = options_.seed;
+    options.stream = (static_cast<std::uint64_t>(options_.tensor) << 32U) + g;
+    options.cancelled = options_.cancelled;
+    options.kernels = options_.kernels;
+    auto result = solver.solve(problem, options);
+    if (!result.ok()) {
+      return {result.status().code(), "KV head " + std::to_string(g / n_groups_) + ", group " +
+                                          std::to_string(g % n_groups_) + ": " +
+                                          result.status().message()};
+    }
+    std::copy(result->centroids.begin(), result->centroids.end(),
+              centroids_.begin() + static_cast<std::ptrdiff_t>(result->centroids.size()) * g);
+    result->centroids = {};
+    results_[g] = *std::move(result);
+    return {};
+  }
+
+  const LearnInput& input_;
+  const LearnOptions& options_;
+  int n_groups_;
+  int n_codes_;
+  std::vector<float> centroids_;  // [kv_head, group, centroid, group_dim]
+  std::vector<KmeansSolver> solvers_;
+  std::vector<KmeansResult> results_;  // [code], centroids taken out
+  std::vector<Status> statuses_;
+  std::atomic<bool> failed_{false};
+  std::mutex progress_mutex_;
+  int n_done_ = 0;
+};
+
+}  // namespace
+
+Result<LearnedTensor> learn_tensor_codebook(const LearnInput& input, const LearnOptions& options,
+                                            ParallelFor& parallel) {
+  CQKV_RETURN_IF_ERROR(check(input));
+  TensorLearner learner(input, options, parallel.n_threads());
+  parallel.run(learner.n_codes(), [&](int g, int thread) { learner.learn(g, thread); });
+  return learner.finish();
+}
+
+Status fisher_weights(const float* gradients, std::size_t n_tokens, std::size_t row_stride,
+                      int n_channels, int group_dim, std::span<float> weights) {
+  if (n_channels <= 0 || group_dim <= 0 || n_channels % group_dim != 0) {
+    return invalid_argument("Fisher weights: groups of " + std::to_string(group_dim) +
+                            " do not divide " + std::to_string(n_channels) + " channels");
+  }
+  const auto n_codes = static_cast<std::size_t>(n_channels / group_dim);
+  if (weights.size() != n_tokens * n_codes) {
+    return invalid_argument("Fisher weights: got room for " + std::to_string(weights.size()) +
+                            ", want tokens * groups = " + std::to_string(n_tokens * n_codes));
+  }
+  float largest = 0;
+  for (std::size_t t = 0; t < n_tokens; t++) {
+    for (int c = 0; c < n_channels; c++) {
+      const float value = gradients[t * row_stride + c];
+      if (!std::isfinite(value)) {
+        return invalid_argument("Fisher weights: gradient of token " + std::to_string(t) +
+                                ", channel " + std::to_string(c) + " is " + std::to_string(value) +
+                                ", want a finite number");
+      }
+      largest = std::max(largest, std::abs(value));
+    }
+  }
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  const double factor = std::ldexp(1.0, -exponent);
+  for (std::size_t t = 0; t < n_tokens; t++) {
+    for (std::size_t g = 0; g < n_codes; g++) {
+      double sum = 0;
+      for (int j = 0; j < group_dim; j++) {
+        const double value =
+            factor * static_cast<double>(gradients[t * row_stride + g * group_dim + j]);
+        sum += value * value;
+      }
+      weights[t * n_codes + g] = static_cast<float>(sum);
+    }
+  }
+  return {};
+}
+
+}  // namespace cqkv
