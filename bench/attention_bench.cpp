@@ -13,9 +13,10 @@
 #include <string_view>
 #include <vector>
 
+#include "cqkv/isa.h"
+
 #include "attention/attention.h"
 #include "attention/attention_case.h"
-#include "cqkv/isa.h"
 
 namespace cqkv {
 namespace {
@@ -48,8 +49,7 @@ struct Timing {
 double n_visible(const AttentionShape& shape) {
   const double queries = shape.n_queries;
   const auto cells = static_cast<double>(shape.n_cells);
-  return shape.causal ? queries * (cells - queries) + queries * (queries + 1) / 2
-                      : queries * cells;
+  return shape.causal ? queries * (cells - queries) + queries * (queries + 1) / 2 : queries * cells;
 }
 
 Timing time_call(const AttentionShape& shape, int n_threads) {

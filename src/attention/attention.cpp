@@ -480,10 +480,9 @@ void Operator::run_range(const Part& part, int range, const Scratch& scratch) co
       kernel_.softmax_rows(scratch.scores, part.n_rows, call_.scale, scratch.mask,
                            plan_.heads_per_kv, state.maxima, state.sums, scratch.rescale);
       load_values(part.first_kv + kv, block, scratch);
-      kernel_.accumulate_rows(scratch.scores, part.n_rows, scratch.values,
-                              static_cast<std::size_t>(plan_.value_stride), plan_.channels_v,
-                              scratch.rescale, state.out,
-                              static_cast<std::size_t>(plan_.channels_v));
+      kernel_.accumulate_rows(
+          scratch.scores, part.n_rows, scratch.values, static_cast<std::size_t>(plan_.value_stride),
+          plan_.channels_v, scratch.rescale, state.out, static_cast<std::size_t>(plan_.channels_v));
     }
   }
 }
