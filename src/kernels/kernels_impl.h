@@ -23,9 +23,11 @@ namespace {
 // The same bytes at any address, and integers of the same width.
 using VecAt = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 using IntVec = std::int32_t __attribute__((vector_size(kLanes * 4)));
-// Half-line vectors for transposition: four channels of four or eight tokens.
+// For transposition: four channels of one token or of two, whatever kLanes is.
 using Vec4 = float __attribute__((vector_size(16)));
 using Vec4At = float __attribute__((vector_size(16), aligned(4), may_alias));
+using Vec8 = float __attribute__((vector_size(32)));
+using Vec8At = float __attribute__((vector_size(32), aligned(4), may_alias));
 
 constexpr float kInfinity = __builtin_inff();
 // Rows that one pass of the matrix kernel takes: accumulators must fit the registers.
@@ -142,17 +144,47 @@ inline void transpose4(Vec4 a, Vec4 b, Vec4 c, Vec4 d, float* tile, std::size_t 
   }
 }
 
+// Tokens that are transposed together. (A Vec8 must not be passed by value: the
+// baseline has no registers for it.)
+constexpr int kCornerTokens = kLanes >= 8 ? 8 : 4;
+
+// Stores channels j to j + 3 of kTokens tokens, given where their rows begin.
+template <int kTokens>
+inline void store_corner(const float* const* rows, int j, float* tile) {
+  if constexpr (kTokens == 4) {
+    transpose4(load4(rows[0] + j), load4(rows[1] + j), load4(rows[2] + j), load4(rows[3] + j), tile,
+               4);
+  } else {
+    // Token t in the lower half, token t + 4 in the upper: both halves go the same way.
+    Vec8 both[4];
+    for (int t = 0; t < 4; t++) {
+      both[t] = __builtin_shufflevector(load4(rows[t] + j), load4(rows[t + 4] + j), 0, 1, 2, 3, 4,
+                                        5, 6, 7);
+    }
+    const Vec8 ab_low = __builtin_shufflevector(both[0], both[1], 0, 8, 1, 9, 4, 12, 5, 13);
+    const Vec8 ab_high = __builtin_shufflevector(both[0], both[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    const Vec8 cd_low = __builtin_shufflevector(both[2], both[3], 0, 8, 1, 9, 4, 12, 5, 13);
+    const Vec8 cd_high = __builtin_shufflevector(both[2], both[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    const Vec8 out[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 8, 9, 4, 5, 12, 13),
+                         __builtin_shufflevector(ab_low, cd_low, 2, 3, 10, 11, 6, 7, 14, 15),
+                         __builtin_shufflevector(ab_high, cd_high, 0, 1, 8, 9, 4, 5, 12, 13),
+                         __builtin_shufflevector(ab_high, cd_high, 2, 3, 10, 11, 6, 7, 14, 15)};
+    for (int i = 0; i < 4; i++) {
+      *reinterpret_cast<Vec8At*>(tile + i * kBlockCells) = out[i];
+    }
+  }
+}
+
 // Channels in fours: group_dim 4, 8 and 16.
 template <int kDim>
 inline void decode_channels_by4(const float* centroids, const std::uint16_t* codes, float* tile) {
-  for (int t = 0; t < kBlockCells; t += 4) {
-    const float* a = centroids + static_cast<std::size_t>(codes[t]) * kDim;
-    const float* b = centroids + static_cast<std::size_t>(codes[t + 1]) * kDim;
-    const float* c = centroids + static_cast<std::size_t>(codes[t + 2]) * kDim;
-    const float* d = centroids + static_cast<std::size_t>(codes[t + 3]) * kDim;
+  for (int t = 0; t < kBlockCells; t += kCornerTokens) {
+    const float* rows[kCornerTokens];
+    for (int i = 0; i < kCornerTokens; i++) {
+      rows[i] = centroids + static_cast<std::size_t>(codes[t + i]) * kDim;
+    }
     for (int j = 0; j < kDim; j += 4) {
-      transpose4(load4(a + j), load4(b + j), load4(c + j), load4(d + j),
-                 tile + static_cast<std::size_t>(j) * kBlockCells + t, 4);
+      store_corner<kCornerTokens>(rows, j, tile + static_cast<std::size_t>(j) * kBlockCells + t);
     }
   }
 }
@@ -217,15 +249,17 @@ void decode_tokens(const float* centroids, int group_dim, const std::uint16_t* c
 }
 
 void transpose_rows(const float* rows, std::size_t stride, int n_channels, float* tile) noexcept {
-  int j = 0;
-  for (; j + 4 <= n_channels; j += 4) {
-    for (int t = 0; t < kBlockCells; t += 4) {
-      const float* at = rows + t * stride + j;
-      transpose4(load4(at), load4(at + stride), load4(at + 2 * stride), load4(at + 3 * stride),
-                 tile + static_cast<std::size_t>(j) * kBlockCells + t, 4);
+  const int n_corners = n_channels / 4;
+  for (int t = 0; t < kBlockCells; t += kCornerTokens) {
+    const float* corner[kCornerTokens];
+    for (int i = 0; i < kCornerTokens; i++) {
+      corner[i] = rows + (t + i) * stride;
+    }
+    for (int j = 0; j < n_corners * 4; j += 4) {
+      store_corner<kCornerTokens>(corner, j, tile + static_cast<std::size_t>(j) * kBlockCells + t);
     }
   }
-  for (; j < n_channels; j++) {
+  for (int j = n_corners * 4; j < n_channels; j++) {
     for (int t = 0; t < kBlockCells; t++) {
       tile[static_cast<std::size_t>(j) * kBlockCells + t] = rows[t * stride + j];
     }
@@ -260,6 +294,25 @@ void combine_angles(const float* const* low, const float* const* high, int n_pai
     for (int i = 0; i < n_pairs; i += 4) {
       const std::size_t at = static_cast<std::size_t>(i) * kBlockCells + t;
       combine_corner(low + t, high + t, n_padded, i, n_pairs, cosines + at, sines + at);
+    }
+  }
+}
+
+// The same sums as above, eight or sixteen tokens at a time.
+void combine_run(const float* low, const float* high, int n_pairs, float* cosines,
+                 float* sines) noexcept {
+  const auto n_padded =
+      static_cast<std::size_t>((n_pairs + kPairLanes - 1) / kPairLanes * kPairLanes);
+  const float* low_sines = low + static_cast<std::size_t>(n_pairs) * kBlockCells;
+  for (int i = 0; i < n_pairs; i++) {
+    const Vec high_cos = splat(high[i]);
+    const Vec high_sin = splat(high[n_padded + i]);
+    for (int t = 0; t < kBlockCells; t += kLanes) {
+      const std::size_t at = static_cast<std::size_t>(i) * kBlockCells + t;
+      const Vec low_cos = load(low + at);
+      const Vec low_sin = load(low_sines + at);
+      store(cosines + at, high_cos * low_cos - high_sin * low_sin);
+      store(sines + at, high_sin * low_cos + high_cos * low_sin);
     }
   }
 }
@@ -384,9 +437,10 @@ void score_rows(const float* queries, std::size_t query_stride, int n_rows, int 
   multiply_rows<false>(product, n_rows, kBlockCells);
 }
 
-void accumulate_rows(const float* p, int n_rows, const float* values, int n_channels,
-                     const float* rescale, float* out, std::size_t out_stride) noexcept {
-  const Product product = {p,           kBlockCells, values, static_cast<std::size_t>(n_channels),
+void accumulate_rows(const float* p, int n_rows, const float* values, std::size_t value_stride,
+                     int n_channels, const float* rescale, float* out,
+                     std::size_t out_stride) noexcept {
+  const Product product = {p,           kBlockCells, values, value_stride,
                            kBlockCells, rescale,     out,    out_stride};
   multiply_rows<true>(product, n_rows, n_channels);
 }
@@ -421,41 +475,51 @@ inline float exp_negative(float x) {
 }
 
 // Sixteen partial sums, one for each t modulo 16, added pairwise: the same at every level.
-inline float sum_in_order(const float* partial) {
+inline float sum_in_order(const Vec* partial) {
   float sums[kChannelLanes];
   std::memcpy(sums, partial, sizeof(sums));
-  for (int width = kChannelLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; i++) {
-      sums[i] += sums[i + width];
-    }
+  Vec4 four = (load4(sums) + load4(sums + 8)) + (load4(sums + 4) + load4(sums + 12));
+  four += __builtin_shufflevector(four, four, 2, 3, 0, 1);
+  return four[0] + four[1];
+}
+
+inline float largest_lane(Vec top) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &top, sizeof(lanes));
+  Vec4 four = load4(lanes);
+  for (int lane = 4; lane < kLanes; lane += 4) {
+    const Vec4 next = load4(lanes + lane);
+    four = next > four ? next : four;
   }
-  return sums[0];
+  const Vec4 swapped = __builtin_shufflevector(four, four, 2, 3, 0, 1);
+  four = swapped > four ? swapped : four;
+  return four[0] > four[1] ? four[0] : four[1];
 }
 
 // One row; returns the sum of its exponentials.
 inline float softmax_row(float* scores, float scale, const float* mask, float* maximum,
                          float* rescale) {
+  constexpr int kVecs = kBlockCells / kLanes;
+  Vec score[kVecs];
   Vec top = splat(-kInfinity);
-  for (int t = 0; t < kBlockCells; t += kLanes) {
-    const Vec score = multiply_add(load(scores + t), splat(scale), load(mask + t));
-    store(scores + t, score);
-    top = larger(score, top);
+  for (int v = 0; v < kVecs; v++) {
+    score[v] = multiply_add(load(scores + v * kLanes), splat(scale), load(mask + v * kLanes));
+    top = larger(score[v], top);
   }
-  float now = *maximum;
-  for (int lane = 0; lane < kLanes; lane++) {
-    now = top[lane] > now ? top[lane] : now;
-  }
-  const bool seen = now > -kInfinity;
-  *rescale = seen ? exp_negative(*maximum - now) : 1.0F;
+  const float before = *maximum;
+  const float largest = largest_lane(top);
+  const float now = largest > before ? largest : before;
+  // The usual case is no new maximum, and exp(0) is 1; so it is where nothing is seen yet.
+  *rescale = now > before ? exp_negative(before - now) : 1.0F;
   *maximum = now;
   // Where nothing is seen yet, -inf - 0 gives zeros where -inf - -inf would not.
-  const Vec origin = splat(seen ? now : 0.0F);
-  float partial[kChannelLanes] = {};
-  for (int t = 0; t < kBlockCells; t += kLanes) {
-    const Vec p = exp_negative(load(scores + t) - origin);
-    store(scores + t, p);
-    float* lanes = partial + t % kChannelLanes;
-    store(lanes, load(lanes) + p);
+  const Vec origin = splat(now > -kInfinity ? now : 0.0F);
+  constexpr int kPartials = kChannelLanes / kLanes;
+  Vec partial[kPartials] = {};
+  for (int v = 0; v < kVecs; v++) {
+    const Vec p = exp_negative(score[v] - origin);
+    store(scores + v * kLanes, p);
+    partial[v % kPartials] += p;
   }
   return sum_in_order(partial);
 }
@@ -494,9 +558,10 @@ void half_to_float_n(const std::uint16_t* in, std::size_t n, float* out) noexcep
 }
 
 constexpr KernelTable make_table(const char* name) {
-  return {name,           encode_group,    decode_channels, decode_tokens,
-          transpose_rows, combine_angles,  rotate_pairs,    score_rows,
-          softmax_rows,   accumulate_rows, merge_rows,      half_to_float_n};
+  return {name,           encode_group,   decode_channels, decode_tokens,
+          transpose_rows, combine_angles, combine_run,     rotate_pairs,
+          score_rows,     softmax_rows,   accumulate_rows, merge_rows,
+          half_to_float_n};
 }
 
 }  // namespace
