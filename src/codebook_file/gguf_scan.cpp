@@ -287,8 +287,8 @@ Status with_path(const std::string& path, const Status& status) {
   return {status.code(), path + ": " + status.message()};
 }
 
-Result<GgufFile> open_checked(const std::string& path) {
-  GgufFile result;
+Result<CheckedGguf> open_checked(const std::string& path) {
+  CheckedGguf result;
   struct stat info = {};
   if (stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
     return corrupt(path + ": " + (S_ISDIR(info.st_mode) ? "is a folder" : "is not a regular file") +
@@ -328,7 +328,7 @@ Status scan_gguf(std::FILE* file, std::uint64_t size_bytes) {
   return Scanner(file, size_bytes).run();
 }
 
-Result<GgufFile> open_gguf(const std::string& path) {
+Result<CheckedGguf> open_gguf(const std::string& path) {
   try {
     return open_checked(path);
   } catch (const std::bad_alloc&) {

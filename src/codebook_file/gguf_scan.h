@@ -27,7 +27,7 @@ struct GgufFreer {
 using GgufHandle = std::unique_ptr<gguf_context, GgufFreer>;
 
 /// An open GGUF file: its checked header, and the file for reading tensor data.
-struct GgufFile {
+struct CheckedGguf {
   FileHandle file;
   std::uint64_t size_bytes = 0;
   GgufHandle header;
@@ -35,7 +35,7 @@ struct GgufFile {
 
 /// Opens a regular file and reads its header. All tensors are known to lie inside the
 /// file. kNotFound, kIoError or kCorrupt; the message begins with the path.
-Result<GgufFile> open_gguf(const std::string& path);
+Result<CheckedGguf> open_gguf(const std::string& path);
 
 /// Checks the header of `file`, `size_bytes` long; leaves the position undefined.
 /// The message names the key or tensor, but not the file.

@@ -31,7 +31,7 @@ std::string hex(std::uint64_t value) {
 
 class Reader {
  public:
-  Reader(std::string path, GgufFile file)
+  Reader(std::string path, CheckedGguf file)
       : path_(std::move(path)), file_(std::move(file)), fields_(file_.header.get(), path_) {}
 
   Result<Codebook> run();
@@ -48,7 +48,7 @@ class Reader {
   Status read_centroids(std::int64_t id, const std::string& name, std::vector<float>& out);
 
   std::string path_;
-  GgufFile file_;
+  CheckedGguf file_;
   GgufFields fields_;
   std::uint32_t minor_ = 0;
   std::size_t n_tensors_ = 0;  // expected by the specs
