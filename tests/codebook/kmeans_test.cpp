@@ -12,6 +12,8 @@
 
 #include <gtest/gtest.h>
 
+#include "cqkv/isa.h"
+
 #include "codebook/kmeans_kernels.h"
 #include "codebook/kmeans_problems.h"
 #include "core/rng.h"
@@ -368,6 +370,15 @@ TEST_P(Kmeans, RefusesWhatIsNotFinite) {
   result = solver_.solve(make_problem(points, 4, 4, &weights), options);
   EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument);
   EXPECT_NE(result.status().message().find("weight 5"), std::string::npos);
+}
+
+TEST(KmeansDispatch, FollowsTheForcedLevel) {
+  const std::string before = active_isa();
+  for (const std::string& name : supported_isas()) {
+    ASSERT_TRUE(force_isa(name).ok());
+    EXPECT_EQ(kmeans::active_kernels().name, name);
+  }
+  ASSERT_TRUE(force_isa(before).ok());
 }
 
 }  // namespace
