@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <set>
+#include <system_error>
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -155,11 +157,33 @@ class Writer {
 
 }  // namespace
 
+namespace {
+
+// Removes the folders of all tests when the program ends.
+struct Folders {
+  Folders() = default;
+  Folders(const Folders&) = delete;
+  Folders& operator=(const Folders&) = delete;
+
+  ~Folders() {
+    std::error_code ignored;
+    for (const auto& path : paths) {
+      std::filesystem::remove_all(path, ignored);
+    }
+  }
+
+  std::set<std::filesystem::path> paths;
+};
+
+}  // namespace
+
 std::filesystem::path temporary_folder() {
   const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
   const auto folder =
       std::filesystem::temp_directory_path() /
       ("cqkv_" + std::to_string(getpid()) + "_" + test->test_suite_name() + "_" + test->name());
+  static Folders folders;
+  folders.paths.insert(folder);
   std::filesystem::create_directories(folder);
   return folder;
 }

@@ -37,7 +37,7 @@ struct TinyModel {
   std::string write(const std::string& name) const;
 };
 
-/// A fresh folder for files of one test.
+/// The folder for files of the running test; removed when the program ends.
 std::filesystem::path temporary_folder();
 
 /// n tokens of the byte vocabulary, drawn from `seed`.
