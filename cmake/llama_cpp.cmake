@@ -21,3 +21,13 @@ target_link_libraries(cqkv_llama INTERFACE ${CQKV_LIB_llama} cqkv_ggml)
 add_library(cqkv_ggml_internals INTERFACE)
 target_include_directories(cqkv_ggml_internals SYSTEM INTERFACE ${CQKV_LLAMA_DIR}/src/ggml/src)
 target_link_libraries(cqkv_ggml_internals INTERFACE cqkv_ggml)
+
+# The version of ggml, for the device's check of its host.
+file(STRINGS ${CQKV_LLAMA_DIR}/src/ggml/CMakeLists.txt _ggml_version_lines
+     REGEX "^set\\(GGML_VERSION_(MAJOR|MINOR|PATCH) [0-9]+\\)$")
+set(CQKV_GGML_VERSION "")
+foreach(line IN LISTS _ggml_version_lines)
+  string(REGEX REPLACE ".* ([0-9]+)\\)$" "\\1" number "${line}")
+  list(APPEND CQKV_GGML_VERSION ${number})
+endforeach()
+list(JOIN CQKV_GGML_VERSION "." CQKV_GGML_VERSION)

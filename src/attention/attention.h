@@ -11,11 +11,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "cqkv/codebook.h"
+#include "cqkv/status.h"
+
 #include "attention/rope.h"
 #include "cache/code_blocks.h"
 #include "core/parallel.h"
-#include "cqkv/codebook.h"
-#include "cqkv/status.h"
 
 namespace cqkv {
 
@@ -47,7 +48,8 @@ struct AttentionCall {
   const std::int32_t* positions = nullptr;
   const RopeTable* rope = nullptr;
 
-  /// f32, element (head h, query i, channel d) at queries + h * query_head_bytes + i * query_bytes + 4 d.
+  /// f32, element (head h, query i, channel d) at queries + h * query_head_bytes + i * query_bytes
+  /// + 4 d.
   const std::uint8_t* queries = nullptr;
   std::size_t query_bytes = 0;
   std::size_t query_head_bytes = 0;

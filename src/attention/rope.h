@@ -57,7 +57,8 @@ void rope_forward(const RopeParams& params, const float* cosines, const float* s
                   int head_dim, float* row);
 
 /// Angles of whole blocks: position p = 64 h + l splits into a table over l and one
-/// over h, so any 64 positions cost one complex product each.
+/// over h, so any 64 positions cost one complex product a pair. The angles of a
+/// position depend neither on its neighbours nor on what is reserved.
 ///
 /// Const after construction except for growth of the h table by `reserve`.
 class RopeTable {
@@ -76,10 +77,15 @@ class RopeTable {
   void block(const std::int32_t* positions, float* cosines, float* sines) const;
 
  private:
+  // One token of a block whose high angle is not in the table, rounded as the table is.
+  void outside_table(std::int64_t h, const float* low, float* cosines, float* sines) const;
+
   RopeParams params_;
   RopeFrequencies frequencies_;
-  std::vector<float> low_cos_, low_sin_;    // [n_dims / 2, 64]
-  std::vector<float> high_cos_, high_sin_;  // [n_high, n_dims / 2]
+  std::size_t n_padded_;        // n_dims / 2 rounded up to kPairLanes
+  std::vector<float> low_run_;  // [2, n_dims / 2, 64]: low_ by channels
+  std::vector<float> low_;      // [64, 2 (cos, sin), n_padded]: angles of l, with the magnitude
+  std::vector<float> high_;     // [n_high, 2, n_padded]: angles of 64 h
 };
 
 }  // namespace cqkv

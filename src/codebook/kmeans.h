@@ -33,9 +33,9 @@ struct KmeansProblem {
 
 struct KmeansOptions {
   int max_iterations = 100;  ///< At least 0; the paper's number.
-  /// Stops when an iteration lowers the objective by less than this share of it.
-  /// Going on from there to 100 iterations gains well under 1 % of the objective.
-  double tolerance = 1e-4;
+  /// Stops when an iteration lowers the objective by no more than this share of it. From
+  /// 1e-4 there is about 0.1 % of the objective left to gain, from 1e-5 next to nothing.
+  double tolerance = 1e-5;
   std::uint64_t seed = 1;
   std::uint64_t stream = 0;                      ///< Problems of one run use different streams.
   const std::atomic<bool>* cancelled = nullptr;  ///< Looked at once an iteration.
@@ -52,6 +52,7 @@ struct KmeansResult {
   int iterations = 0;             ///< Iterations done; see `history`.
   bool converged = false;         ///< Stopped before max_iterations.
   bool uniform_fallback = false;  ///< All weights were zero: taken as all 1.
+  int n_refilled = 0;             ///< Times a centroid without points was moved.
   std::size_t n_points = 0;       ///< Points with a weight above zero.
   std::vector<double> history;    ///< Objective after each iteration; never rises.
 };
@@ -68,8 +69,8 @@ struct KmeansResult {
 /// bounds, which changes no result (Hamerly 2010; Ding et al. 2015, "Yinyang").
 ///
 /// A solver keeps its buffers between problems; one thread at a time may use it.
-/// Memory: about n_points * (4 dim + 14 + 4 * n_groups) bytes with n_groups =
-/// n_centroids / 16 but at least 16 and at most 64.
+/// Memory: about n_points * (4 dim + 26 + 4 * n_groups) bytes; n_groups is 16 up to 256
+/// centroids, 32 to 64 above.
 class KmeansSolver {
  public:
   KmeansSolver();
@@ -86,8 +87,8 @@ class KmeansSolver {
   ///   final means are those of the points as given. The same seed and stream give the
   ///   same bits on one instruction set; across instruction sets rounding differs, and
   ///   with it, after many iterations, the local minimum found.
-  /// Cost: the start measures n_points * n_centroids distances, the first two iterations
-  ///   as many each, later ones a few per cent of that.
+  /// Cost: the start measures n_points * n_centroids distances, the second iteration up to
+  ///   as many, later ones a few per cent of that.
   /// Source: Coupled Quantization (arXiv 2405.03917), section 3.2.1, equations 5 and 6.
   Result<KmeansResult> solve(const KmeansProblem& problem, const KmeansOptions& options);
 

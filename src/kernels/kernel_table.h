@@ -3,7 +3,8 @@
 // pointers only: no containers, no inline functions, no vector types.
 //
 // Every level computes the same sums in the same order; levels differ only in
-// whether a multiply and an add round once or twice.
+// whether a multiply and an add round once or twice. No result of a row or token
+// depends on which other rows or tokens are in the call.
 #pragma once
 
 #include <cstddef>
@@ -17,17 +18,23 @@ inline constexpr int kBlockCells = 64;
 /// Centroids are padded to a multiple of this in the transposed table of `encode_group`.
 inline constexpr int kEncodeLanes = 16;
 
+/// Channels of values and outputs are padded to a multiple of this.
+inline constexpr int kChannelLanes = 16;
+
+/// Pairs of channels in the rows of `combine_angles` are padded to a multiple of this.
+inline constexpr int kPairLanes = 8;
+
 struct KernelTable {
   const char* name;
 
   /// codes[r * code_stride] = lowest i minimising sum_j (rows[r][j] - table[j][i])^2.
-  /// `table` is [group_dim, n_padded] f32, 64-byte aligned; padding holds +inf.
+  /// `table` is [group_dim, n_padded] f32; padding holds +inf.
   void (*encode_group)(const float* table, int group_dim, int n_padded, const float* rows,
                        std::size_t row_stride, std::size_t n_rows, std::uint16_t* codes,
                        std::size_t code_stride) noexcept;
 
   /// Decodes one group of a block, channel by channel: tile[j * 64 + t] = centroids[codes[t]][j]
-  /// for t < 64 and j < group_dim. `tile` is 64-byte aligned, [group_dim, 64].
+  /// for t < 64 and j < group_dim.
   void (*decode_channels)(const float* centroids, int group_dim, const std::uint16_t* codes,
                           float* tile) noexcept;
 
@@ -35,10 +42,29 @@ struct KernelTable {
   void (*decode_tokens)(const float* centroids, int group_dim, const std::uint16_t* codes,
                         float* tile, std::size_t stride) noexcept;
 
-  /// Rotates one pair of channels of 64 tokens: (x, y) <- (x c - y s, x s + y c), each [64].
-  void (*rotate_pair)(float* x, float* y, const float* cosines, const float* sines) noexcept;
+  /// Turns 64 rows into channels: tile[j * 64 + t] = rows[t * stride + j] for j < n_channels.
+  void (*transpose_rows)(const float* rows, std::size_t stride, int n_channels,
+                         float* tile) noexcept;
 
-  /// scores[r * 64 + t] = sum over d, ascending, of queries[r * query_stride + d] * keys[d * 64 + t].
+  /// Cosines and sines of sums of two angles for 64 tokens, channel by channel:
+  /// cosines[i * 64 + t] = cos(low_t + high_t), i < n_pairs. low[t] and high[t] point at
+  /// rows of n_padded cosines, then n_padded sines; n_padded is n_pairs rounded up to kPairLanes.
+  void (*combine_angles)(const float* const* low, const float* const* high, int n_pairs,
+                         float* cosines, float* sines) noexcept;
+
+  /// The same, to the bit, where low_t is row t of one table and high_t the same for all:
+  /// `low` is [2 (cosines, sines), n_pairs, 64], `high` one row.
+  void (*combine_run)(const float* low, const float* high, int n_pairs, float* cosines,
+                      float* sines) noexcept;
+
+  /// Rotates pairs of channels of 64 tokens: (x, y) <- (x c - y s, x s + y c) for i < n_pairs,
+  /// where x is channel i * pair_step of `tile`, y the one `partner` channels on, and c and s
+  /// are row i of `cosines` and `sines`.
+  void (*rotate_pairs)(float* tile, int n_pairs, int pair_step, int partner, const float* cosines,
+                       const float* sines) noexcept;
+
+  /// scores[r * 64 + t] = sum over d, ascending, of queries[r * query_stride + d] * keys[d * 64 +
+  /// t].
   void (*score_rows)(const float* queries, std::size_t query_stride, int n_rows, int head_dim,
                      const float* keys, float* scores) noexcept;
 
@@ -48,13 +74,22 @@ struct KernelTable {
   ///     scores[r][t] <- exp(s - m');  rescale[r] = exp(m - m');  l <- l * rescale + sum_t p
   ///
   /// `mask` rows may be shared: row r uses mask + (r / rows_per_mask) * 64. A masked
-  /// token has -inf. A row whose m' is -inf gets p = 0 and rescale = 1.
-  void (*softmax_rows)(float* scores, int n_rows, float scale, const float* mask,
-                       int rows_per_mask, float* maxima, float* sums, float* rescale) noexcept;
+  /// token has -inf. A row whose m' is -inf gets p = 0 and rescale = 1. exp(0) is
+  /// exactly 1, so that a step in which a row sees nothing changes nothing.
+  void (*softmax_rows)(float* scores, int n_rows, float scale, const float* mask, int rows_per_mask,
+                       float* maxima, float* sums, float* rescale) noexcept;
 
-  /// out[r][d] = out[r][d] * rescale[r] + sum over t, ascending, of p[r * 64 + t] * values[t * head_dim + d].
-  void (*accumulate_rows)(const float* p, int n_rows, const float* values, int head_dim,
-                          const float* rescale, float* out, std::size_t out_stride) noexcept;
+  /// out[r][d] = out[r][d] * rescale[r] + sum over t, ascending, of p[r * 64 + t] * values[t][d],
+  /// d < n_channels, a multiple of kChannelLanes; values[t] is at values + t * value_stride.
+  void (*accumulate_rows)(const float* p, int n_rows, const float* values, std::size_t value_stride,
+                          int n_channels, const float* rescale, float* out,
+                          std::size_t out_stride) noexcept;
+
+  /// Adds partial softmax states of n_rows rows, each (maxima, sums, out [n_channels]), to
+  /// others; n_channels is a multiple of kChannelLanes and the stride of both outs. A part
+  /// whose maximum is -inf changes nothing.
+  void (*merge_rows)(const float* part_maxima, const float* part_sums, const float* part_out,
+                     int n_rows, int n_channels, float* maxima, float* sums, float* out) noexcept;
 
   /// Widens n half floats.
   void (*half_to_float_n)(const std::uint16_t* in, std::size_t n, float* out) noexcept;

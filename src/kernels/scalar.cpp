@@ -1,36 +1,37 @@
-// The scalar level: complete, compiled for the platform's baseline, and readable;
-// it is the specification of every kernel.
-#include <cstring>
-
-#include "kernels/kernel_table.h"
+// The scalar level: compiled for the platform's baseline, always present. On x86
+// that means four lanes and separate multiplication and addition.
+#include <cstddef>
+#include <cstdint>
 
 namespace cqkv::kernels {
 namespace {
 
-void encode_group(const float* table, int group_dim, int n_padded, const float* rows,
-                  std::size_t row_stride, std::size_t n_rows, std::uint16_t* codes,
-                  std::size_t code_stride) noexcept {
-  for (std::size_t r = 0; r < n_rows; r++) {
-    int best = 0;
-    float best_distance = 0;
-    for (int i = 0; i < n_padded; i++) {
-      float distance = 0;
-      for (int j = 0; j < group_dim; j++) {
-        const float difference = rows[r * row_stride + j] - table[j * n_padded + i];
-        distance += difference * difference;
-      }
-      if (i == 0 || distance < best_distance) {
-        best = i;
-        best_distance = distance;
-      }
-    }
-    codes[r * code_stride] = static_cast<std::uint16_t>(best);
+constexpr int kLanes = 4;
+using Vec = float __attribute__((vector_size(16)));
+
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+  return a * b + c;
+}
+
+// Exponent and mantissa moved into place are the value times 2^-112, subnormals
+// included; infinities and NaN need the exponent filled up.
+inline void widen_halves(const std::uint16_t* in, std::size_t n, float* out) {
+  for (std::size_t i = 0; i < n; i++) {
+    const std::uint32_t magnitude = (in[i] & 0x7FFFU) << 13U;
+    const float value = __builtin_bit_cast(float, magnitude) * 0x1p112F;
+    const std::uint32_t special = magnitude >= 0x0F800000U ? 0x7F800000U : 0U;
+    const std::uint32_t sign = (in[i] & 0x8000U) << 16U;
+    out[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, value) | special | sign);
   }
 }
 
 }  // namespace
+}  // namespace cqkv::kernels
 
-const KernelTable kScalarTable = {"scalar", encode_group, nullptr, nullptr, nullptr,
-                                  nullptr,  nullptr,      nullptr, nullptr};
+#include "kernels/kernels_impl.h"
+
+namespace cqkv::kernels {
+
+const KernelTable kScalarTable = make_table("scalar");
 
 }  // namespace cqkv::kernels

@@ -1,0 +1,43 @@
+# A thin front for CMake: installs what is missing, gets and builds llama.cpp once
+# outside the tree, then builds, tests and shows cqkv. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+
+# Another model for `make demo`: make demo MODEL=path/to/model.gguf
+MODEL ?=
+
+.PHONY: help deps build test demo asan slow format lint clean
+
+help:
+	@echo 'make build   cqkv, the device and llama.cpp programs in build/bin'
+	@echo 'make demo    calibrate SmolLM2, compare 2-bit and 1-bit caches, generate (MODEL=other.gguf)'
+	@echo 'make test    build and run the test suite, sanitizers included'
+	@echo 'make slow    the long tests on real models'
+	@echo 'make format  clang-format over our sources;  make lint: clang-tidy'
+
+deps:
+	@scripts/install_deps.sh
+
+build: deps
+	@scripts/build.sh release
+
+test: deps
+	@scripts/test.sh
+
+asan: deps
+	@scripts/build.sh asan
+
+slow: build
+	@cd build && ctest -L slow --output-on-failure
+
+demo: build
+	@scripts/demo.sh $(MODEL)
+
+format:
+	@scripts/format.sh
+
+lint:
+	@scripts/lint.sh
+
+clean:
+	rm -rf build build-dev build-asan build-tsan

@@ -1,0 +1,41 @@
+// See command.h.
+#include "command.h"
+
+#include <array>
+#include <cerrno>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+
+#include "codebook_file/atomic_file.h"
+
+namespace cqkv::app {
+
+Status write_text(const std::string& path, const std::string& text) {
+  if (path == "-") {
+    const bool written =
+        std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+    return written
+               ? Status()
+               : io_error(std::string("standard output: cannot write: ") + std::strerror(errno));
+  }
+  AtomicFile file(path);
+  CQKV_RETURN_IF_ERROR(file.open());
+  CQKV_RETURN_IF_ERROR(file.write(text.data(), text.size()));
+  return file.commit();
+}
+
+std::string hex64(unsigned long long value) {
+  return format("%016llx", value);
+}
+
+std::string format(const char* pattern, ...) {
+  std::array<char, 512> buffer{};
+  std::va_list arguments;
+  va_start(arguments, pattern);
+  std::vsnprintf(buffer.data(), buffer.size(), pattern, arguments);
+  va_end(arguments);
+  return buffer.data();
+}
+
+}  // namespace cqkv::app

@@ -1,0 +1,172 @@
+// `cqkv inspect`: what a codebook file holds and where it comes from.
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+
+#include <nlohmann/json.hpp>
+
+#include "codebook_file/codebook_file.h"
+#include "command.h"
+#include "core/hash.h"
+
+namespace cqkv::app {
+namespace {
+
+struct Flags {
+  std::string path;
+  bool json = false;
+};
+
+constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
+
+// One number for people to compare; 0 if no layer's hash is known.
+std::uint64_t fingerprint_summary(const Codebook& codebook) {
+  const auto& hashes = codebook.origin.model_fingerprint;
+  const bool known = std::any_of(hashes.begin(), hashes.end(), [](auto hash) { return hash != 0; });
+  return known ? hash_bytes(hashes.data(), hashes.size() * sizeof(hashes[0])) : 0;
+}
+
+std::size_t n_known_hashes(const Codebook& codebook) {
+  const auto& hashes = codebook.origin.model_fingerprint;
+  return static_cast<std::size_t>(
+      std::count_if(hashes.begin(), hashes.end(), [](auto hash) { return hash != 0; }));
+}
+
+std::string side_text(const TensorCodebook* tensor) {
+  if (tensor == nullptr) {
+    return "exact";
+  }
+  return format("%-6s %d x %d", tensor->spec().name().c_str(), tensor->n_kv_heads(),
+                tensor->head_dim());
+}
+
+void print_layers(const Codebook& codebook) {
+  const auto text = [&](std::size_t il) {
+    return format("%-16s  %-16s", side_text(codebook.layers[il].get(KvKind::kKey)).c_str(),
+                  side_text(codebook.layers[il].get(KvKind::kValue)).c_str());
+  };
+  std::printf("\n%-9s  %-16s  %-16s (configuration, KV heads x head size)\n", "layers", "keys",
+              "values");
+  for (std::size_t il = 0; il < codebook.layers.size();) {
+    std::size_t last = il;
+    while (last + 1 < codebook.layers.size() && text(last + 1) == text(il)) {
+      last++;
+    }
+    const std::string range =
+        last == il ? std::to_string(il) : std::to_string(il) + "-" + std::to_string(last);
+    std::printf("%-9s  %s\n", range.c_str(), text(il).c_str());
+    il = last + 1;
+  }
+}
+
+std::string joined(const std::vector<std::string>& values) {
+  std::string result;
+  for (const auto& value : values) {
+    result += (result.empty() ? "" : ", ") + value;
+  }
+  return result;
+}
+
+void print_people(const Codebook& codebook) {
+  const CodebookOrigin& origin = codebook.origin;
+  const auto row = [](const char* name, const std::string& value) {
+    std::printf("%-14s %s\n", name, value.empty() ? "-" : value.c_str());
+  };
+  row("name", origin.name);
+  row("model", origin.model_name + " (" + origin.architecture + ")");
+  row("license", origin.license);
+  row("identity", hex64(codebook.identity()));
+  row("fingerprint", n_known_hashes(codebook) == 0
+                         ? "unknown"
+                         : hex64(fingerprint_summary(codebook)) + " (" +
+                               std::to_string(n_known_hashes(codebook)) + " of " +
+                               std::to_string(codebook.layers.size()) + " layers)");
+  row("bits/channel", format("%.4f", codebook.bits_per_channel()));
+  row("centroids",
+      format("%.2f MiB", static_cast<double>(codebook.centroid_bytes()) / (1024.0 * 1024.0)));
+  row("window, sinks", std::to_string(codebook.window) + ", " + std::to_string(codebook.sinks));
+  row("weighting", origin.weighting);
+  row("calibrated on", joined(origin.datasets));
+  row("tokens", std::to_string(origin.n_tokens) + " in contexts of " +
+                    std::to_string(origin.ctx_size) + ", seed " + std::to_string(origin.seed));
+  row("made by", origin.tool_version);
+  print_layers(codebook);
+}
+
+nlohmann::ordered_json side_json(const TensorCodebook* tensor) {
+  nlohmann::ordered_json out;
+  out["config"] = tensor == nullptr ? "exact" : tensor->spec().name();
+  if (tensor != nullptr) {
+    out["group_dim"] = tensor->spec().group_dim;
+    out["code_bits"] = tensor->spec().code_bits;
+    out["n_kv_heads"] = tensor->n_kv_heads();
+    out["head_dim"] = tensor->head_dim();
+    out["bits_per_channel"] = tensor->spec().bits_per_channel();
+    out["centroid_bytes"] = tensor->centroids().size() * 2;
+  }
+  return out;
+}
+
+nlohmann::ordered_json to_json(const Codebook& codebook, const std::string& path) {
+  const CodebookOrigin& origin = codebook.origin;
+  nlohmann::ordered_json out;
+  out["path"] = path;
+  out["name"] = origin.name;
+  out["architecture"] = origin.architecture;
+  out["model_name"] = origin.model_name;
+  out["license"] = origin.license;
+  out["identity"] = hex64(codebook.identity());
+  out["fingerprint"] = hex64(fingerprint_summary(codebook));
+  out["fingerprint_layers"] = n_known_hashes(codebook);
+  out["bits_per_channel"] = codebook.bits_per_channel();
+  out["centroid_bytes"] = codebook.centroid_bytes();
+  out["window"] = codebook.window;
+  out["sinks"] = codebook.sinks;
+  out["weighting"] = origin.weighting;
+  out["datasets"] = origin.datasets;
+  out["n_tokens"] = origin.n_tokens;
+  out["ctx_size"] = origin.ctx_size;
+  out["seed"] = origin.seed;
+  out["tool_version"] = origin.tool_version;
+  out["layers"] = nlohmann::ordered_json::array();
+  for (const auto& layer : codebook.layers) {
+    nlohmann::ordered_json entry;
+    for (const KvKind kind : kBothKinds) {
+      entry[kind == KvKind::kKey ? "k" : "v"] = side_json(layer.get(kind));
+    }
+    out["layers"].push_back(entry);
+  }
+  return out;
+}
+
+Outcome execute(const Flags& flags) {
+  const auto codebook = read_codebook(flags.path);
+  if (!codebook.ok()) {
+    return codebook.status();
+  }
+  if (!flags.json) {
+    print_people(*codebook);
+    return {};
+  }
+  // Names in a file may be any bytes; JSON must be UTF-8.
+  return write_text(
+      "-",
+      to_json(*codebook, flags.path).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) +
+          "\n");
+}
+
+}  // namespace
+
+Command add_inspect(CLI::App& app) {
+  CLI::App* parser = app.add_subcommand("inspect", "Show what a codebook file holds");
+  const auto flags = std::make_shared<Flags>();
+  parser->add_option("file", flags->path, "The codebook (GGUF)")->required()->type_name("FILE");
+  parser->add_flag("--json", flags->json, "As JSON, every layer apart");
+  parser->footer(
+      "Examples:\n"
+      "  cqkv inspect model-cq.gguf\n"
+      "  cqkv inspect --json model-cq.gguf | python3 -m json.tool");
+  return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};
+}
+
+}  // namespace cqkv::app

@@ -1,0 +1,120 @@
+// The program cqkv: finds the subcommand, turns llama.cpp's flags into ones that CLI11
+// reads, and maps outcomes to exit codes: 0 done, 1 failed, 2 wrong use.
+#include <array>
+#include <cstdio>
+#include <exception>
+#include <iterator>
+#include <utility>
+
+#include "cqkv/isa.h"
+
+#include "command.h"
+
+namespace cqkv::app {
+namespace {
+
+// CLI11 reads "-ub" as "-u b"; llama.cpp means one flag.
+std::string long_form(const std::string& argument) {
+  constexpr std::array<std::pair<const char*, const char*>, 2> kFlags = {
+      {{"-ub", "--ubatch-size"}, {"-nb", "--no-bos"}}};
+  for (const auto& [flag, full] : kFlags) {
+    if (argument == flag) {
+      return full;
+    }
+  }
+  return argument;
+}
+
+int fail(const std::string& command, const Outcome& outcome) {
+  if (outcome.exit_code == kExitOk) {
+    return kExitOk;
+  }
+  const std::string who = command.empty() ? "cqkv" : "cqkv " + command;
+  std::fprintf(stderr, "%s: %s\n", who.c_str(), outcome.message.c_str());
+  if (outcome.exit_code == kExitUsage) {
+    std::fprintf(stderr, "%s: try '%s --help'\n", who.c_str(), who.c_str());
+  }
+  return outcome.exit_code;
+}
+
+struct Arguments {
+  std::vector<std::string> own;          // before "--"
+  std::vector<std::string> passthrough;  // after it
+  bool divided = false;
+};
+
+Arguments divide(int argc, char** argv) {
+  Arguments result;
+  for (int i = 1; i < argc; i++) {
+    const std::string argument = argv[i];
+    if (!result.divided && argument == "--") {
+      result.divided = true;
+    } else if (result.divided) {
+      result.passthrough.push_back(argument);
+    } else {
+      result.own.push_back(long_form(argument));
+    }
+  }
+  return result;
+}
+
+const Command* chosen(const std::vector<Command>& commands) {
+  for (const Command& command : commands) {
+    if (command.parser->parsed()) {
+      return &command;
+    }
+  }
+  return nullptr;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app(
+      "cqkv keeps the KV cache of a language model at about 1 bit a channel inside llama.cpp.",
+      "cqkv");
+  app.set_version_flag("--version", "cqkv " CQKV_VERSION);
+  app.require_subcommand(1);
+  app.footer(
+      "Examples:\n"
+      "  cqkv calibrate -m model.gguf -f text.txt -o model-cq.gguf --config 8c8b\n"
+      "  cqkv perplexity -m model.gguf --kv-codebook model-cq.gguf -f test.txt\n"
+      "  cqkv serve -m model.gguf --kv-codebook model-cq.gguf -- -c 32768 --port 8080\n"
+      "Each command has its own --help. Exit codes: 0 done, 1 failed, 2 wrong use.");
+  const std::vector<Command> commands = {add_calibrate(app), add_perplexity(app), add_run(app),
+                                         add_serve(app),     add_inspect(app),    add_info(app)};
+  Arguments arguments = divide(argc, argv);
+  std::reverse(arguments.own.begin(), arguments.own.end());  // CLI11 pops from the back
+  try {
+    app.parse(arguments.own);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) {
+      app.exit(error);  // prints the help or the version
+      return kExitOk;
+    }
+    const Command* command = chosen(commands);
+    return fail(command == nullptr ? "" : command->parser->get_name(), Usage{error.what()});
+  }
+  const Command* command = chosen(commands);
+  const std::string name = command->parser->get_name();
+  if (arguments.divided && !command->takes_passthrough) {
+    return fail(name, Usage{"takes nothing after '--'"});
+  }
+  const Status isa = isa_status();
+  if (!isa.ok()) {
+    return fail(name, isa);
+  }
+  return fail(name, command->execute(arguments.passthrough));
+}
+
+}  // namespace
+}  // namespace cqkv::app
+
+int main(int argc, char** argv) {
+  try {
+    return cqkv::app::run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    std::fputs("cqkv: not enough memory\n", stderr);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "cqkv: internal error: %s\n", error.what());
+  }
+  return cqkv::app::kExitFailure;
+}

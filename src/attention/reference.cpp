@@ -1,0 +1,128 @@
+// See reference.h.
+#include "attention/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "core/half.h"
+
+namespace cqkv {
+namespace {
+
+double half_at(const std::uint8_t* bytes) {
+  std::uint16_t half = 0;
+  std::memcpy(&half, bytes, sizeof(half));
+  return half_to_float(half);
+}
+
+double float_at(const std::uint8_t* bytes) {
+  float value = 0;
+  std::memcpy(&value, bytes, sizeof(value));
+  return value;
+}
+
+// Rows as stored, decoded: [n_cells, n_kv_heads, head_dim].
+std::vector<double> stored_rows(const CacheSide& side, std::size_t n_cells, int n_kv_heads,
+                                int head_dim) {
+  const int n_channels = n_kv_heads * head_dim;
+  std::vector<double> rows(n_cells * n_channels);
+  if (side.codebook == nullptr) {
+    for (std::size_t i = 0; i < rows.size(); i++) {
+      const std::size_t cell = i / n_channels;
+      const std::size_t head = i % n_channels / head_dim;
+      rows[i] =
+          half_at(side.data + cell * side.row_bytes + head * side.head_bytes + i % head_dim * 2);
+    }
+    return rows;
+  }
+  const CodeLayout layout = {side.codebook->spec(), n_kv_heads, head_dim};
+  std::vector<std::uint16_t> codes(layout.n_codes());
+  std::vector<float> row(n_channels);
+  for (std::size_t cell = 0; cell < n_cells; cell++) {
+    get_codes(layout, side.data, cell, codes.data());
+    side.codebook->decode(codes.data(), 1, row.data(), row.size());
+    std::copy(row.begin(), row.end(), rows.begin() + cell * n_channels);
+  }
+  return rows;
+}
+
+void rotate(const RopeParams& params, std::int32_t position, double* head) {
+  const RopeFrequencies frequencies = RopeFrequencies::of(params);
+  const int half = params.n_dims / 2;
+  for (int i = 0; i < half; i++) {
+    const bool neox = params.mode == RopeMode::kNeox;
+    double& x = head[neox ? i : 2 * i];
+    double& y = head[neox ? i + half : 2 * i + 1];
+    const double angle = frequencies.frequency[i] * position;
+    const double magnitude = frequencies.magnitude;
+    const double rotated_x = (x * std::cos(angle) - y * std::sin(angle)) * magnitude;
+    y = (x * std::sin(angle) + y * std::cos(angle)) * magnitude;
+    x = rotated_x;
+  }
+}
+
+double mask_at(const AttentionCall& call, int query, std::size_t cell) {
+  return call.mask == nullptr ? 0.0 : half_at(call.mask + query * call.mask_bytes + cell * 2);
+}
+
+}  // namespace
+
+std::vector<double> reference_keys(const AttentionCall& call) {
+  std::vector<double> keys = stored_rows(call.k, call.n_cells, call.n_kv_heads, call.head_dim_k);
+  if (call.rope != nullptr && call.k.codebook != nullptr) {
+    for (std::size_t i = 0; i < call.n_cells * call.n_kv_heads; i++) {
+      rotate(call.rope->params(), call.positions[i / call.n_kv_heads],
+             keys.data() + i * call.head_dim_k);
+    }
+  }
+  return keys;
+}
+
+std::vector<double> reference_values(const AttentionCall& call) {
+  return stored_rows(call.v, call.n_cells, call.n_kv_heads, call.head_dim_v);
+}
+
+std::vector<double> reference_attend(const AttentionCall& call) {
+  const std::vector<double> keys = reference_keys(call);
+  const std::vector<double> values = reference_values(call);
+  std::vector<double> out(static_cast<std::size_t>(call.n_queries) * call.n_heads *
+                          call.head_dim_v);
+  std::vector<double> scores(call.n_cells);
+  for (int row = 0; row < call.n_queries * call.n_heads; row++) {
+    const int query = row / call.n_heads;
+    const int head = row % call.n_heads;
+    const int kv_head = head / (call.n_heads / call.n_kv_heads);
+    const std::uint8_t* q = call.queries + head * call.query_head_bytes + query * call.query_bytes;
+    double top = -std::numeric_limits<double>::infinity();
+    for (std::size_t t = 0; t < call.n_cells; t++) {
+      const double* key = keys.data() + (t * call.n_kv_heads + kv_head) * call.head_dim_k;
+      double dot = 0;
+      for (int d = 0; d < call.head_dim_k; d++) {
+        dot += float_at(q + d * sizeof(float)) * key[d];
+      }
+      scores[t] = dot * call.scale + mask_at(call, query, t);
+      top = std::max(top, scores[t]);
+    }
+    if (std::isinf(top)) {
+      continue;
+    }
+    double sum = 0;
+    double* to = out.data() + static_cast<std::size_t>(row) * call.head_dim_v;
+    for (std::size_t t = 0; t < call.n_cells; t++) {
+      const double p = std::exp(scores[t] - top);
+      const double* value = values.data() + (t * call.n_kv_heads + kv_head) * call.head_dim_v;
+      sum += p;
+      for (int d = 0; d < call.head_dim_v; d++) {
+        to[d] += p * value[d];
+      }
+    }
+    for (int d = 0; d < call.head_dim_v; d++) {
+      to[d] /= sum;
+    }
+  }
+  return out;
+}
+
+}  // namespace cqkv

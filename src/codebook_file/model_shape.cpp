@@ -1,0 +1,210 @@
+// See model_shape.h.
+#include "codebook_file/model_shape.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <new>
+#include <optional>
+#include <utility>
+
+#include <gguf.h>
+
+#include "codebook_file/format.h"
+#include "codebook_file/gguf_fields.h"
+#include "codebook_file/gguf_scan.h"
+
+namespace cqkv {
+namespace {
+
+class ShapeReader {
+ public:
+  ShapeReader(const gguf_context* header, const std::string& path)
+      : fields_(header, path), header_(header) {
+    shape_.path = path;
+  }
+
+  Result<ModelShape> run();
+
+ private:
+  std::string key(const char* name) const { return shape_.architecture + "." + name; }
+
+  /// One value, or one a layer, as every layer's value; nothing if the key is absent.
+  Result<std::optional<std::vector<std::uint32_t>>> per_layer(const char* name) const;
+
+  Status read_names();
+  Result<std::uint32_t> head_dim(const char* name, std::uint32_t n_heads) const;
+  Status read_heads(std::uint32_t n_layers);
+
+  GgufFields fields_;
+  const gguf_context* header_;
+  ModelShape shape_;
+};
+
+Result<std::optional<std::vector<std::uint32_t>>> ShapeReader::per_layer(const char* name) const {
+  const std::string full = key(name);
+  if (!fields_.has(full)) {
+    return std::optional<std::vector<std::uint32_t>>();
+  }
+  const std::int64_t id = gguf_find_key(header_, full.c_str());
+  if (gguf_get_kv_type(header_, id) != GGUF_TYPE_ARRAY) {
+    const auto value = fields_.get_u32(full);
+    if (!value.ok()) {
+      return value.status();
+    }
+    return std::optional(std::vector<std::uint32_t>(1, *value));
+  }
+  const gguf_type type = gguf_get_arr_type(header_, id);
+  if (type != GGUF_TYPE_UINT32 && type != GGUF_TYPE_INT32) {
+    return fields_.bad("key '" + full + "' is an array of " + gguf_type_name(type) +
+                       ", want 32-bit integers");
+  }
+  std::vector<std::uint32_t> values(gguf_get_arr_n(header_, id));
+  const auto* data = static_cast<const std::uint32_t*>(gguf_get_arr_data(header_, id));
+  std::copy_n(data, values.size(), values.begin());
+  return std::optional(std::move(values));
+}
+
+Status ShapeReader::read_names() {
+  if (fields_.has(format::kGeneralType)) {
+    const auto type = fields_.get_string(format::kGeneralType);
+    if (!type.ok()) {
+      return type.status();
+    }
+    if (*type != "model") {
+      return fields_.bad("is a GGUF of type '" + *type + "', want a model");
+    }
+  }
+  auto architecture = fields_.get_string(format::kGeneralArchitecture);
+  if (!architecture.ok()) {
+    return architecture.status();
+  }
+  auto name = fields_.get_string_or_empty(format::kGeneralName);
+  if (!name.ok()) {
+    return name.status();
+  }
+  shape_.architecture = *std::move(architecture);
+  shape_.name =
+      name->empty() ? std::filesystem::path(shape_.path).filename().string() : *std::move(name);
+  return {};
+}
+
+Result<std::uint32_t> ShapeReader::head_dim(const char* name, std::uint32_t n_heads) const {
+  if (fields_.has(key(name))) {
+    return fields_.get_u32(key(name));
+  }
+  const auto n_embd = fields_.get_u32(key("embedding_length"));
+  if (!n_embd.ok()) {
+    return n_embd.status();
+  }
+  return n_heads == 0 ? 0 : *n_embd / n_heads;
+}
+
+Status ShapeReader::read_heads(std::uint32_t n_layers) {
+  const auto heads = per_layer("attention.head_count");
+  if (!heads.ok()) {
+    return heads.status();
+  }
+  const auto kv_heads = per_layer("attention.head_count_kv");
+  if (!kv_heads.ok()) {
+    return kv_heads.status();
+  }
+  if (!heads->has_value()) {
+    return fields_.bad("has no key '" + key("attention.head_count") + "'");
+  }
+  const std::vector<std::uint32_t>& all = **heads;
+  const std::vector<std::uint32_t>& all_kv = kv_heads->has_value() ? **kv_heads : all;
+  const auto at = [](const std::vector<std::uint32_t>& values, std::size_t il) {
+    return values.size() == 1 ? values[0] : il < values.size() ? values[il] : 0;
+  };
+  const std::uint32_t most = all.empty() ? 0 : *std::max_element(all.begin(), all.end());
+  const auto k_dim = head_dim("attention.key_length", most);
+  if (!k_dim.ok()) {
+    return k_dim.status();
+  }
+  const auto v_dim = head_dim("attention.value_length", most);
+  if (!v_dim.ok()) {
+    return v_dim.status();
+  }
+  for (std::uint32_t il = 0; il < n_layers; il++) {
+    const std::uint32_t n = at(all_kv, il);
+    if (n > static_cast<std::uint32_t>(format::kMaxKvHeads) ||
+        std::max(*k_dim, *v_dim) > static_cast<std::uint32_t>(format::kMaxHeadDim)) {
+      return fields_.bad("layer " + std::to_string(il) + " has " + std::to_string(n) +
+                         " KV heads of " + std::to_string(*k_dim) + " channels, which is too many");
+    }
+    shape_.layers.push_back(
+        {static_cast<int>(n), static_cast<int>(*k_dim), static_cast<int>(*v_dim)});
+  }
+  return {};
+}
+
+Result<ModelShape> ShapeReader::run() {
+  CQKV_RETURN_IF_ERROR(read_names());
+  const auto n_layers = fields_.get_u32(key("block_count"));
+  if (!n_layers.ok()) {
+    return n_layers.status();
+  }
+  if (*n_layers == 0 || *n_layers > format::kMaxLayers) {
+    return fields_.bad("has " + std::to_string(*n_layers) + " layers, want 1 to " +
+                       std::to_string(format::kMaxLayers));
+  }
+  CQKV_RETURN_IF_ERROR(read_heads(*n_layers));
+  return std::move(shape_);
+}
+
+std::string quoted(const std::string& name) {
+  return name.empty() ? "(no name)" : "'" + name + "'";
+}
+
+std::string heads_text(int n_kv_heads, int head_dim) {
+  return std::to_string(n_kv_heads) + " KV heads of " + std::to_string(head_dim);
+}
+
+}  // namespace
+
+Result<ModelShape> read_model_shape(const std::string& path) {
+  try {
+    const auto file = open_gguf(path);
+    if (!file.ok()) {
+      return file.status();
+    }
+    return ShapeReader(file->header.get(), path).run();
+  } catch (const std::bad_alloc&) {
+    return Status(StatusCode::kResourceExhausted, path + ": not enough memory for its header");
+  }
+}
+
+Status check_fits(const Codebook& codebook, const std::string& codebook_path,
+                  const ModelShape& model) {
+  const std::string names = "codebook " + codebook_path + " was made for " +
+                            quoted(codebook.origin.model_name) + ", the model is " +
+                            quoted(model.name) + ": ";
+  const std::string advice = "; use its own codebook or make one with cqkv calibrate";
+  if (codebook.origin.architecture != model.architecture) {
+    return {StatusCode::kMismatch, names + "architecture " + quoted(codebook.origin.architecture) +
+                                       " against " + quoted(model.architecture) + advice};
+  }
+  if (codebook.layers.size() != model.layers.size()) {
+    return {StatusCode::kMismatch, names + std::to_string(codebook.layers.size()) +
+                                       " layers against " + std::to_string(model.layers.size()) +
+                                       advice};
+  }
+  for (std::size_t il = 0; il < model.layers.size(); il++) {
+    for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+      const TensorCodebook* tensor = codebook.layers[il].get(kind);
+      const LayerShape& layer = model.layers[il];
+      const int head_dim = kind == KvKind::kKey ? layer.k_head_dim : layer.v_head_dim;
+      if (tensor != nullptr &&
+          (tensor->n_kv_heads() != layer.n_kv_heads || tensor->head_dim() != head_dim)) {
+        return {StatusCode::kMismatch, names + "layer " + std::to_string(il) + " has " +
+                                           heads_text(tensor->n_kv_heads(), tensor->head_dim()) +
+                                           " " + std::string(kv_kind_name(kind)) +
+                                           " channels against " +
+                                           heads_text(layer.n_kv_heads, head_dim) + advice};
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace cqkv

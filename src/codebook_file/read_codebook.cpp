@@ -1,0 +1,298 @@
+// read_codebook: gguf_scan.h makes ggml's reader safe to call, gguf_fields.h its
+// getters; here the meaning is checked, and the identity at the end.
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <new>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include <ggml.h>
+#include <gguf.h>
+
+#include "codebook_file/codebook_file.h"
+#include "codebook_file/format.h"
+#include "codebook_file/gguf_fields.h"
+#include "codebook_file/gguf_scan.h"
+#include "core/half.h"
+
+namespace cqkv {
+namespace {
+
+constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
+
+std::string hex(std::uint64_t value) {
+  std::array<char, 17> text{};
+  std::snprintf(text.data(), text.size(), "%016llx", static_cast<unsigned long long>(value));
+  return text.data();
+}
+
+class Reader {
+ public:
+  Reader(std::string path, CheckedGguf file)
+      : path_(std::move(path)), file_(std::move(file)), fields_(file_.header.get(), path_) {}
+
+  Result<Codebook> run();
+
+ private:
+  Status check_type_and_version();
+  Status check_constant(const char* key, const char* want);
+  Status check_only_known_names();
+  Status read_origin();
+  Status read_counts();
+  Result<std::vector<CodecSpec>> read_specs(KvKind kind);
+  Status read_layers();
+  Status read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec);
+  Status read_centroids(std::int64_t id, const std::string& name, std::vector<float>& out);
+
+  std::string path_;
+  CheckedGguf file_;
+  GgufFields fields_;
+  std::uint32_t minor_ = 0;
+  std::size_t n_tensors_ = 0;  // expected by the specs
+  Codebook codebook_;
+};
+
+// Assigns a field or returns its error from the enclosing function.
+template <typename T>
+Status assign(T& out, Result<T> value) {
+  if (!value.ok()) {
+    return value.status();
+  }
+  out = *std::move(value);
+  return {};
+}
+
+Status Reader::check_constant(const char* key, const char* want) {
+  const auto value = fields_.get_string(key);
+  if (!value.ok()) {
+    return value.status();
+  }
+  if (*value != want) {
+    return unsupported(path_ + ": " + key + " is '" + *value + "', want '" + want + "'");
+  }
+  return {};
+}
+
+Status Reader::check_type_and_version() {
+  const auto type = fields_.get_string(format::kGeneralType);
+  if (!type.ok() || *type != format::kType) {
+    return fields_.bad("is not a KV codebook: " + std::string(format::kGeneralType) + " is " +
+                       (type.ok() ? "'" + *type + "'" : "missing") + ", want '" + format::kType +
+                       "'; make one with cqkv calibrate");
+  }
+  const auto version = fields_.get_u32s(format::kVersion);
+  if (!version.ok()) {
+    return version.status();
+  }
+  if (version->size() != 2) {
+    return fields_.bad(std::string(format::kVersion) + " has " + std::to_string(version->size()) +
+                       " numbers, want 2 (major, minor)");
+  }
+  if ((*version)[0] != kCodebookFileMajor) {
+    return unsupported(path_ + ": format version " + std::to_string((*version)[0]) + "." +
+                       std::to_string((*version)[1]) + ", this program reads " +
+                       std::to_string(kCodebookFileMajor) +
+                       ".x; use the cqkv that made it or calibrate again");
+  }
+  minor_ = (*version)[1];
+  CQKV_RETURN_IF_ERROR(check_constant(format::kMethodKey, format::kMethod));
+  return check_constant(format::kKeyRopeKey, format::kKeyRope);
+}
+
+Status Reader::check_only_known_names() {
+  if (minor_ > kCodebookFileMinor) {
+    return {};  // a later minor version may say more than we know
+  }
+  static constexpr const char* kKnown[] = {format::kVersion,       format::kMethodKey,
+                                           format::kIdentity,      format::kModelFingerprint,
+                                           format::kModelName,     format::kKeyRopeKey,
+                                           format::kWindow,        format::kSinks,
+                                           format::kDatasets,      format::kNTokens,
+                                           format::kCtxSize,       format::kWeighting,
+                                           format::kSeed,          format::kToolVersion,
+                                           format::kKeyGroupDim,   format::kKeyCodeBits,
+                                           format::kValueGroupDim, format::kValueCodeBits};
+  for (std::int64_t i = 0; i < gguf_get_n_kv(file_.header.get()); i++) {
+    const std::string key = gguf_get_key(file_.header.get(), i);
+    const bool ours = key.compare(0, std::strlen(format::kPrefix), format::kPrefix) == 0;
+    if (ours && std::find(std::begin(kKnown), std::end(kKnown), key) == std::end(kKnown)) {
+      return fields_.bad("unknown key '" + key + "' in a file of version " +
+                         std::to_string(kCodebookFileMajor) + "." + std::to_string(minor_));
+    }
+  }
+  const auto n_tensors = static_cast<std::size_t>(gguf_get_n_tensors(file_.header.get()));
+  if (n_tensors != n_tensors_) {  // all expected ones were found, names are unique
+    return fields_.bad("has " + std::to_string(n_tensors) + " tensors, want " +
+                       std::to_string(n_tensors_));
+  }
+  return {};
+}
+
+Status Reader::read_origin() {
+  CodebookOrigin& origin = codebook_.origin;
+  CQKV_RETURN_IF_ERROR(
+      assign(origin.architecture, fields_.get_string(format::kGeneralArchitecture)));
+  CQKV_RETURN_IF_ERROR(assign(origin.name, fields_.get_string_or_empty(format::kGeneralName)));
+  CQKV_RETURN_IF_ERROR(
+      assign(origin.license, fields_.get_string_or_empty(format::kGeneralLicense)));
+  CQKV_RETURN_IF_ERROR(assign(origin.model_name, fields_.get_string(format::kModelName)));
+  CQKV_RETURN_IF_ERROR(assign(origin.weighting, fields_.get_string(format::kWeighting)));
+  CQKV_RETURN_IF_ERROR(assign(origin.tool_version, fields_.get_string(format::kToolVersion)));
+  return assign(origin.datasets, fields_.get_strings(format::kDatasets));
+}
+
+Status Reader::read_counts() {
+  CodebookOrigin& origin = codebook_.origin;
+  CQKV_RETURN_IF_ERROR(assign(origin.n_tokens, fields_.get_u32(format::kNTokens)));
+  CQKV_RETURN_IF_ERROR(assign(origin.ctx_size, fields_.get_u32(format::kCtxSize)));
+  CQKV_RETURN_IF_ERROR(assign(origin.seed, fields_.get_u64(format::kSeed)));
+  CQKV_RETURN_IF_ERROR(assign(codebook_.window, fields_.get_u32(format::kWindow)));
+  CQKV_RETURN_IF_ERROR(assign(codebook_.sinks, fields_.get_u32(format::kSinks)));
+  return assign(origin.model_fingerprint, fields_.get_u64s(format::kModelFingerprint));
+}
+
+Result<std::vector<CodecSpec>> Reader::read_specs(KvKind kind) {
+  const auto group_dims = fields_.get_u32s(format::group_dim_key(kind));
+  if (!group_dims.ok()) {
+    return group_dims.status();
+  }
+  const auto code_bits = fields_.get_u32s(format::code_bits_key(kind));
+  if (!code_bits.ok()) {
+    return code_bits.status();
+  }
+  if (group_dims->size() != code_bits->size()) {
+    return fields_.bad(std::string(format::group_dim_key(kind)) + " has " +
+                       std::to_string(group_dims->size()) + " layers, " +
+                       format::code_bits_key(kind) + " " + std::to_string(code_bits->size()));
+  }
+  std::vector<CodecSpec> result(code_bits->size());
+  for (std::size_t il = 0; il < result.size(); il++) {
+    const std::uint32_t dim = (*group_dims)[il];
+    const std::uint32_t bits = (*code_bits)[il];
+    const bool exact = dim == 0 && bits == 0;
+    const bool plausible = dim >= 1 && dim <= static_cast<std::uint32_t>(kMaxGroupDim) &&
+                           bits >= 1 && bits <= static_cast<std::uint32_t>(kMaxCodeBits);
+    if (!exact && !plausible) {
+      return fields_.bad("layer " + std::to_string(il) + ": groups of " + std::to_string(dim) +
+                         " channels with " + std::to_string(bits) +
+                         " bits, want 1 to 16 channels with 1 to 12 bits, or 0 and 0 for exact");
+    }
+    result[il] = {static_cast<int>(dim), static_cast<int>(bits)};
+  }
+  return result;
+}
+
+Status Reader::read_layers() {
+  const auto keys = read_specs(KvKind::kKey);
+  if (!keys.ok()) {
+    return keys.status();
+  }
+  const auto values = read_specs(KvKind::kValue);
+  if (!values.ok()) {
+    return values.status();
+  }
+  const std::size_t n_layers = keys->size();
+  if (n_layers != values->size() || n_layers == 0 || n_layers > format::kMaxLayers) {
+    return fields_.bad("has " + std::to_string(n_layers) + " layers of keys and " +
+                       std::to_string(values->size()) + " of values, want the same, 1 to " +
+                       std::to_string(format::kMaxLayers));
+  }
+  const std::size_t n_hashes = codebook_.origin.model_fingerprint.size();
+  if (n_hashes != 0 && n_hashes != n_layers) {
+    return fields_.bad(std::string(format::kModelFingerprint) + " has " + std::to_string(n_hashes) +
+                       " layers, the codebook " + std::to_string(n_layers));
+  }
+  codebook_.layers.resize(n_layers);
+  for (std::size_t il = 0; il < n_layers; il++) {
+    CQKV_RETURN_IF_ERROR(read_tensor(il, KvKind::kKey, (*keys)[il]));
+    CQKV_RETURN_IF_ERROR(read_tensor(il, KvKind::kValue, (*values)[il]));
+  }
+  return {};
+}
+
+Status Reader::read_centroids(std::int64_t id, const std::string& name, std::vector<float>& out) {
+  const gguf_context* header = file_.header.get();
+  // The scan has shown that all this lies inside the file.
+  const std::uint64_t begin = gguf_get_data_offset(header) + gguf_get_tensor_offset(header, id);
+  const std::size_t n_bytes = gguf_get_tensor_size(header, id);
+  std::vector<std::uint16_t> halves(n_bytes / sizeof(std::uint16_t));
+  if (fseeko(file_.file.get(), static_cast<off_t>(begin), SEEK_SET) != 0 ||
+      std::fread(halves.data(), 1, n_bytes, file_.file.get()) != n_bytes) {
+    return io_error(path_ + ": cannot read " + name + ": " + std::strerror(errno));
+  }
+  out.resize(halves.size());
+  std::transform(halves.begin(), halves.end(), out.begin(), half_to_float);
+  return {};
+}
+
+Status Reader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec) {
+  if (spec.exact()) {
+    return {};
+  }
+  const gguf_context* header = file_.header.get();
+  const std::string name = format::tensor_name(layer, kind);
+  const std::int64_t id = gguf_find_tensor(header, name.c_str());
+  if (id < 0) {
+    return fields_.bad("has no tensor '" + name + "', but its configuration is " + spec.name());
+  }
+  if (gguf_get_tensor_type(header, id) != GGML_TYPE_F16) {
+    return fields_.bad("tensor '" + name + "' has type " +
+                       ggml_type_name(gguf_get_tensor_type(header, id)) + ", want f16");
+  }
+  const std::int64_t* ne = gguf_get_tensor_ne(header, id);
+  if (ne[0] != spec.group_dim || ne[1] != spec.n_centroids() || ne[3] > format::kMaxKvHeads ||
+      ne[2] > format::kMaxHeadDim / spec.group_dim) {
+    return fields_.bad("tensor '" + name + "' has shape [" + std::to_string(ne[0]) + ", " +
+                       std::to_string(ne[1]) + ", " + std::to_string(ne[2]) + ", " +
+                       std::to_string(ne[3]) + "], want [" + std::to_string(spec.group_dim) + ", " +
+                       std::to_string(spec.n_centroids()) + ", groups, KV heads]");
+  }
+  std::vector<float> centroids;
+  CQKV_RETURN_IF_ERROR(read_centroids(id, name, centroids));
+  auto tensor =
+      TensorCodebook::create(spec, static_cast<int>(ne[3]),
+                             static_cast<int>(ne[2]) * spec.group_dim, std::move(centroids));
+  if (!tensor.ok()) {
+    return fields_.bad("tensor '" + name + "': " + tensor.status().message());
+  }
+  auto& side = kind == KvKind::kKey ? codebook_.layers[layer].k : codebook_.layers[layer].v;
+  side.push_back(*std::move(tensor));
+  n_tensors_++;
+  return {};
+}
+
+Result<Codebook> Reader::run() {
+  CQKV_RETURN_IF_ERROR(check_type_and_version());
+  CQKV_RETURN_IF_ERROR(read_origin());
+  CQKV_RETURN_IF_ERROR(read_counts());
+  CQKV_RETURN_IF_ERROR(read_layers());
+  CQKV_RETURN_IF_ERROR(check_only_known_names());
+  const auto identity = fields_.get_u64(format::kIdentity);
+  if (!identity.ok()) {
+    return identity.status();
+  }
+  if (*identity != codebook_.identity()) {
+    return fields_.bad("its centroids have identity " + hex(codebook_.identity()) +
+                       ", its header says " + hex(*identity) + "; the file is damaged");
+  }
+  return std::move(codebook_);
+}
+
+}  // namespace
+
+Result<Codebook> read_codebook(const std::string& path) {
+  try {
+    auto file = open_gguf(path);
+    if (!file.ok()) {
+      return file.status();
+    }
+    return Reader(path, *std::move(file)).run();
+  } catch (const std::bad_alloc&) {
+    return Status(StatusCode::kResourceExhausted, path + ": not enough memory to read it");
+  }
+}
+
+}  // namespace cqkv

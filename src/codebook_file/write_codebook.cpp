@@ -1,0 +1,176 @@
+// write_codebook: the header through ggml's writer, the centroids by hand, because
+// ggml's file writer loses the system's error.
+#include <memory>
+#include <new>
+#include <vector>
+
+#include <ggml.h>
+#include <gguf.h>
+
+#include "codebook_file/atomic_file.h"
+#include "codebook_file/codebook_file.h"
+#include "codebook_file/format.h"
+#include "codebook_file/gguf_scan.h"
+#include "core/half.h"
+
+namespace cqkv {
+namespace {
+
+struct GgmlFreer {
+  void operator()(ggml_context* context) const { ggml_free(context); }
+};
+
+using GgmlHandle = std::unique_ptr<ggml_context, GgmlFreer>;
+
+constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
+
+Status check_writable(const Codebook& codebook) {
+  const std::size_t n_layers = codebook.layers.size();
+  if (n_layers == 0 || n_layers > format::kMaxLayers) {
+    return invalid_argument("codebook: got " + std::to_string(n_layers) + " layers, want 1 to " +
+                            std::to_string(format::kMaxLayers));
+  }
+  const std::size_t n_hashes = codebook.origin.model_fingerprint.size();
+  if (n_hashes != 0 && n_hashes != n_layers) {
+    return invalid_argument("codebook: the model fingerprint has " + std::to_string(n_hashes) +
+                            " layers, the codebook " + std::to_string(n_layers));
+  }
+  for (std::size_t il = 0; il < n_layers; il++) {
+    for (const KvKind kind : kBothKinds) {
+      const TensorCodebook* tensor = codebook.layers[il].get(kind);
+      if (tensor != nullptr && (tensor->n_kv_heads() > format::kMaxKvHeads ||
+                                tensor->head_dim() > format::kMaxHeadDim)) {
+        return invalid_argument("codebook: layer " + std::to_string(il) + " has " +
+                                std::to_string(tensor->n_kv_heads()) + " KV heads of " +
+                                std::to_string(tensor->head_dim()) + " channels, want at most " +
+                                std::to_string(format::kMaxKvHeads) + " of " +
+                                std::to_string(format::kMaxHeadDim));
+      }
+    }
+  }
+  return {};
+}
+
+void set_strings(gguf_context* out, const char* key, const std::vector<std::string>& values) {
+  std::vector<const char*> pointers;
+  pointers.reserve(values.size());
+  for (const auto& value : values) {
+    pointers.push_back(value.c_str());
+  }
+  gguf_set_arr_str(out, key, pointers.data(), pointers.size());
+}
+
+void set_origin(gguf_context* out, const Codebook& codebook) {
+  const CodebookOrigin& origin = codebook.origin;
+  gguf_set_val_str(out, format::kGeneralType, format::kType);
+  gguf_set_val_str(out, format::kGeneralArchitecture, origin.architecture.c_str());
+  gguf_set_val_str(out, format::kGeneralName, origin.name.c_str());
+  if (!origin.license.empty()) {
+    gguf_set_val_str(out, format::kGeneralLicense, origin.license.c_str());
+  }
+  if (!origin.model_name.empty()) {
+    gguf_set_val_u32(out, format::kBaseModelCount, 1);
+    gguf_set_val_str(out, format::kBaseModelName, origin.model_name.c_str());
+  }
+  const std::uint32_t version[2] = {kCodebookFileMajor, kCodebookFileMinor};
+  gguf_set_arr_data(out, format::kVersion, GGUF_TYPE_UINT32, version, 2);
+  gguf_set_val_str(out, format::kMethodKey, format::kMethod);
+  gguf_set_val_u64(out, format::kIdentity, codebook.identity());
+  gguf_set_arr_data(out, format::kModelFingerprint, GGUF_TYPE_UINT64,
+                    origin.model_fingerprint.data(), origin.model_fingerprint.size());
+  gguf_set_val_str(out, format::kModelName, origin.model_name.c_str());
+  gguf_set_val_str(out, format::kKeyRopeKey, format::kKeyRope);
+  gguf_set_val_u32(out, format::kWindow, codebook.window);
+  gguf_set_val_u32(out, format::kSinks, codebook.sinks);
+  set_strings(out, format::kDatasets, origin.datasets);
+  gguf_set_val_u32(out, format::kNTokens, origin.n_tokens);
+  gguf_set_val_u32(out, format::kCtxSize, origin.ctx_size);
+  gguf_set_val_str(out, format::kWeighting, origin.weighting.c_str());
+  gguf_set_val_u64(out, format::kSeed, origin.seed);
+  gguf_set_val_str(out, format::kToolVersion, origin.tool_version.c_str());
+}
+
+void set_specs(gguf_context* out, const Codebook& codebook, KvKind kind) {
+  std::vector<std::uint32_t> group_dims;
+  std::vector<std::uint32_t> code_bits;
+  for (const auto& layer : codebook.layers) {
+    const TensorCodebook* tensor = layer.get(kind);
+    const CodecSpec spec = tensor == nullptr ? CodecSpec{} : tensor->spec();
+    group_dims.push_back(static_cast<std::uint32_t>(spec.group_dim));
+    code_bits.push_back(static_cast<std::uint32_t>(spec.code_bits));
+  }
+  gguf_set_arr_data(out, format::group_dim_key(kind), GGUF_TYPE_UINT32, group_dims.data(),
+                    group_dims.size());
+  gguf_set_arr_data(out, format::code_bits_key(kind), GGUF_TYPE_UINT32, code_bits.data(),
+                    code_bits.size());
+}
+
+// The tensors in the order of the file.
+std::vector<const TensorCodebook*> add_tensors(gguf_context* out, ggml_context* ggml,
+                                               const Codebook& codebook) {
+  std::vector<const TensorCodebook*> result;
+  for (std::size_t il = 0; il < codebook.layers.size(); il++) {
+    for (const KvKind kind : kBothKinds) {
+      const TensorCodebook* tensor = codebook.layers[il].get(kind);
+      if (tensor == nullptr) {
+        continue;
+      }
+      ggml_tensor* entry = ggml_new_tensor_4d(ggml, GGML_TYPE_F16, tensor->spec().group_dim,
+                                              tensor->spec().n_centroids(), tensor->n_groups(),
+                                              tensor->n_kv_heads());
+      ggml_set_name(entry, format::tensor_name(il, kind).c_str());
+      gguf_add_tensor(out, entry);
+      result.push_back(tensor);
+    }
+  }
+  return result;
+}
+
+Status write_tensor(AtomicFile& file, const TensorCodebook& tensor, std::size_t alignment) {
+  const auto centroids = tensor.centroids();
+  std::vector<std::uint16_t> halves(centroids.size());
+  for (std::size_t i = 0; i < centroids.size(); i++) {
+    halves[i] = float_to_half(centroids[i]);
+  }
+  const std::size_t n_bytes = halves.size() * sizeof(halves[0]);
+  CQKV_RETURN_IF_ERROR(file.write(halves.data(), n_bytes));
+  const std::vector<char> padding((alignment - n_bytes % alignment) % alignment);
+  return file.write(padding.data(), padding.size());
+}
+
+Status write_checked(const Codebook& codebook, const std::string& path) {
+  CQKV_RETURN_IF_ERROR(check_writable(codebook));
+  const GgufHandle header(gguf_init_empty());
+  const GgmlHandle ggml(ggml_init({/*mem_size=*/2 * codebook.layers.size() * ggml_tensor_overhead(),
+                                   /*mem_buffer=*/nullptr, /*no_alloc=*/true}));
+  if (header == nullptr || ggml == nullptr) {
+    return {StatusCode::kResourceExhausted, path + ": not enough memory for its header"};
+  }
+  set_origin(header.get(), codebook);
+  for (const KvKind kind : kBothKinds) {
+    set_specs(header.get(), codebook, kind);
+  }
+  const auto tensors = add_tensors(header.get(), ggml.get(), codebook);
+  std::vector<char> meta(gguf_get_meta_size(header.get()));
+  gguf_get_meta_data(header.get(), meta.data());
+
+  AtomicFile file(path);
+  CQKV_RETURN_IF_ERROR(file.open());
+  CQKV_RETURN_IF_ERROR(file.write(meta.data(), meta.size()));
+  for (const TensorCodebook* tensor : tensors) {
+    CQKV_RETURN_IF_ERROR(write_tensor(file, *tensor, gguf_get_alignment(header.get())));
+  }
+  return file.commit();
+}
+
+}  // namespace
+
+Status write_codebook(const Codebook& codebook, const std::string& path) {
+  try {
+    return write_checked(codebook, path);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kResourceExhausted, path + ": not enough memory to write it"};
+  }
+}
+
+}  // namespace cqkv

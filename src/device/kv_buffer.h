@@ -1,0 +1,136 @@
+// The memory of the device: a buffer that holds coded caches, plain caches and
+// ordinary compute tensors. Coded tensors look nominal from outside (16-bit rows of
+// records); inside they are blocks of codes, smaller than nominal. What the
+// operations do with them is in graph_ops.h.
+#pragma once
+
+#include <ggml-backend-impl.h>
+#include <ggml.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "attention/rope.h"
+#include "cache/cell_table.h"
+#include "cache/code_blocks.h"
+#include "cache/record.h"
+#include "device/codebook_library.h"
+
+namespace cqkv::device {
+
+/// One coded cache tensor.
+struct CodedTensor {
+  CacheName name;
+  const LoadedCodebook* book = nullptr;
+  const TensorCodebook* codebook = nullptr;
+  CodeLayout layout;
+  std::uint8_t* codes = nullptr;
+  std::size_t n_cells = 0;    ///< All streams.
+  std::size_t row_bytes = 0;  ///< Nominal.
+  bool verified = false;      ///< The model's fingerprint was compared for this layer.
+  bool rotated = false;       ///< Keys: a rotation precedes the store; `rope` says which.
+  RopeParams rope;
+};
+
+/// The positions of the tokens being stored, and their rotation, kept from the first
+/// key layer of a graph for the others: the graph's own position tensor may be
+/// overwritten after its last use.
+struct PositionBatch {
+  std::vector<std::int32_t> positions;
+  RopeParams rope;
+  std::vector<float> cosines;  // [token, n_dims / 2]
+  std::vector<float> sines;
+};
+
+class KvBuffer {
+ public:
+  /// Null if memory cannot be had. A size of 0 has no base (dry runs).
+  static std::unique_ptr<KvBuffer> create(std::size_t size,
+                                          std::shared_ptr<const CodebookLibrary> library);
+  ~KvBuffer();
+  KvBuffer(const KvBuffer&) = delete;
+  KvBuffer& operator=(const KvBuffer&) = delete;
+
+  void* base() const { return memory_; }
+
+  /// Registers a tensor placed in this buffer. kInvalidArgument if it should be coded
+  /// but cannot be (its type, its row too small for a record).
+  Status add(ggml_tensor* tensor);
+
+  /// The coded tensor behind a view, or null.
+  CodedTensor* coded(const ggml_tensor* tensor);
+
+  CellTable& cells() { return cells_; }
+
+  PositionBatch& batch() { return batch_; }
+
+  /// The first key tensor of this buffer that stored rotated keys: it reads the
+  /// graph's positions, and it applies context shifts.
+  const CodedTensor* position_owner() const { return position_owner_; }
+
+  void set_position_owner(const CodedTensor* tensor) { position_owner_ = tensor; }
+
+  /// A table of angles for these parameters, shared by all layers.
+  RopeTable& rope_table(const RopeParams& params);
+
+  /// Bytes of the position table.
+  std::size_t extra_bytes() const { return cells_.bytes(); }
+
+  bool has_coded() const { return !tensors_.empty(); }
+
+  bool has_cache() const { return has_cache_; }
+
+  void clear(std::uint8_t value);
+
+  /// Nominal rows [first, first + n) of a coded tensor out and in, as records.
+  void read_rows(const CodedTensor& tensor, std::size_t first, std::span<std::uint8_t> rows) const;
+  void write_rows(const CodedTensor& tensor, std::size_t first,
+                  std::span<const std::uint8_t> rows);
+
+  /// Copies cells of one coded tensor within this buffer (a stream to another).
+  void copy_rows(const CodedTensor& tensor, std::size_t from, std::size_t to, std::size_t n);
+
+  /// One line for the log, once, when all tensors are there; empty if there is
+  /// nothing to say.
+  std::string take_summary();
+
+ private:
+  KvBuffer() = default;
+  std::string summary() const;
+  void restore_row(const CodedTensor& tensor, std::size_t cell,
+                   std::span<const std::uint8_t> row, std::vector<std::uint16_t>& codes);
+
+  std::uint8_t* memory_ = nullptr;
+  std::size_t size_ = 0;
+  bool has_cache_ = false;
+  bool reported_bad_row_ = false;
+  bool summarised_ = false;
+  std::shared_ptr<const CodebookLibrary> library_;
+  std::map<const void*, std::unique_ptr<CodedTensor>> tensors_;  // by data pointer
+  const CodedTensor* state_owner_ = nullptr;  // first coded tensor: decides positions on restore
+  const CodedTensor* position_owner_ = nullptr;
+  CellTable cells_;
+  PositionBatch batch_;
+  std::vector<std::unique_ptr<RopeTable>> rope_tables_;
+};
+
+/// The buffer type of the device.
+ggml_backend_buffer_type_t kv_buffer_type(ggml_backend_dev_t device);
+
+/// Whether the tensor's memory belongs to this device.
+bool is_ours(const ggml_tensor* tensor);
+
+/// The buffer behind a tensor that is_ours.
+KvBuffer& buffer_of(const ggml_tensor* tensor);
+
+/// Whether a cache tensor of that name and width would be coded with the library in use.
+const TensorCodebook* codebook_for(const CodebookLibrary& library, const ggml_tensor* tensor,
+                                   const LoadedCodebook** book);
+
+/// Bytes of the newest buffer that holds a cache, as the host's log shows them.
+std::uint64_t newest_cache_bytes();
+
+}  // namespace cqkv::device

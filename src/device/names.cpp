@@ -1,0 +1,36 @@
+// See names.h.
+#include "device/names.h"
+
+#include <charconv>
+#include <cstring>
+#include <string_view>
+
+namespace cqkv::device {
+
+std::optional<CacheName> parse_cache_name(const char* name) {
+  std::string_view rest(name);
+  CacheName result;
+  if (rest.starts_with("cache_k_l")) {
+    result.kind = KvKind::kKey;
+  } else if (rest.starts_with("cache_v_l")) {
+    result.kind = KvKind::kValue;
+  } else {
+    return std::nullopt;
+  }
+  rest.remove_prefix(std::string_view("cache_k_l").size());
+  const char* end = rest.data() + rest.size();
+  const auto [stop, error] = std::from_chars(rest.data(), end, result.layer);
+  if (error != std::errc() || stop != end || result.layer < 0) {
+    return std::nullopt;
+  }
+  return result;
+}
+
+bool is_cache_like(const char* name) { return std::strncmp(name, "cache_", 6) == 0; }
+
+bool is_noop(ggml_op op) {
+  return op == GGML_OP_NONE || op == GGML_OP_VIEW || op == GGML_OP_RESHAPE ||
+         op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
+}
+
+}  // namespace cqkv::device

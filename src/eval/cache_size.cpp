@@ -1,0 +1,55 @@
+// See cache_size.h.
+#include "eval/cache_size.h"
+
+#include "cache/code_blocks.h"
+
+namespace cqkv::eval {
+namespace {
+
+constexpr std::uint64_t kHalfBytes = 2;
+
+}  // namespace
+
+CacheSize plain_cache_size(const ModelShape& model, std::size_t n_cells) {
+  CacheSize result;
+  for (const LayerShape& layer : model.layers) {
+    result.n_channels += layer.n_channels(KvKind::kKey) + layer.n_channels(KvKind::kValue);
+  }
+  result.f16_bytes = kHalfBytes * result.n_channels * n_cells;
+  result.exact_bytes = result.f16_bytes;
+  result.bits_codes = 16;
+  result.bits_all_in = 16;
+  return result;
+}
+
+CacheSize coded_cache_size(const Codebook& codebook, const ModelShape& model, std::size_t n_cells) {
+  CacheSize result = plain_cache_size(model, n_cells);
+  result.exact_bytes = 0;
+  result.position_bytes = sizeof(std::int32_t) * n_cells;
+  result.codebook_bytes = codebook.centroid_bytes();
+  double bits = 0;
+  for (std::size_t il = 0; il < model.layers.size(); il++) {
+    for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+      const std::size_t n_channels = model.layers[il].n_channels(kind);
+      const TensorCodebook* tensor =
+          il < codebook.layers.size() ? codebook.layers[il].get(kind) : nullptr;
+      if (tensor == nullptr) {
+        result.exact_bytes += kHalfBytes * n_channels * n_cells;
+        bits += 16.0 * static_cast<double>(n_channels);
+        continue;
+      }
+      const CodeLayout layout{tensor->spec(), tensor->n_kv_heads(), tensor->head_dim()};
+      result.code_bytes += layout.tensor_bytes(n_cells);
+      bits += tensor->spec().bits_per_channel() * static_cast<double>(n_channels);
+    }
+  }
+  const auto n_channels = static_cast<double>(result.n_channels);
+  const auto n_all = n_channels * static_cast<double>(n_cells);
+  result.bits_codes = n_channels == 0 ? 16 : bits / n_channels;
+  result.bits_all_in =
+      n_all == 0 ? 16
+                 : 8.0 * static_cast<double>(result.cache_bytes() + result.codebook_bytes) / n_all;
+  return result;
+}
+
+}  // namespace cqkv::eval

@@ -1,0 +1,40 @@
+// The KV device (libggml-cq.so) as its users see it: loaded at run time, steered
+// through the few functions that it exports by name. Its inside is src/device.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <ggml-backend.h>
+
+#include "cqkv/status.h"
+
+namespace cqkv::eval {
+
+class KvDevice {
+ public:
+  /// Loads the library, once a process; ggml never unloads it. `codebooks` become the
+  /// environment variable CQKV_CODEBOOK, which the device reads at start.
+  /// @return kNotFound or kUnsupported with ggml's and the device's reason.
+  static Result<KvDevice> load(const std::string& library,
+                               const std::vector<std::string>& codebooks);
+
+  ggml_backend_dev_t device() const { return device_; }
+
+  /// The codebook for caches allocated from now on; "" keeps them 16-bit.
+  Status set_codebook(const std::string& path) const;
+
+  /// The device's last refusal, or "".
+  std::string last_error() const;
+
+  /// Bytes of the newest KV buffer as allocated; nothing if the device does not say.
+  std::optional<std::uint64_t> cache_bytes() const;
+
+ private:
+  ggml_backend_reg_t registry_ = nullptr;
+  ggml_backend_dev_t device_ = nullptr;
+};
+
+}  // namespace cqkv::eval

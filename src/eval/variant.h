@@ -1,0 +1,31 @@
+// What a context under comparison is: a codebook, the device's own 16-bit mode, or one
+// of stock's variants, as named on the command line.
+#pragma once
+
+#include <string>
+
+#include "cqkv/status.h"
+
+namespace cqkv::eval {
+
+enum class CacheKind {
+  kStock,    ///< llama.cpp's own 16-bit cache on the CPU.
+  kUncoded,  ///< 16-bit rows through the KV device.
+  kCoded,    ///< Codes of a codebook through the KV device.
+};
+
+struct Variant {
+  CacheKind kind = CacheKind::kStock;
+  std::string text;           ///< As given.
+  std::string codebook_path;  ///< kCoded only.
+  bool flash_attention = true;
+  int n_ubatch = 0;  ///< 0: that of the run.
+
+  bool uses_device() const { return kind != CacheKind::kStock; }
+
+  /// Reads a path, "none", "stock", "stock-nofa" or "stock-ub:<N>"; each but the last
+  /// may end in "@ub:<N>".
+  static Result<Variant> parse(const std::string& text);
+};
+
+}  // namespace cqkv::eval

@@ -1,0 +1,183 @@
+// Random attention calls with buffers of exactly the size that the call may read,
+// so that the address sanitizer sees an overread. The benchmark builds its calls
+// from the same struct, so that what is timed is what was checked.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "attention/attention.h"
+#include "core/half.h"
+#include "core/rng.h"
+#include "support/exact_buffer.h"
+
+namespace cqkv {
+
+/// What a call looks like; group_dim 0 means plain rows.
+struct AttentionShape {
+  CodecSpec k{8, 8};
+  CodecSpec v{8, 8};
+  int n_kv_heads = 2;
+  int heads_per_kv = 1;
+  int head_dim_k = 64;
+  int head_dim_v = 64;
+  int n_queries = 1;
+  std::size_t n_cells = 100;
+  bool causal = false;  ///< Query i sees the cells up to n_cells - n_queries + i.
+  bool with_mask = true;
+  bool scrambled = false;  ///< Positions in random order.
+  std::optional<RopeParams> rope;
+
+  std::string name() const {
+    return k.name() + "/" + v.name() + " kv" + std::to_string(n_kv_heads) + "x" +
+           std::to_string(heads_per_kv) + " d" + std::to_string(head_dim_k) + "/" +
+           std::to_string(head_dim_v) + " q" + std::to_string(n_queries) + " t" +
+           std::to_string(n_cells);
+  }
+};
+
+class AttentionCase {
+ public:
+  AttentionCase(const AttentionShape& shape, std::uint64_t seed)
+      : shape_(shape),
+        rng_(seed),
+        queries_(static_cast<std::size_t>(shape.n_queries) * n_heads() * shape.head_dim_k),
+        out_(static_cast<std::size_t>(shape.n_queries) * n_heads() * shape.head_dim_v),
+        mask_(static_cast<std::size_t>(shape.n_queries) * shape.n_cells),
+        positions_(shape.n_cells) {
+    for (std::size_t i = 0; i < queries_.size(); i++) {
+      queries_[i] = static_cast<float>(rng_.normal());
+    }
+    fill_mask();
+    for (std::size_t t = 0; t < shape.n_cells; t++) {
+      positions_[t] = shape.scrambled ? static_cast<std::int32_t>(rng_.below(5000))
+                                      : static_cast<std::int32_t>(t);
+    }
+    if (shape.rope) {
+      rope_.emplace(*shape.rope);
+      rope_->reserve(static_cast<std::int32_t>(shape.scrambled ? 5000 : shape.n_cells));
+    }
+    make_side(shape.k, shape.head_dim_k, k_codebook_, k_data_);
+    make_side(shape.v, shape.head_dim_v, v_codebook_, v_data_);
+  }
+
+  int n_heads() const { return shape_.n_kv_heads * shape_.heads_per_kv; }
+
+  const AttentionShape& shape() const { return shape_; }
+
+  ExactBuffer<float>& queries() { return queries_; }
+
+  ExactBuffer<std::uint16_t>& mask() { return mask_; }
+
+  ExactBuffer<std::int32_t>& positions() { return positions_; }
+
+  ExactBuffer<std::uint8_t>& k_data() { return k_data_; }
+
+  ExactBuffer<std::uint8_t>& v_data() { return v_data_; }
+
+  /// The output [n_queries, n_heads, head_dim_v] of the last run.
+  ExactBuffer<float>& out() { return out_; }
+
+  /// The call, layout [query][head][channel] for queries and output.
+  AttentionCall call() {
+    AttentionCall call;
+    call.n_heads = n_heads();
+    call.n_kv_heads = shape_.n_kv_heads;
+    call.head_dim_k = shape_.head_dim_k;
+    call.head_dim_v = shape_.head_dim_v;
+    call.n_queries = shape_.n_queries;
+    call.n_cells = shape_.n_cells;
+    call.scale = 1.0F / std::sqrt(static_cast<float>(shape_.head_dim_k));
+    call.k = side(shape_.head_dim_k, k_codebook_, k_data_);
+    call.v = side(shape_.head_dim_v, v_codebook_, v_data_);
+    call.positions = positions_.data();
+    call.rope = rope_ ? &*rope_ : nullptr;
+    call.queries = reinterpret_cast<const std::uint8_t*>(queries_.data());
+    call.query_head_bytes = static_cast<std::size_t>(shape_.head_dim_k) * sizeof(float);
+    call.query_bytes = call.query_head_bytes * n_heads();
+    call.mask = shape_.with_mask ? reinterpret_cast<const std::uint8_t*>(mask_.data()) : nullptr;
+    call.mask_bytes = shape_.n_cells * sizeof(std::uint16_t);
+    call.out = reinterpret_cast<std::uint8_t*>(out_.data());
+    call.out_head_bytes = static_cast<std::size_t>(shape_.head_dim_v) * sizeof(float);
+    call.out_bytes = call.out_head_bytes * n_heads();
+    return call;
+  }
+
+ private:
+  // Causal, or a random tenth of the cells hidden and small biases elsewhere.
+  void fill_mask() {
+    constexpr float kHidden = -std::numeric_limits<float>::infinity();
+    for (std::size_t i = 0; i < mask_.size(); i++) {
+      const std::size_t query = i / shape_.n_cells;
+      const std::size_t cell = i % shape_.n_cells;
+      float value = 0.0F;
+      if (shape_.causal) {
+        const bool seen = cell + shape_.n_queries <= shape_.n_cells + query;
+        value = seen ? 0.0F : kHidden;
+      } else {
+        value = rng_.uniform() < 0.1 ? kHidden : static_cast<float>(-rng_.uniform());
+      }
+      mask_[i] = float_to_half(value);
+    }
+  }
+
+  void make_side(CodecSpec spec, int head_dim, std::optional<TensorCodebook>& codebook,
+                 ExactBuffer<std::uint8_t>& data) {
+    const std::size_t n_channels = static_cast<std::size_t>(shape_.n_kv_heads) * head_dim;
+    if (spec.exact()) {
+      data = ExactBuffer<std::uint8_t>(shape_.n_cells * n_channels * 2);
+      for (std::size_t i = 0; i < data.size(); i += 2) {
+        const std::uint16_t half = float_to_half(static_cast<float>(rng_.normal()));
+        std::memcpy(data.data() + i, &half, 2);
+      }
+      return;
+    }
+    std::vector<float> centroids(n_channels * spec.n_centroids());
+    for (float& value : centroids) {
+      value = static_cast<float>(rng_.normal());
+    }
+    codebook.emplace(TensorCodebook::create(spec, shape_.n_kv_heads, head_dim, centroids).value());
+    // Any bytes are legal codes.
+    const CodeLayout layout = {spec, shape_.n_kv_heads, head_dim};
+    data = ExactBuffer<std::uint8_t>(layout.tensor_bytes(shape_.n_cells));
+    for (std::size_t i = 0; i < data.size(); i++) {
+      data[i] = static_cast<std::uint8_t>(rng_.below(256));
+    }
+  }
+
+  CacheSide side(int head_dim, const std::optional<TensorCodebook>& codebook,
+                 const ExactBuffer<std::uint8_t>& data) const {
+    CacheSide side;
+    side.codebook = codebook ? &*codebook : nullptr;
+    side.data = data.data();
+    side.head_bytes = static_cast<std::size_t>(head_dim) * 2;
+    side.row_bytes = side.head_bytes * shape_.n_kv_heads;
+    return side;
+  }
+
+  AttentionShape shape_;
+  Rng rng_;
+  ExactBuffer<float> queries_;
+  ExactBuffer<float> out_;
+  ExactBuffer<std::uint16_t> mask_;
+  ExactBuffer<std::int32_t> positions_;
+  std::optional<RopeTable> rope_;
+  std::optional<TensorCodebook> k_codebook_;
+  std::optional<TensorCodebook> v_codebook_;
+  ExactBuffer<std::uint8_t> k_data_;
+  ExactBuffer<std::uint8_t> v_data_;
+};
+
+inline RopeParams plain_rope(int n_dims, RopeMode mode) {
+  RopeParams params;
+  params.n_dims = n_dims;
+  params.mode = mode;
+  return params;
+}
+
+}  // namespace cqkv

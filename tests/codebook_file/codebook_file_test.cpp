@@ -1,0 +1,197 @@
+// Writing and reading codebooks: everything comes back bit-equal, and a failed write
+// leaves what was there. Hostile files are in hostile_file_test.cpp.
+#include "codebook_file/codebook_file.h"
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "support/codebooks.h"
+#include "support/temp_folder.h"
+
+namespace cqkv {
+namespace {
+
+using testing::random_codebook;
+using testing::random_tensor;
+using testing::TempFolder;
+
+void expect_equal(const Codebook& got, const Codebook& want) {
+  EXPECT_EQ(got.origin.name, want.origin.name);
+  EXPECT_EQ(got.origin.architecture, want.origin.architecture);
+  EXPECT_EQ(got.origin.model_name, want.origin.model_name);
+  EXPECT_EQ(got.origin.license, want.origin.license);
+  EXPECT_EQ(got.origin.weighting, want.origin.weighting);
+  EXPECT_EQ(got.origin.tool_version, want.origin.tool_version);
+  EXPECT_EQ(got.origin.datasets, want.origin.datasets);
+  EXPECT_EQ(got.origin.n_tokens, want.origin.n_tokens);
+  EXPECT_EQ(got.origin.ctx_size, want.origin.ctx_size);
+  EXPECT_EQ(got.origin.seed, want.origin.seed);
+  EXPECT_EQ(got.origin.model_fingerprint, want.origin.model_fingerprint);
+  EXPECT_EQ(got.window, want.window);
+  EXPECT_EQ(got.sinks, want.sinks);
+  ASSERT_EQ(got.layers.size(), want.layers.size());
+  EXPECT_EQ(got.identity(), want.identity());
+  for (std::size_t il = 0; il < want.layers.size(); il++) {
+    for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+      const TensorCodebook* a = got.layers[il].get(kind);
+      const TensorCodebook* b = want.layers[il].get(kind);
+      ASSERT_EQ(a == nullptr, b == nullptr) << "layer " << il;
+      if (b == nullptr) {
+        continue;
+      }
+      EXPECT_EQ(a->spec(), b->spec());
+      EXPECT_EQ(a->n_kv_heads(), b->n_kv_heads());
+      EXPECT_EQ(a->head_dim(), b->head_dim());
+      const auto x = a->centroids();
+      const auto y = b->centroids();
+      EXPECT_TRUE(std::equal(x.begin(), x.end(), y.begin(), y.end())) << "layer " << il;
+    }
+  }
+}
+
+std::string contents(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+TEST(CodebookFile, RoundTripOfEveryConfiguration) {
+  const TempFolder folder;
+  for (const int group_dim : {1, 2, 4, 8, 16}) {
+    for (int code_bits = 1; code_bits <= 12; code_bits++) {
+      const Codebook want = random_codebook(1, {group_dim, code_bits}, {}, 1, 16);
+      ASSERT_TRUE(write_codebook(want, folder.file("a.gguf")).ok());
+      const auto got = read_codebook(folder.file("a.gguf"));
+      ASSERT_TRUE(got.ok()) << got.status().message();
+      expect_equal(*got, want);
+    }
+  }
+}
+
+TEST(CodebookFile, RoundTripOfMixedLayers) {
+  const TempFolder folder;
+  Codebook want = random_codebook(4, {8, 8}, {4, 6}, 3, 64);
+  want.layers[0] = LayerCodebook{};  // exact
+  want.layers[1].v.clear();
+  want.layers[2].k = {random_tensor({2, 3}, 2, 80, 7)};  // another shape
+  want.window = 128;
+  want.sinks = 4;
+  ASSERT_TRUE(write_codebook(want, folder.file("a.gguf")).ok());
+  const auto got = read_codebook(folder.file("a.gguf"));
+  ASSERT_TRUE(got.ok()) << got.status().message();
+  expect_equal(*got, want);
+  EXPECT_EQ(folder.n_files(), 1U);
+}
+
+TEST(CodebookFile, RoundTripOfEmptyStringsAndNoFingerprint) {
+  const TempFolder folder;
+  Codebook want = random_codebook(1, {}, {}, 1, 16);
+  want.origin = CodebookOrigin{};
+  ASSERT_TRUE(write_codebook(want, folder.file("a.gguf")).ok());
+  const auto got = read_codebook(folder.file("a.gguf"));
+  ASSERT_TRUE(got.ok()) << got.status().message();
+  expect_equal(*got, want);
+}
+
+TEST(CodebookFile, ExtremeFiniteHalvesSurvive) {
+  const TempFolder folder;
+  const std::vector<float> values = {65504.0F, -65504.0F, 0x1p-24F, -0.0F};
+  Codebook want = random_codebook(1, {}, {}, 1, 16);
+  want.layers[0].k = {TensorCodebook::create({1, 2}, 1, 1, values).value()};
+  ASSERT_TRUE(write_codebook(want, folder.file("a.gguf")).ok());
+  const auto got = read_codebook(folder.file("a.gguf"));
+  ASSERT_TRUE(got.ok()) << got.status().message();
+  expect_equal(*got, want);
+  EXPECT_TRUE(std::signbit(got->layers[0].k[0].centroids()[3]));
+}
+
+TEST(CodebookFile, RefusesWhatCouldNotBeRead) {
+  const TempFolder folder;
+  Codebook none;
+  EXPECT_EQ(write_codebook(none, folder.file("a")).code(), StatusCode::kInvalidArgument);
+  Codebook wrong_hashes = random_codebook(2, {4, 4}, {4, 4}, 1, 16);
+  wrong_hashes.origin.model_fingerprint.pop_back();
+  EXPECT_EQ(write_codebook(wrong_hashes, folder.file("a")).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(folder.n_files(), 0U);
+}
+
+TEST(CodebookFile, MissingFolderOrFileIsNamed) {
+  const TempFolder folder;
+  const Codebook codebook = random_codebook(1, {4, 4}, {4, 4}, 1, 16);
+  const Status written = write_codebook(codebook, folder.file("none/a.gguf"));
+  EXPECT_EQ(written.code(), StatusCode::kIoError);
+  EXPECT_NE(written.message().find("No such file or directory"), std::string::npos);
+  EXPECT_EQ(read_codebook(folder.file("a.gguf")).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(read_codebook(folder.path()).status().code(), StatusCode::kCorrupt);
+  EXPECT_EQ(read_codebook("/dev/zero").status().code(), StatusCode::kCorrupt);
+  // A device or folder under the name is not replaced by the rename.
+  EXPECT_EQ(write_codebook(codebook, "/dev/full").code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(write_codebook(codebook, folder.path()).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(folder.n_files(), 0U);
+}
+
+TEST(CodebookFile, ReadOnlyFolder) {
+  if (::geteuid() == 0) {
+    GTEST_SKIP() << "root may write anywhere";
+  }
+  const TempFolder folder;
+  ASSERT_EQ(::chmod(folder.path().c_str(), 0500), 0);
+  const Status written =
+      write_codebook(random_codebook(1, {4, 4}, {4, 4}, 1, 16), folder.file("a.gguf"));
+  ASSERT_EQ(::chmod(folder.path().c_str(), 0700), 0);
+  EXPECT_EQ(written.code(), StatusCode::kIoError);
+  EXPECT_NE(written.message().find("Permission denied"), std::string::npos);
+}
+
+// A limit on the size of files makes write() fail in the middle, as a full disk does.
+TEST(CodebookFile, FailedWriteKeepsTheOldFile) {
+  const TempFolder folder;
+  const std::string path = folder.file("a.gguf");
+  ASSERT_TRUE(write_codebook(random_codebook(1, {4, 4}, {4, 4}, 1, 16), path).ok());
+  const std::string before = contents(path);
+  const Codebook large = random_codebook(2, {8, 8}, {8, 8}, 3, 64);
+  rlimit old_limit = {};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old_limit), 0);
+  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
+  for (const rlim_t limit : {0U, 1U, 1000U, 100000U}) {
+    rlimit new_limit = old_limit;
+    new_limit.rlim_cur = limit;
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &new_limit), 0);
+    const Status written = write_codebook(large, path);
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &old_limit), 0);
+    EXPECT_EQ(written.code(), StatusCode::kResourceExhausted) << limit;
+    EXPECT_NE(written.message().find(path), std::string::npos);
+    EXPECT_EQ(folder.n_files(), 1U) << limit;
+    EXPECT_EQ(contents(path), before) << limit;
+  }
+  std::signal(SIGXFSZ, old_handler);
+}
+
+TEST(CodebookFile, FullDisk) {
+  const TempFolder folder;
+  if (::mount("tmpfs", folder.path().c_str(), "tmpfs", 0, "size=64k") != 0) {
+    GTEST_SKIP() << "cannot mount a small disk here; FailedWriteKeepsTheOldFile stands in";
+  }
+  const std::string path = folder.file("a.gguf");
+  const Codebook small = random_codebook(1, {4, 4}, {4, 4}, 1, 16);
+  const Status first = write_codebook(small, path);
+  const Status full = write_codebook(random_codebook(2, {8, 8}, {8, 8}, 3, 64), path);
+  const auto kept = read_codebook(path);
+  const std::size_t n_files = folder.n_files();
+  ::umount(folder.path().c_str());
+  EXPECT_TRUE(first.ok()) << first.message();
+  EXPECT_EQ(full.code(), StatusCode::kResourceExhausted);
+  EXPECT_NE(full.message().find("No space left on device"), std::string::npos);
+  ASSERT_TRUE(kept.ok()) << kept.status().message();
+  expect_equal(*kept, small);
+  EXPECT_EQ(n_files, 1U);
+}
+
+}  // namespace
+}  // namespace cqkv

@@ -1,0 +1,359 @@
+// The device through ggml's scheduler, on graphs of the shape that llama.cpp
+// builds: that coded attention is what the codec says, that nothing depends on how
+// tokens are batched, and that whatever cannot be served is refused with a reason.
+// Not here: kernels (tests/attention), whole programs (tests/e2e).
+#include <cmath>
+
+#include "core/half.h"
+#include "device/device_fixture.h"
+
+namespace cqkv::device {
+namespace {
+
+constexpr CodecSpec k1Bit{8, 8};
+constexpr CodecSpec k2Bit{4, 8};
+constexpr CodecSpec kExact{};
+
+void expect_same(const std::vector<float>& got, const std::vector<float>& want) {
+  ASSERT_FALSE(got.empty()) << Backend::get().last_error();
+  ASSERT_EQ(got, want);
+}
+
+double relative_distance(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double difference = 0;
+  double norm = 0;
+  for (std::size_t i = 0; i < a.size() && i < b.size(); i++) {
+    difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+    norm += static_cast<double>(b[i]) * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+// The result of the same rows in a plain cache, whose operations ggml's CPU backend runs.
+std::vector<float> plain_result(const CacheShape& shape, const Tokens& tokens) {
+  EXPECT_EQ(Backend::get().set_codebook(""), "");
+  TestCache cache(shape);
+  return cache.evaluate(tokens);
+}
+
+TEST(Device, LoadsAndNamesItself) {
+  ASSERT_NE(Backend::get().registry, nullptr);
+  EXPECT_STREQ(ggml_backend_dev_name(Backend::get().device), "CQ0");
+  EXPECT_EQ(ggml_backend_dev_type(Backend::get().device), GGML_BACKEND_DEVICE_TYPE_GPU);
+  ggml_backend_dev_props props;
+  ggml_backend_dev_get_props(Backend::get().device, &props);
+  EXPECT_TRUE(props.caps.mmap_support) << "or the host reads its weights instead of mapping them";
+}
+
+TEST(Device, ComputesNothingButTheCache) {
+  const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 8, nullptr, true}));
+  ggml_tensor* weight = ggml_new_tensor_2d(context.get(), GGML_TYPE_F16, 64, 64);
+  ggml_tensor* x = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, 64, 4);
+  EXPECT_FALSE(ggml_backend_dev_supports_op(Backend::get().device,
+                                            ggml_mul_mat(context.get(), weight, x)));
+  EXPECT_FALSE(ggml_backend_dev_supports_op(Backend::get().device, ggml_add(context.get(), x, x)));
+}
+
+TEST(Device, CodedBufferIsSmallerThanNominal) {
+  const CacheShape shape;
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k2Bit, shape.n_kv_heads, shape.head_dim, 1),
+               "size");
+  const TestCache cache(shape);
+  ASSERT_TRUE(cache.ok());
+  const std::size_t channels = 128;
+  const std::size_t codes = shape.n_layers * 256 * (channels / 8 + channels / 4);
+  EXPECT_EQ(cache.buffer_size(), codes + 256 * sizeof(std::int32_t));
+  EXPECT_EQ(Backend::get().cache_bytes(), cache.buffer_size());
+  EXPECT_LT(cache.buffer_size(), shape.n_layers * 2 * 256 * channels * 2);
+}
+
+// A codebook whose centroids are the rows themselves loses nothing: attention on
+// codes must then be attention on the rows, which only rounding separates.
+TEST(Device, LosslessCodebookGivesExactAttention) {
+  for (const int rope_mode : {0, 2}) {
+    CacheShape shape;
+    shape.rope_mode = rope_mode;
+    const Tokens tokens = run_of_tokens(0, 16);
+    const std::vector<float> want = plain_result(shape, tokens);
+    // 1c12b: 4096 levels a channel, here a fine grid of +-5.
+    Codebook grid = random_codebook(shape.n_layers, {1, 12}, {1, 12}, shape.n_kv_heads,
+                                    shape.head_dim, 1);
+    for (auto& layer : grid.layers) {
+      for (auto* side : {&layer.k, &layer.v}) {
+        std::vector<float> levels(static_cast<std::size_t>(128) * 4096);
+        for (std::size_t i = 0; i < levels.size(); i++) {
+          levels[i] = static_cast<float>(static_cast<int>(i % 4096) - 2048) / 400.0F;
+        }
+        *side = {*TensorCodebook::create({1, 12}, shape.n_kv_heads, shape.head_dim, levels)};
+      }
+    }
+    use_codebook(grid, "grid");
+    TestCache cache(shape);
+    ASSERT_TRUE(cache.ok());
+    // A step of 1/400 has an error of 7e-4 rms; the plain cache rounds to 16 bits.
+    EXPECT_LT(relative_distance(cache.evaluate(tokens), want), 3e-3) << "mode " << rope_mode;
+  }
+}
+
+TEST(Device, UncodedModeIsTheHostsOwnAttention) {
+  const CacheShape shape;
+  const Tokens tokens = run_of_tokens(0, 40);
+  const std::vector<float> one = plain_result(shape, tokens);
+  ASSERT_FALSE(one.empty());
+  // The same graph on the CPU alone, caches in host memory.
+  CacheShape other = shape;
+  other.n_layers = 1;
+  const std::vector<float> first_layer = plain_result(other, tokens);
+  ASSERT_EQ(std::vector<float>(one.begin(), one.begin() + first_layer.size()), first_layer);
+}
+
+class BatchInvariance : public ::testing::TestWithParam<std::pair<CodecSpec, CodecSpec>> {};
+
+TEST_P(BatchInvariance, DoesNotDependOnBatchesOrThreads) {
+  const CacheShape shape;
+  const auto [k, v] = GetParam();
+  use_codebook(random_codebook(shape.n_layers, k, v, shape.n_kv_heads, shape.head_dim, 2), "batch");
+  const int n = 200;
+  TestCache whole(shape);
+  const std::vector<float> want = whole.evaluate(run_of_tokens(0, n));
+  ASSERT_FALSE(want.empty()) << Backend::get().last_error();
+  const std::size_t per_token = static_cast<std::size_t>(shape.n_heads) * shape.head_dim;
+  for (const int step : {1, 7, 64, 150}) {
+    for (const int n_threads : {1, 3}) {
+      TestCache cache(shape, n_threads);
+      for (int first = 0; first < n; first += step) {
+        const int count = std::min(step, n - first);
+        const std::vector<float> part = cache.evaluate(run_of_tokens(first, count));
+        ASSERT_EQ(part.size(), shape.n_layers * count * per_token);
+        for (int layer = 0; layer < shape.n_layers; layer++) {
+          const auto got = part.begin() + static_cast<std::ptrdiff_t>(layer * count * per_token);
+          const auto expected =
+              want.begin() + static_cast<std::ptrdiff_t>((layer * n + first) * per_token);
+          ASSERT_TRUE(std::equal(got, got + static_cast<std::ptrdiff_t>(count * per_token), expected))
+              << "batches of " << step << ", " << n_threads << " threads, layer " << layer;
+        }
+      }
+      for (int layer = 0; layer < shape.n_layers; layer++) {
+        for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+          if (!(kind == KvKind::kKey ? k : v).exact()) {
+            ASSERT_EQ(cache.save(kind, layer, 0, n), whole.save(kind, layer, 0, n));
+          }
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Configs, BatchInvariance,
+                         ::testing::Values(std::pair{k1Bit, k1Bit}, std::pair{k2Bit, k1Bit},
+                                           std::pair{CodecSpec{8, 10}, CodecSpec{2, 4}}));
+
+TEST(Device, OneSideMayBeExact) {
+  const CacheShape shape;
+  const Tokens tokens = run_of_tokens(0, 70);
+  const std::vector<float> plain = plain_result(shape, tokens);
+  for (const auto& [k, v] : {std::pair{k2Bit, kExact}, std::pair{kExact, k2Bit}}) {
+    use_codebook(random_codebook(shape.n_layers, k, v, shape.n_kv_heads, shape.head_dim, 3), "half");
+    TestCache cache(shape);
+    ASSERT_TRUE(cache.ok()) << Backend::get().last_error();
+    const std::vector<float> got = cache.evaluate(tokens);
+    ASSERT_FALSE(got.empty()) << Backend::get().last_error();
+    const double distance = relative_distance(got, plain);
+    EXPECT_GT(distance, 1e-3) << "one side is coded";
+    EXPECT_LT(distance, 1.5);
+  }
+}
+
+TEST(Device, StreamsAreIndependentAndCopied) {
+  CacheShape shape;
+  shape.n_streams = 2;
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 4),
+               "streams");
+  CacheShape single = shape;
+  single.n_streams = 1;
+  TestCache alone(single);
+  alone.evaluate(run_of_tokens(0, 50));
+  const std::vector<float> want = alone.evaluate(run_of_tokens(50, 3));
+
+  TestCache cache(shape);
+  Tokens second = run_of_tokens(0, 80, 99);  // other rows in stream 1
+  for (auto& cell : second.cells) {
+    cell += shape.n_cells;
+  }
+  cache.evaluate(run_of_tokens(0, 50));
+  cache.evaluate(second, 1);
+  cache.copy_stream(0, 1);
+  Tokens more = run_of_tokens(50, 3);
+  for (auto& cell : more.cells) {
+    cell += shape.n_cells;
+  }
+  expect_same(cache.evaluate(more, 1), want);
+  expect_same(cache.evaluate(run_of_tokens(50, 3), 0), want);
+}
+
+TEST(Device, SavedRowsRestoreIntoOtherCells) {
+  const CacheShape shape;
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k2Bit, shape.n_kv_heads, shape.head_dim, 5),
+               "save");
+  TestCache original(shape);
+  original.evaluate(run_of_tokens(0, 64));
+  TestCache restored(shape);
+  for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+    for (int layer = 0; layer < shape.n_layers; layer++) {
+      restored.restore(kind, layer, 64, original.save(kind, layer, 0, 64));
+      EXPECT_EQ(restored.save(kind, layer, 64, 64), original.save(kind, layer, 0, 64));
+    }
+  }
+  for (int i = 0; i < 64; i++) {
+    restored.positions_of_cells()[static_cast<std::size_t>(64 + i)] = i;
+  }
+  Tokens next = run_of_tokens(64, 4);
+  const std::vector<float> want = original.evaluate(next);
+  for (auto& cell : next.cells) {
+    cell += 64;
+  }
+  // Both in whole blocks, so that not even the order of sums differs.
+  expect_same(restored.evaluate(next), want);
+}
+
+TEST(Device, StateOfAnotherCodebookIsRefusedWhenUsed) {
+  const CacheShape shape;
+  const auto book = [&](std::uint64_t seed) {
+    return random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, seed);
+  };
+  use_codebook(book(6), "one");
+  TestCache original(shape);
+  original.evaluate(run_of_tokens(0, 8));
+  const std::vector<std::uint8_t> rows = original.save(KvKind::kKey, 0, 0, 8);
+  use_codebook(book(7), "other");
+  TestCache cache(shape);
+  cache.evaluate(run_of_tokens(0, 8));
+  cache.restore(KvKind::kKey, 0, 0, rows);
+  EXPECT_NE(Backend::get().last_error().find("codebook"), std::string::npos);
+  EXPECT_TRUE(cache.evaluate(run_of_tokens(8, 1)).empty());
+  EXPECT_NE(Backend::get().last_error().find("process the prompt again"), std::string::npos);
+  cache.clear();
+  EXPECT_FALSE(cache.evaluate(run_of_tokens(0, 8)).empty()) << "a cleared cache works again";
+}
+
+TEST(Device, PlainStateIsRefusedAndEmptyRowsAreEmpty) {
+  const CacheShape shape;
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 8),
+               "plain");
+  TestCache cache(shape);
+  cache.evaluate(run_of_tokens(0, 4));
+  const std::vector<std::uint8_t> empty = cache.save(KvKind::kKey, 0, 4, 1);
+  EXPECT_EQ(empty, std::vector<std::uint8_t>(256, 0));
+  std::vector<std::uint8_t> data(256, 0x3C);
+  cache.restore(KvKind::kValue, 1, 3, data);
+  EXPECT_TRUE(cache.evaluate(run_of_tokens(4, 1)).empty());
+}
+
+TEST(Device, ShiftMovesPositionsOnly) {
+  const CacheShape shape;
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 9),
+               "shift");
+  // Rows depend on seed and position; so store at shifted positions with rows of the
+  // original ones by shifting there and back.
+  TestCache straight(shape);
+  straight.evaluate(run_of_tokens(0, 100));
+  TestCache shifted(shape);
+  shifted.evaluate(run_of_tokens(0, 100));
+  std::vector<std::int32_t> up(256, 0);
+  std::fill(up.begin(), up.begin() + 100, 1000);
+  ASSERT_TRUE(shifted.shift(up));
+  for (auto& amount : up) {
+    amount = -amount;
+  }
+  ASSERT_TRUE(shifted.shift(up));
+  EXPECT_EQ(shifted.save(KvKind::kKey, 1, 0, 100), straight.save(KvKind::kKey, 1, 0, 100));
+  expect_same(shifted.evaluate(run_of_tokens(100, 2)), straight.evaluate(run_of_tokens(100, 2)));
+}
+
+// What RoPE promises: only differences of positions matter, so shifting all tokens
+// and the queries alike changes nothing but rounding.
+TEST(Device, ShiftKeepsRelativePositions) {
+  CacheShape shape;
+  shape.n_layers = 1;
+  use_codebook(random_codebook(1, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 10), "relative");
+  const auto result = [&](int offset) {
+    TestCache cache(shape);
+    cache.evaluate(run_of_tokens(0, 100));
+    EXPECT_TRUE(cache.shift(std::vector<std::int32_t>(256, offset)));
+    Tokens query = run_of_tokens(100, 1);
+    query.row_ids = query.positions;
+    query.positions[0] += offset;
+    return cache.evaluate(query);
+  };
+  const std::vector<float> want = result(0);
+  ASSERT_FALSE(want.empty());
+  EXPECT_LT(relative_distance(result(37), want), 1e-5);
+  EXPECT_LT(relative_distance(result(1000), want), 1e-4) << "f32 angles of ggml's query";
+}
+
+TEST(Device, RefusesWhatItCannotServe) {
+  const auto refused = [](CacheShape shape, const std::string& want) {
+    use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 11),
+                 "refuse");
+    TestCache cache(shape);
+    ASSERT_TRUE(cache.ok());
+    EXPECT_TRUE(cache.evaluate(run_of_tokens(0, 4)).empty());
+    EXPECT_NE(Backend::get().last_error().find(want), std::string::npos)
+        << "got: " << Backend::get().last_error();
+    // A refusal of one graph must not stick to the next.
+    CacheShape fine;
+    TestCache next(fine);
+    EXPECT_FALSE(next.evaluate(run_of_tokens(0, 4)).empty());
+  };
+  CacheShape shape;
+  shape.softcap = 30.0F;
+  refused(shape, "softcapping");
+  shape = {};
+  shape.max_bias = 8.0F;
+  refused(shape, "ALiBi");
+  shape = {};
+  shape.flash_attention = false;
+  refused(shape, "-fa on");
+  shape = {};
+  shape.rope_mode = 8;
+  refused(shape, "mode 8");
+  shape = {};
+  shape.norm_after_rope = true;
+  refused(shape, "follows the rotary embedding");
+}
+
+TEST(Device, RefusesQuantizedCacheTypes) {
+  CacheShape shape;
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 12),
+               "type");
+  shape.type = GGML_TYPE_Q8_0;
+  const TestCache cache(shape);
+  EXPECT_FALSE(cache.ok());
+  EXPECT_NE(Backend::get().last_error().find("q8_0, want f16"), std::string::npos);
+}
+
+TEST(Device, HeadSizeOfAnotherModelIsRefused) {
+  CacheShape shape;  // 2 heads of 64; the codebook has the same width, 4 heads of 32
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, 4, 32, 13), "heads");
+  TestCache cache(shape);
+  EXPECT_TRUE(cache.evaluate(run_of_tokens(0, 2)).empty());
+  EXPECT_NE(Backend::get().last_error().find("head size 32, the model's is 64"), std::string::npos)
+      << Backend::get().last_error();
+}
+
+TEST(Device, CodebookOfAnotherShapeIsNotUsed) {
+  const CacheShape shape;
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, 3, 64, 14), "shape");
+  TestCache cache(shape);
+  EXPECT_EQ(cache.buffer_size(), shape.n_layers * 2 * 256 * 256U);
+  EXPECT_EQ(cache.evaluate(run_of_tokens(0, 9)), plain_result(shape, run_of_tokens(0, 9)));
+}
+
+TEST(Device, MissingOrBrokenCodebookIsAnError) {
+  EXPECT_NE(Backend::get().set_codebook("/nonexistent/book.gguf"), "");
+  EXPECT_EQ(Backend::get().set_codebook(""), "");
+}
+
+}  // namespace
+}  // namespace cqkv::device

@@ -1,0 +1,54 @@
+// Small codebooks with random centroids, for tests.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cqkv/codebook.h"
+
+#include "core/rng.h"
+
+namespace cqkv::testing {
+
+inline TensorCodebook random_tensor(CodecSpec spec, int n_kv_heads, int head_dim,
+                                    std::uint64_t seed) {
+  Rng rng(seed);
+  std::vector<float> values(static_cast<std::size_t>(n_kv_heads) * head_dim * spec.n_centroids());
+  for (auto& value : values) {
+    value = static_cast<float>(rng.normal());
+  }
+  return TensorCodebook::create(spec, n_kv_heads, head_dim, std::move(values)).value();
+}
+
+/// All layers alike; an exact spec leaves its side empty.
+inline Codebook random_codebook(int n_layers, CodecSpec k, CodecSpec v, int n_kv_heads,
+                                int head_dim) {
+  Codebook codebook;
+  codebook.origin.name = "random " + k.name() + " " + v.name();
+  codebook.origin.architecture = "llama";
+  codebook.origin.model_name = "a model";
+  codebook.origin.license = "mit";
+  codebook.origin.weighting = "uniform";
+  codebook.origin.tool_version = "0";
+  codebook.origin.datasets = {"one.txt", "two.jsonl"};
+  codebook.origin.n_tokens = 32768;
+  codebook.origin.ctx_size = 2048;
+  codebook.origin.seed = 0xFEDCBA9876543210ULL;
+  for (int il = 0; il < n_layers; il++) {
+    LayerCodebook layer;
+    if (!k.exact()) {
+      layer.k.push_back(random_tensor(k, n_kv_heads, head_dim, 2ULL * il));
+    }
+    if (!v.exact()) {
+      layer.v.push_back(random_tensor(v, n_kv_heads, head_dim, 2ULL * il + 1));
+    }
+    codebook.layers.push_back(std::move(layer));
+    codebook.origin.model_fingerprint.push_back(0xABCDEF0000000000ULL + il);
+  }
+  return codebook;
+}
+
+}  // namespace cqkv::testing
