@@ -13,8 +13,10 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "kernels/dispatch.h"
 
@@ -43,33 +45,27 @@ int round_up(int n, int multiple) {
 // Memory that grows, aligned for vectors; contents are lost when it grows.
 class AlignedBuffer {
  public:
-  AlignedBuffer() = default;
-  AlignedBuffer(const AlignedBuffer&) = delete;
-  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
-
-  ~AlignedBuffer() { release(); }
-
   bool reserve(std::size_t bytes) {
     if (bytes <= size_) {
       return true;
     }
-    release();
-    data_ = static_cast<std::uint8_t*>(
-        ::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow));
+    data_.reset();  // before the new one, so that both need not fit
+    data_.reset(static_cast<std::uint8_t*>(
+        ::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow)));
     size_ = data_ == nullptr ? 0 : bytes;
     return data_ != nullptr;
   }
 
-  std::uint8_t* data() { return data_; }
+  std::uint8_t* data() { return data_.get(); }
 
  private:
-  void release() {
-    ::operator delete (data_, std::align_val_t{kAlignment});
-    data_ = nullptr;
-    size_ = 0;
-  }
+  struct Deleter {
+    void operator()(std::uint8_t* data) const {
+      ::operator delete (data, std::align_val_t{kAlignment});
+    }
+  };
 
-  std::uint8_t* data_ = nullptr;
+  std::unique_ptr<std::uint8_t, Deleter> data_;
   std::size_t size_ = 0;
 };
 
@@ -120,7 +116,8 @@ struct SoftmaxState {
 // How a call is cut.
 struct Plan {
   int heads_per_kv = 0;
-  int channels_v = 0;  // head_dim_v padded
+  int channels_v = 0;    // head_dim_v padded
+  int value_stride = 0;  // a row of the values' tile
   int tile_queries = 0;
   int tile_rows = 0;
   int n_tiles = 0;
@@ -145,6 +142,7 @@ struct Plan {
 Plan::Plan(const AttentionCall& call, int n_threads)
     : heads_per_kv(call.n_heads / call.n_kv_heads),
       channels_v(round_up(call.head_dim_v, kernels::kChannelLanes)),
+      value_stride(channels_v + kernels::kChannelLanes),
       tile_queries(std::clamp(kTileRows / heads_per_kv, 1, call.n_queries)),
       tile_rows(tile_queries * heads_per_kv),
       n_tiles((call.n_queries + tile_queries - 1) / tile_queries),
@@ -171,7 +169,7 @@ struct Scratch {
   float* scores = nullptr;   // [tile_rows, 64]
   float* rescale = nullptr;  // [tile_rows]
   float* keys = nullptr;     // [head_dim_k, 64]
-  float* values = nullptr;   // [64, channels_v]
+  float* values = nullptr;   // [64, value_stride]
   float* rows = nullptr;     // [64, head_dim_k], plain keys before transposition
   float* mask = nullptr;     // [tile_queries, 64]
   float* cosines = nullptr;  // [head_dim_k / 2, 64]
@@ -187,7 +185,7 @@ struct Scratch {
     scores = carver.take<float>(static_cast<std::size_t>(plan.tile_rows) * kBlockCells);
     rescale = carver.take<float>(plan.tile_rows);
     keys = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
-    values = carver.take<float>(static_cast<std::size_t>(plan.channels_v) * kBlockCells);
+    values = carver.take<float>(static_cast<std::size_t>(plan.value_stride) * kBlockCells);
     rows = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
     mask = carver.take<float>(static_cast<std::size_t>(plan.tile_queries) * kBlockCells);
     cosines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
@@ -367,7 +365,8 @@ void Operator::load_mask(const Part& part, std::size_t cell, int n_cells, float*
   }
 }
 
-// Cells that no query sees may hold any position, so they get one that is cheap.
+// Cells that no query sees may hold any position. They get the one that they would have
+// in a block of consecutive ones, which RopeTable does fastest.
 void Operator::load_angles(const Part& part, std::size_t cell, int n_cells,
                            const Scratch& scratch) const {
   float highest[kBlockCells];
@@ -378,9 +377,14 @@ void Operator::load_angles(const Part& part, std::size_t cell, int n_cells,
       highest[t] = std::max(highest[t], row[t]);
     }
   }
+  int first_seen = 0;
+  while (first_seen < kBlockCells - 1 && !(highest[first_seen] > kMinusInfinity)) {
+    first_seen++;
+  }
+  const std::int32_t known = call_.positions[cell + std::min(first_seen, n_cells - 1)];
   for (int t = 0; t < kBlockCells; t++) {
-    const bool seen = t < n_cells && highest[t] > kMinusInfinity;
-    scratch.positions[t] = seen ? call_.positions[cell + t] : 0;
+    const bool seen = highest[t] > kMinusInfinity;
+    scratch.positions[t] = seen ? call_.positions[cell + t] : (known & ~(kBlockCells - 1)) + t;
   }
   call_.rope->block(scratch.positions, scratch.cosines, scratch.sines);
 }
@@ -437,7 +441,7 @@ void Operator::load_keys(int kv_head, int block, const Scratch& scratch) const {
 }
 
 void Operator::load_values(int kv_head, int block, const Scratch& scratch) const {
-  const auto stride = static_cast<std::size_t>(plan_.channels_v);
+  const auto stride = static_cast<std::size_t>(plan_.value_stride);
   const TensorCodebook* codebook = call_.v.codebook;
   if (codebook == nullptr) {
     load_plain(call_.v, kv_head, block, call_.head_dim_v, scratch.values, stride);
@@ -472,9 +476,9 @@ void Operator::run_range(const Part& part, int range, const Scratch& scratch) co
       kernel_.softmax_rows(scratch.scores, part.n_rows, call_.scale, scratch.mask,
                            plan_.heads_per_kv, state.maxima, state.sums, scratch.rescale);
       load_values(part.first_kv + kv, block, scratch);
-      kernel_.accumulate_rows(scratch.scores, part.n_rows, scratch.values, plan_.channels_v,
-                              scratch.rescale, state.out,
-                              static_cast<std::size_t>(plan_.channels_v));
+      kernel_.accumulate_rows(
+          scratch.scores, part.n_rows, scratch.values, static_cast<std::size_t>(plan_.value_stride),
+          plan_.channels_v, scratch.rescale, state.out, static_cast<std::size_t>(plan_.channels_v));
     }
   }
 }
@@ -509,7 +513,7 @@ void Operator::run_task(int task, int thread) {
   const Part part = part_of(tile, group * plan_.kv_per_task, plan_.kv_per_task);
   Scratch scratch = scratch_of(thread);
   // Padded channels of the values take part in the sums: they must be finite.
-  std::fill_n(scratch.values, static_cast<std::size_t>(plan_.channels_v) * kBlockCells, 0.0F);
+  std::fill_n(scratch.values, static_cast<std::size_t>(plan_.value_stride) * kBlockCells, 0.0F);
   gather_queries(part, scratch);
   if (plan_.split_ranges) {
     if (sees_range(tile, slice)) {

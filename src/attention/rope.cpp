@@ -72,13 +72,23 @@ struct PairPlace {
 };
 
 std::size_t padded_pairs(const RopeParams& params) {
-  const int lanes = kernels::kPairLanes;
-  return static_cast<std::size_t>((params.n_dims / 2 + lanes - 1) / lanes * lanes);
+  const std::size_t lanes = kernels::kPairLanes;
+  return (static_cast<std::size_t>(params.n_dims) / 2 + lanes - 1) / lanes * lanes;
 }
 
 // p = 64 h + l with 0 <= l < 64, also for p < 0.
 std::int64_t high_of(std::int64_t position) {
   return (position >= 0 ? position : position - (kBlockCells - 1)) / kBlockCells;
+}
+
+// Positions 64 h, 64 h + 1, ...: one sequence in its own cells.
+bool is_whole_block(const std::int32_t* positions) {
+  for (int t = 0; t < kBlockCells; t++) {
+    if (positions[t] != positions[0] + t) {
+      return false;
+    }
+  }
+  return positions[0] % kBlockCells == 0;
 }
 
 // One row of a table: cosines, then sines, of frequency * position.
@@ -202,9 +212,16 @@ RopeTable::RopeTable(const RopeParams& params)
     : params_(params),
       frequencies_(RopeFrequencies::of(params)),
       n_padded_(padded_pairs(params)),
+      low_run_(static_cast<std::size_t>(params.n_dims) * kBlockCells),
       low_(kBlockCells * 2 * n_padded_) {
+  const int n_pairs = params.n_dims / 2;
   for (int l = 0; l < kBlockCells; l++) {
-    table_row(frequencies_, l, frequencies_.magnitude, n_padded_, low_.data() + l * 2 * n_padded_);
+    float* row = low_.data() + l * 2 * n_padded_;
+    table_row(frequencies_, l, frequencies_.magnitude, n_padded_, row);
+    for (int i = 0; i < n_pairs; i++) {
+      low_run_[i * kBlockCells + l] = row[i];
+      low_run_[(n_pairs + i) * kBlockCells + l] = row[n_padded_ + i];
+    }
   }
 }
 
@@ -226,6 +243,12 @@ void RopeTable::reserve(std::int32_t n_positions) {
 void RopeTable::block(const std::int32_t* positions, float* cosines, float* sines) const {
   const std::size_t row_floats = 2 * n_padded_;
   const auto n_high = static_cast<std::int64_t>(high_.size() / row_floats);
+  const std::int64_t first_high = high_of(positions[0]);
+  if (is_whole_block(positions) && first_high >= 0 && first_high < n_high) {
+    kernels::active().combine_run(low_run_.data(), high_.data() + first_high * row_floats,
+                                  params_.n_dims / 2, cosines, sines);
+    return;
+  }
   const float* low[kBlockCells];
   const float* high[kBlockCells];
   bool all_in_table = true;

@@ -82,9 +82,10 @@ class RopeTable {
 
   RopeParams params_;
   RopeFrequencies frequencies_;
-  std::size_t n_padded_;     // n_dims / 2 rounded up to kPairLanes
-  std::vector<float> low_;   // [64, 2 (cos, sin), n_padded]: angles of l, with the magnitude
-  std::vector<float> high_;  // [n_high, 2, n_padded]: angles of 64 h
+  std::size_t n_padded_;        // n_dims / 2 rounded up to kPairLanes
+  std::vector<float> low_run_;  // [2, n_dims / 2, 64]: low_ by channels
+  std::vector<float> low_;      // [64, 2 (cos, sin), n_padded]: angles of l, with the magnitude
+  std::vector<float> high_;     // [n_high, 2, n_padded]: angles of 64 h
 };
 
 }  // namespace cqkv

@@ -91,9 +91,11 @@ class KmeansSolver::Impl {
   int widest_channel(const std::uint32_t* first, std::size_t n) const;
   void reset_bounds();
   void fill_tables();
-  std::size_t assign();
+  void measure_between();
+  std::size_t assign(bool first);
+  kmeans::AssignArgs assign_args();
   double update();
-  bool fill_empty();
+  int fill_empty();
   void set_travel(const std::vector<float>& old);
   void finish(const KmeansProblem& problem, KmeansResult& result);
   Status iterate(const KmeansOptions& options, KmeansResult& result);
@@ -123,6 +125,7 @@ class KmeansSolver::Impl {
 
   // The start.
   std::vector<float> nearest_;      // [n_blocks * lane]
+  std::vector<float> owner_;        // [n_blocks * lane]
   std::vector<double> chunk_sums_;  // [chunks]
 
   // Centroids; positions from k_ on are padding.
@@ -146,6 +149,7 @@ class KmeansSolver::Impl {
   std::vector<float> upper_;
   std::vector<float> lower_;
   std::vector<float> group_lower_;  // [n, row_groups]
+  std::vector<float> between_;      // [k, row_groups]
 };
 
 // Keeps the points of positive weight; finds their mean, scale and mean weight.
@@ -174,21 +178,25 @@ void KmeansSolver::Impl::prepare(const KmeansProblem& problem, KmeansResult& res
 
   double total = 0;
   mean_.fill(0);
+  std::array<float, kMaxDim> low{};
+  std::array<float, kMaxDim> high{};
+  low.fill(kInfinity);
+  high.fill(-kInfinity);
   for (std::size_t i = 0; i < n_; i++) {
     const double w = original_weight(problem, i);
     const float* x = problem.points + original_[i] * problem.point_stride;
     total += w;
     for (int j = 0; j < problem.dim; j++) {
       mean_[j] += w * static_cast<double>(x[j]);
+      low[j] = std::min(low[j], x[j]);
+      high[j] = std::max(high[j], x[j]);
     }
   }
   double largest = 0;
   for (int j = 0; j < problem.dim; j++) {
     mean_[j] /= total;
-    for (std::size_t i = 0; i < n_; i++) {
-      const float x = problem.points[original_[i] * problem.point_stride + j];
-      largest = std::max(largest, std::abs(static_cast<double>(x) - mean_[j]));
-    }
+    largest = std::max(
+        {largest, mean_[j] - static_cast<double>(low[j]), static_cast<double>(high[j]) - mean_[j]});
   }
   mean_weight_ = total / static_cast<double>(n_);
   scale_ = largest > 0 ? std::exp2(std::ceil(std::log2(largest))) : 1;
@@ -265,6 +273,7 @@ std::size_t KmeansSolver::Impl::draw(Rng& rng, double total) const {
 void KmeansSolver::Impl::start(Rng& rng, KmeansResult& result) {
   const std::size_t n_chunks = round_up(n_blocks_, kmeans::kChunkBlocks) / kmeans::kChunkBlocks;
   nearest_.assign(n_blocks_ * kLanes, 1.0F);
+  owner_.assign(n_blocks_ * kLanes, 0.0F);
   chunk_sums_.assign(n_chunks, 0.0);
   for (std::size_t i = 0; i < n_; i++) {
     chunk_sums_[i / (kmeans::kChunkBlocks * kLanes)] += static_cast<double>(weights_[i]);
@@ -282,11 +291,16 @@ void KmeansSolver::Impl::start(Rng& rng, KmeansResult& result) {
     if (c == 0) {
       nearest_.assign(nearest_.size(), std::numeric_limits<float>::max());
     }
-    kernels_->seed(dim_, {points_.data(), weights_.data(), n_blocks_, centroid(c), nearest_.data(),
-                          chunk_sums_.data()});
+    kernels_->seed(dim_,
+                   {points_.data(), weights_.data(), n_blocks_, centroid(c), static_cast<float>(c),
+                    owner_.data(), nearest_.data(), chunk_sums_.data()});
     total = std::accumulate(chunk_sums_.begin(), chunk_sums_.end(), 0.0);
   }
   result.start_objective = total;
+  assignment_.resize(n_);
+  for (std::size_t i = 0; i < n_; i++) {
+    assignment_[i] = static_cast<std::uint16_t>(owner_[i]);
+  }
 }
 
 // From lanes innermost to channels innermost, block by block in place.
@@ -370,10 +384,7 @@ void KmeansSolver::Impl::reset_bounds() {
   group_travel_.assign(row_groups_, 0.0F);
   upper_.assign(n_, kInfinity);
   lower_.assign(n_, -kInfinity);
-  group_lower_.assign(n_ * row_groups_, kInfinity);
-  for (std::size_t i = 0; i < n_; i++) {
-    std::fill_n(group_lower_.data() + i * row_groups_, n_groups_, -kInfinity);
-  }
+  group_lower_.resize(n_ * row_groups_);
 }
 
 void KmeansSolver::Impl::fill_tables() {
@@ -384,8 +395,38 @@ void KmeansSolver::Impl::fill_tables() {
   }
 }
 
-std::size_t KmeansSolver::Impl::assign() {
+// Distance of each centroid to the others of each group, from the assignment step too:
+// the centroids are the points, each assigned to itself, nothing known of the groups.
+void KmeansSolver::Impl::measure_between() {
+  std::vector<std::uint16_t> self(k_);
+  std::iota(self.begin(), self.end(), std::uint16_t{0});
+  std::vector<float> upper(k_, kInfinity);
+  std::vector<float> lower(k_, -kInfinity);
+  between_.assign(k_ * row_groups_, kInfinity);
+  for (std::size_t c = 0; c < k_; c++) {
+    std::fill_n(between_.data() + c * row_groups_, n_groups_, -kInfinity);
+  }
+  kmeans::AssignArgs args = assign_args();
+  args.points = centroids_.data();
+  args.n_points = k_;
+  args.assignment = self.data();
+  args.upper = upper.data();
+  args.lower = lower.data();
+  args.group_lower = between_.data();
+  kernels_->assign(dim_, args);
+}
+
+std::size_t KmeansSolver::Impl::assign(bool first) {
   fill_tables();
+  if (first) {
+    measure_between();
+  }
+  kmeans::AssignArgs args = assign_args();
+  args.between = first ? between_.data() : nullptr;
+  return kernels_->assign(dim_, args);
+}
+
+kmeans::AssignArgs KmeansSolver::Impl::assign_args() {
   kmeans::AssignArgs args{};
   args.points = points_.data();
   args.n_points = n_;
@@ -400,7 +441,7 @@ std::size_t KmeansSolver::Impl::assign() {
   args.upper = upper_.data();
   args.lower = lower_.data();
   args.group_lower = group_lower_.data();
-  return kernels_->assign(dim_, args);
+  return args;
 }
 
 // Moves centroids to the means of their points; returns the objective then, by
@@ -425,7 +466,7 @@ double KmeansSolver::Impl::update() {
 }
 
 // Moves centroids without points to the points with the largest weighted errors.
-bool KmeansSolver::Impl::fill_empty() {
+int KmeansSolver::Impl::fill_empty() {
   std::vector<std::size_t> empty;
   for (std::size_t c = 0; c < k_; c++) {
     if (counts_[c] == 0) {
@@ -433,7 +474,7 @@ bool KmeansSolver::Impl::fill_empty() {
     }
   }
   if (empty.empty()) {
-    return false;
+    return 0;
   }
   std::vector<std::pair<double, std::size_t>> errors(n_);
   for (std::size_t i = 0; i < n_; i++) {
@@ -447,10 +488,10 @@ bool KmeansSolver::Impl::fill_empty() {
   }
   const std::size_t n = std::min(empty.size(), n_);
   std::partial_sort(errors.begin(), errors.begin() + static_cast<std::ptrdiff_t>(n), errors.end());
-  bool moved = false;
+  int moved = 0;
   for (std::size_t e = 0; e < n && -errors[e].first > kPerfect * spread_; e++) {
     std::copy_n(points_.data() + errors[e].second * dim_, dim_, centroid(empty[e]));
-    moved = true;
+    moved++;
   }
   return moved;
 }
@@ -481,28 +522,32 @@ void KmeansSolver::Impl::set_travel(const std::vector<float>& old) {
 Status KmeansSolver::Impl::iterate(const KmeansOptions& options, KmeansResult& result) {
   std::vector<float> old;
   double objective = result.start_objective;
-  assignment_.assign(n_, 0);
   while (result.iterations < options.max_iterations) {
     if (options.cancelled != nullptr && options.cancelled->load(std::memory_order_relaxed)) {
       return {StatusCode::kCancelled, "k-means: cancelled"};
     }
-    if (result.iterations < 2) {
-      group_centroids();  // Again for the first means: they are far from the start.
-    } else {
+    // The start knows the nearest centroids already. Bounds begin with the first means:
+    // those are far from the start.
+    std::size_t n_changed = n_;
+    if (result.iterations == 1) {
+      group_centroids();
+      n_changed = assign(true);
+    } else if (result.iterations > 1) {
       set_travel(old);
+      n_changed = assign(false);
     }
-    const std::size_t n_changed = assign();
     old = centroids_;
     const double lower = update();
-    const bool refilled = fill_empty();
+    const int n_refilled = fill_empty();
+    result.n_refilled += n_refilled;
     result.iterations++;
     // Rounding of the Huygens sum must not show as a rise.
     const double gain = objective - std::min(objective, lower);
     objective -= gain;
     result.history.push_back(objective);
-    const bool settled = (n_changed == 0 && result.iterations > 1) ||
-                         gain <= options.tolerance * objective || objective <= kPerfect * spread_;
-    if (settled && !refilled) {
+    const bool settled =
+        n_changed == 0 || gain <= options.tolerance * objective || objective <= kPerfect * spread_;
+    if (settled && n_refilled == 0) {
       result.converged = true;
       break;
     }

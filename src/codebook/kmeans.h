@@ -33,13 +33,13 @@ struct KmeansProblem {
 
 struct KmeansOptions {
   int max_iterations = 100;  ///< At least 0; the paper's number.
-  /// Stops when an iteration lowers the objective by less than this share of it.
-  /// Going on from there to 100 iterations gains well under 1 % of the objective.
-  double tolerance = 1e-4;
+  /// Stops when an iteration lowers the objective by no more than this share of it. From
+  /// 1e-4 there is about 0.1 % of the objective left to gain, from 1e-5 next to nothing.
+  double tolerance = 1e-5;
   std::uint64_t seed = 1;
   std::uint64_t stream = 0;                      ///< Problems of one run use different streams.
   const std::atomic<bool>* cancelled = nullptr;  ///< Looked at once an iteration.
-  const kmeans::Kernels* kernels = nullptr;      ///< Null: the best of this processor.
+  const kmeans::Kernels* kernels = nullptr;      ///< Null: those of active_isa().
 };
 
 struct KmeansResult {
@@ -50,8 +50,9 @@ struct KmeansResult {
   /// Weighted squared distance to the weighted mean: the objective of one centroid.
   double spread = 0;
   int iterations = 0;             ///< Iterations done; see `history`.
-  bool converged = false;         ///< Stopped before max_iterations.
+  bool converged = false;         ///< Stopped by itself, not by max_iterations.
   bool uniform_fallback = false;  ///< All weights were zero: taken as all 1.
+  int n_refilled = 0;             ///< Times a centroid without points was moved.
   std::size_t n_points = 0;       ///< Points with a weight above zero.
   std::vector<double> history;    ///< Objective after each iteration; never rises.
 };
@@ -68,12 +69,14 @@ struct KmeansResult {
 /// bounds, which changes no result (Hamerly 2010; Ding et al. 2015, "Yinyang").
 ///
 /// A solver keeps its buffers between problems; one thread at a time may use it.
-/// Memory: about n_points * (4 dim + 14 + 4 * n_groups) bytes with n_groups =
-/// n_centroids / 16 but at least 16 and at most 64.
+/// Memory: about n_points * (4 dim + 26 + 4 * n_groups) bytes; n_groups is 16 up to 256
+/// centroids, 32 to 64 above.
 class KmeansSolver {
  public:
   KmeansSolver();
   ~KmeansSolver();
+  KmeansSolver(const KmeansSolver&) = delete;
+  KmeansSolver& operator=(const KmeansSolver&) = delete;
   KmeansSolver(KmeansSolver&&) noexcept;
   KmeansSolver& operator=(KmeansSolver&&) noexcept;
 
@@ -84,10 +87,10 @@ class KmeansSolver {
   ///   two, weights relative to their mean, so neither large offsets nor weights like
   ///   1e-30 lose precision. Distances in f32; sums, means and objectives in f64. The
   ///   final means are those of the points as given. The same seed and stream give the
-  ///   same bits on one instruction set; across instruction sets rounding differs, and
-  ///   with it, after many iterations, the local minimum found.
-  /// Cost: the start measures n_points * n_centroids distances, the first two iterations
-  ///   as many each, later ones a few per cent of that.
+  ///   same bits on one instruction set, and on AVX2 and AVX-512 alike; the scalar level
+  ///   rounds differently and may, after many iterations, find another local minimum.
+  /// Cost: the start measures n_points * n_centroids distances, the second iteration up to
+  ///   as many, later ones a few per cent of that.
   /// Source: Coupled Quantization (arXiv 2405.03917), section 3.2.1, equations 5 and 6.
   Result<KmeansResult> solve(const KmeansProblem& problem, const KmeansOptions& options);
 
@@ -98,7 +101,7 @@ class KmeansSolver {
 
 namespace kmeans {
 
-/// The kernels in use unless an option names others: the best of this processor.
+/// The kernels in use unless an option names others: those of cqkv::active_isa().
 const Kernels& active_kernels();
 
 /// All compiled levels that this processor can run, best first; the last is scalar.

@@ -26,6 +26,10 @@ inline Lanes splat(float value) {
   return {all, all};
 }
 
+inline Lanes add(Lanes a, Lanes b) {
+  return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+
 inline Lanes subtract(Lanes a, Lanes b) {
   return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
 }
@@ -42,8 +46,18 @@ inline Lanes add_square(Lanes difference, Lanes sum) {
   return add_product(difference, difference, sum);
 }
 
-inline float add_square(float difference, float sum) {
-  return __builtin_fmaf(difference, difference, sum);
+inline Lanes select_below(Lanes a, Lanes b, Lanes c, Lanes d) {
+  return {_mm256_blendv_ps(d.low, c.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
+          _mm256_blendv_ps(d.high, c.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
+}
+
+inline Lanes without(Lanes a, int lane) {
+  const __m256 infinity = _mm256_set1_ps(__builtin_inff());
+  const __m256i all = _mm256_set1_epi32(lane);
+  const __m256i low = _mm256_cmpeq_epi32(all, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256i high = _mm256_cmpeq_epi32(all, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15));
+  return {_mm256_blendv_ps(a.low, infinity, _mm256_castsi256_ps(low)),
+          _mm256_blendv_ps(a.high, infinity, _mm256_castsi256_ps(high))};
 }
 
 inline float root(float value) {

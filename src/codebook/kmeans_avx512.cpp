@@ -21,6 +21,10 @@ inline Lanes splat(float value) {
   return _mm512_set1_ps(value);
 }
 
+inline Lanes add(Lanes a, Lanes b) {
+  return _mm512_add_ps(a, b);
+}
+
 inline Lanes subtract(Lanes a, Lanes b) {
   return _mm512_sub_ps(a, b);
 }
@@ -39,8 +43,14 @@ inline Lanes add_square(Lanes difference, Lanes sum) {
   return add_product(difference, difference, sum);
 }
 
-inline float add_square(float difference, float sum) {
-  return __builtin_fmaf(difference, difference, sum);
+inline Lanes select_below(Lanes a, Lanes b, Lanes c, Lanes d) {
+  return _mm512_mask_mov_ps(d, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), c);
+}
+
+inline Lanes without(Lanes a, int lane) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __mmask16 out = _mm512_cmpeq_epi32_mask(lanes, _mm512_set1_epi32(lane));
+  return _mm512_mask_mov_ps(a, out, _mm512_set1_ps(__builtin_inff()));
 }
 
 inline float root(float value) {

@@ -26,7 +26,9 @@ struct SeedArgs {
   const float* blocks;   ///< [n_blocks, dim, kLanes], the points with lanes innermost.
   const float* weights;  ///< [n_blocks * kLanes]; 0 for padding.
   std::size_t n_blocks;
-  const float* centroid;  ///< [dim].
+  const float* centroid;  ///< [dim], the newest.
+  float index;            ///< Its index: a float, for lanes of one kind.
+  float* owner;           ///< [n_blocks * kLanes], index of the nearest; in and out.
   float* nearest;         ///< [n_blocks * kLanes], squared distance to the nearest; in and out.
   double* chunk_sums;     ///< [ceil(n_blocks / kChunkBlocks)], sum of weight * nearest; out.
 };
@@ -42,6 +44,9 @@ struct AssignArgs {
   std::size_t n_points;
   const float* centroids;  ///< [n_groups * group_size, dim]; padding is infinite.
   const float* tables;     ///< [n_groups * group_size / kLanes, dim, kLanes], the same.
+  /// [n_centroids, row_groups] or null: distance of a centroid to the others of each group.
+  /// If given, bounds start from it (triangle inequality) and `group_lower` is only output.
+  const float* between;
   int group_size;
   int row_groups;                ///< Groups padded to kLanes: the length of a bound row.
   const float* centroid_travel;  ///< Summed movement of each centroid.

@@ -2,20 +2,25 @@
 // including file first defines, in its anonymous namespace, `Lanes` (kLanes floats)
 // and these operations:
 //
-//     load, store, splat, subtract, smaller, add_square(difference, sum),
-//     add_product(a, b, sum), lowest (the least lane), mask_below, mask_equal
-//     (bit l for lane l) and, for single floats, add_square and root.
+//     load, store, splat, add, subtract, smaller, add_square(difference, sum),
+//     add_product(a, b, sum), lowest (the least lane), mask_below and mask_equal (bit l
+//     for lane l), select_below(a, b, c, d) (c where a < b, else d), without (lane l
+//     becomes infinite; any other l: none) and, for single floats, root.
 //
-// No include guard of the usual kind is needed: a file includes this once.
+// Not a header in the usual sense: everything is in an anonymous namespace and compiled
+// with the flags of the including file. No standard containers and no inline functions of
+// others, which the linker could share with baseline code.
 #pragma once
 
+// NOLINTBEGIN(misc-definitions-in-headers): one copy for each level is what is wanted
 namespace cqkv::kmeans {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
-// Distances carry a relative rounding error of at most (dim + 2) * 2^-24. Bounds give
-// way by more than twice that, so that pruning never decides what rounding would.
+// Squared distances carry a relative rounding error of at most (dim + 2) * 2^-24 and
+// distances half of that, 2^-21 with 16 channels. Bounds give way by eight times as much,
+// so that pruning never decides what rounding would.
 constexpr float kSlack = 0x1p-18F;
 
 template <int kDim>
@@ -29,7 +34,10 @@ void seed_dim(const SeedArgs& s) noexcept {
       for (int j = 0; j < kDim; j++) {
         distance = add_square(subtract(load(block + j * kLanes), splat(s.centroid[j])), distance);
       }
-      distance = smaller(distance, load(s.nearest + b * kLanes));
+      const Lanes before = load(s.nearest + b * kLanes);
+      const Lanes owner = load(s.owner + b * kLanes);
+      store(s.owner + b * kLanes, select_below(distance, before, splat(s.index), owner));
+      distance = smaller(distance, before);
       store(s.nearest + b * kLanes, distance);
       sum = add_product(distance, load(s.weights + b * kLanes), sum);
     }
@@ -43,125 +51,213 @@ void seed_dim(const SeedArgs& s) noexcept {
   }
 }
 
-// The nearest centroid found so far for one point.
-struct Best {
-  float squared;
-  float distance;
-  int index;
-};
-
+// The order of the sum is not that of the lanes: callers allow for rounding.
 template <int kDim>
-float squared_distance(const float* x, const float* y) noexcept {
-  float sum = 0;
-  for (int j = 0; j < kDim; j++) {
-    sum = add_square(x[j] - y[j], sum);
+inline float squared_distance(const float* x, const float* y) noexcept {
+  using Four = float __attribute__((vector_size(16)));
+  if constexpr (kDim < 4) {
+    float sum = 0;
+    for (int j = 0; j < kDim; j++) {
+      sum += (x[j] - y[j]) * (x[j] - y[j]);
+    }
+    return sum;
+  } else {
+    Four sum = {0, 0, 0, 0};
+    for (int j = 0; j < kDim; j += 4) {
+      Four a;
+      Four b;
+      __builtin_memcpy(&a, x + j, sizeof(a));
+      __builtin_memcpy(&b, y + j, sizeof(b));
+      sum += (a - b) * (a - b);
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
-  return sum;
 }
 
-// The least of `n` floats; n is a multiple of kLanes.
-inline float least_of(const float* values, int n) noexcept {
-  Lanes least = load(values);
-  for (int i = kLanes; i < n; i += kLanes) {
-    least = smaller(least, load(values + i));
+// The channels of one point, each in all lanes: kept in registers over many groups.
+template <int kDim>
+struct Splatted {
+  explicit Splatted(const float* x) noexcept {
+    for (int j = 0; j < kDim; j++) {
+      channel[j] = splat(x[j]);
+    }
+  }
+
+  Lanes channel[kDim];
+};
+
+// Squared distances to the kLanes centroids of one table block.
+template <int kDim>
+inline Lanes block_distances(const float* block, const Splatted<kDim>& x) noexcept {
+  constexpr int kChains = kDim < 4 ? 1 : 4;
+  Lanes sum[kChains];
+  for (int j = 0; j < kChains; j++) {
+    const Lanes difference = subtract(load(block + j * kLanes), x.channel[j]);
+    sum[j] = add_square(difference, splat(0));
+  }
+  for (int j = kChains; j < kDim; j++) {
+    const Lanes difference = subtract(load(block + j * kLanes), x.channel[j]);
+    sum[j % kChains] = add_square(difference, sum[j % kChains]);
+  }
+  if constexpr (kChains == 1) {
+    return sum[0];
+  } else {
+    return add(add(sum[0], sum[1]), add(sum[2], sum[3]));
+  }
+}
+
+// The least squared distance to group `g`, centroid `excluded` left out.
+template <int kDim>
+inline float group_distance(const AssignArgs& s, const Splatted<kDim>& x, int g,
+                            int excluded) noexcept {
+  const float* table = s.tables + static_cast<std::size_t>(g) * s.group_size * kDim;
+  const int lane = excluded - g * s.group_size;
+  Lanes least = without(block_distances<kDim>(table, x), lane);
+  for (int first = kLanes; first < s.group_size; first += kLanes) {
+    const Lanes block = block_distances<kDim>(table + first * kDim, x);
+    least = smaller(least, without(block, lane - first));
   }
   return lowest(least);
 }
 
-inline int find(const float* values, float value) noexcept {
-  int first = 0;
-  unsigned mask = mask_equal(load(values), value);
-  while (mask == 0) {
-    first += kLanes;
-    mask = mask_equal(load(values + first), value);
-  }
-  return first + __builtin_ctz(mask);
-}
-
-// Measures all centroids of group `g`; updates the best and the bounds `lows`.
+// The first centroid of group `g` whose squared distance is `squared`.
 template <int kDim>
-void visit_group(const AssignArgs& s, const float* x, int g, float* lows, Best& best) noexcept {
-  alignas(64) float squared[kMaxGroupSize];
-  const int size = s.group_size;
-  const float* table = s.tables + static_cast<std::size_t>(g) * size * kDim;
-  Lanes least = splat(kInfinity);
-  for (int first = 0; first < size; first += kLanes) {
-    Lanes sum = splat(0);
-    for (int j = 0; j < kDim; j++) {
-      sum = add_square(subtract(load(table + first * kDim + j * kLanes), splat(x[j])), sum);
+int find_centroid(const AssignArgs& s, const Splatted<kDim>& x, int g, float squared) noexcept {
+  const float* table = s.tables + static_cast<std::size_t>(g) * s.group_size * kDim;
+  for (int first = 0; first < s.group_size; first += kLanes) {
+    const unsigned mask = mask_equal(block_distances<kDim>(table + first * kDim, x), squared);
+    if (mask != 0) {
+      return g * s.group_size + first + __builtin_ctz(mask);
     }
-    store(squared + first, sum);
-    least = smaller(least, sum);
   }
-  const float nearest = lowest(least);
-  const int old_group = best.index / size;
-  if (nearest < best.squared) {
-    if (old_group != g && best.distance < lows[old_group]) {
-      lows[old_group] = best.distance;  // The old best is now one of the others.
-    }
-    const int lane = find(squared, nearest);
-    best = {nearest, root(nearest), g * size + lane};
-    squared[lane] = kInfinity;
-    lows[g] = root(least_of(squared, size));
-  } else if (old_group == g) {
-    squared[best.index % size] = kInfinity;
-    lows[g] = root(least_of(squared, size));
-  } else {
-    lows[g] = root(nearest);
-  }
+  return g * s.group_size;  // Not reached: the sums are the same as when `squared` was found.
 }
 
-// Stores a lower bound so that it is not above the truth when read back later.
-inline Lanes stored_bounds(Lanes lows, Lanes travel) noexcept {
-  const Lanes keep = splat(1 - kSlack);  // A factor, so that infinity stays infinity.
-  return add_product(lows, keep, add_product(travel, keep, splat(0)));
+// Points are taken in tiles and a tile in passes, so that the unforeseeable branch (must
+// this point be measured?) becomes the length of a list.
+constexpr std::size_t kTile = 128;
+
+// The points of a tile still in question.
+struct Tile {
+  std::size_t n;
+  std::size_t point[kTile];
+  float squared[kTile];         // to the own centroid
+  float low[kTile];             // least bound of the groups not in `groups`
+  std::uint64_t groups[kTile];  // whose bounds do not rule them out
+};
+
+inline float stored_upper(float distance, float travel) noexcept {
+  return (distance - travel) + kSlack * (distance + travel);
 }
 
+inline float stored_lower(float distance, float travel) noexcept {
+  return (distance + travel) * (1 - kSlack);  // A factor: infinity stays infinity.
+}
+
+// Lists the points of [first, end) that the bound over all centroids does not settle.
+inline void list_points(const AssignArgs& s, std::size_t first, std::size_t end,
+                        Tile& tile) noexcept {
+  std::size_t n = 0;
+  for (std::size_t i = first; i < end; i++) {
+    const float upper = s.upper[i] + s.centroid_travel[s.assignment[i]];
+    tile.point[n] = i;
+    n += upper >= s.lower[i] - s.travel ? 1 : 0;
+  }
+  tile.n = n;
+}
+
+// Measures the own centroids; keeps the points that the bounds of groups do not settle.
 template <int kDim>
-bool search_point(const AssignArgs& s, std::size_t i) noexcept {
-  alignas(64) float lows[kMaxRowGroups];
-  const float* x = s.points + i * kDim;
-  float* bounds = s.group_lower + i * s.row_groups;
-  const int own = s.assignment[i];
-  Best best{0, 0, own};
-  best.squared = squared_distance<kDim>(x, s.centroids + static_cast<std::size_t>(own) * kDim);
-  best.distance = root(best.squared);
-  bool visited = false;
-  store(lows, subtract(load(bounds), load(s.group_travel)));
-  for (int t = kLanes; t < s.row_groups; t += kLanes) {
-    store(lows + t, subtract(load(bounds + t), load(s.group_travel + t)));
-  }
-  for (int t = 0; t < s.row_groups; t += kLanes) {
-    unsigned mask = mask_below(load(lows + t), best.distance);
-    visited = visited || mask != 0;
-    for (; mask != 0; mask &= mask - 1) {
-      const int g = t + __builtin_ctz(mask);
-      if (lows[g] < best.distance) {
-        visit_group<kDim>(s, x, g, lows, best);
-      }
-    }
-  }
-  if (visited) {
+void measure_own(const AssignArgs& s, Tile& tile) noexcept {
+  std::size_t n = 0;
+  for (std::size_t at = 0; at < tile.n; at++) {
+    const std::size_t i = tile.point[at];
+    const std::size_t own = s.assignment[i];
+    const float squared = squared_distance<kDim>(s.points + i * kDim, s.centroids + own * kDim);
+    const float distance = root(squared);
+    float* bounds = s.group_lower + i * s.row_groups;
+    std::uint64_t groups = 0;
+    Lanes low = splat(kInfinity);
     for (int t = 0; t < s.row_groups; t += kLanes) {
-      store(bounds + t, stored_bounds(load(lows + t), load(s.group_travel + t)));
+      Lanes lows = subtract(load(bounds + t), load(s.group_travel + t));
+      if (s.between != nullptr) {
+        const float* between = s.between + own * s.row_groups;
+        lows = subtract(load(between + t), splat(distance));
+        store(bounds + t, lows);
+      }
+      groups |= static_cast<std::uint64_t>(mask_below(lows, distance)) << t;
+      low = smaller(low, select_below(lows, splat(distance), splat(kInfinity), lows));
     }
+    tile.point[n] = i;
+    tile.squared[n] = squared;
+    tile.low[n] = lowest(low);
+    tile.groups[n] = groups;
+    s.upper[i] = stored_upper(distance, s.centroid_travel[own]);
+    s.lower[i] = stored_lower(tile.low[n], s.travel);
+    n += groups != 0 ? 1 : 0;
   }
-  const float low = least_of(lows, s.row_groups);
-  const float travel = s.centroid_travel[best.index];
-  s.assignment[i] = static_cast<std::uint16_t>(best.index);
-  s.upper[i] = (best.distance - travel) + kSlack * (best.distance + travel);
-  s.lower[i] = (low + s.travel) * (1 - kSlack);
-  return best.index != own;
+  tile.n = n;
+}
+
+// Point `i` leaves its centroid for the one in group `g` at `squared`; returns the least
+// squared distance of the others in that group.
+template <int kDim>
+float move_point(const AssignArgs& s, std::size_t i, int g, float squared,
+                 float own_squared) noexcept {
+  const Splatted<kDim> x(s.points + i * kDim);
+  float* bounds = s.group_lower + i * s.row_groups;
+  const int own_group = s.assignment[i] / s.group_size;
+  const int index = find_centroid<kDim>(s, x, g, squared);
+  const float other = group_distance<kDim>(s, x, g, index);
+  bounds[g] = stored_lower(root(other), s.group_travel[g]);
+  const float own = stored_lower(root(own_squared), s.group_travel[own_group]);
+  bounds[own_group] = own < bounds[own_group] ? own : bounds[own_group];
+  s.assignment[i] = static_cast<std::uint16_t>(index);
+  s.upper[i] = stored_upper(root(squared), s.centroid_travel[index]);
+  return other;
+}
+
+// Measures the groups in question; returns how many points changed centroid.
+template <int kDim>
+std::size_t measure_groups(const AssignArgs& s, const Tile& tile) noexcept {
+  std::size_t changed = 0;
+  for (std::size_t at = 0; at < tile.n; at++) {
+    const std::size_t i = tile.point[at];
+    const Splatted<kDim> x(s.points + i * kDim);
+    float* bounds = s.group_lower + i * s.row_groups;
+    const int own = s.assignment[i];
+    float best = tile.squared[at];
+    float second = kInfinity;  // of those measured, the own among them once it is not best
+    int best_group = -1;
+    for (std::uint64_t groups = tile.groups[at]; groups != 0; groups &= groups - 1) {
+      const int g = __builtin_ctzll(groups);
+      const float squared = group_distance<kDim>(s, x, g, own);
+      bounds[g] = stored_lower(root(squared), s.group_travel[g]);
+      const float larger = best < squared ? squared : best;
+      second = larger < second ? larger : second;
+      best_group = squared < best ? g : best_group;
+      best = squared < best ? squared : best;
+    }
+    if (best_group >= 0) {
+      const float other = move_point<kDim>(s, i, best_group, best, tile.squared[at]);
+      second = other < second ? other : second;
+      changed += s.assignment[i] != own ? 1 : 0;
+    }
+    const float low = root(second);
+    s.lower[i] = stored_lower(low < tile.low[at] ? low : tile.low[at], s.travel);
+  }
+  return changed;
 }
 
 template <int kDim>
 std::size_t assign_dim(const AssignArgs& s) noexcept {
+  Tile tile;
   std::size_t changed = 0;
-  for (std::size_t i = 0; i < s.n_points; i++) {
-    const float upper = s.upper[i] + s.centroid_travel[s.assignment[i]];
-    if (upper >= s.lower[i] - s.travel) {
-      changed += search_point<kDim>(s, i) ? 1 : 0;
-    }
+  for (std::size_t first = 0; first < s.n_points; first += kTile) {
+    const std::size_t end = first + kTile < s.n_points ? first + kTile : s.n_points;
+    list_points(s, first, end, tile);
+    measure_own<kDim>(s, tile);
+    changed += measure_groups<kDim>(s, tile);
   }
   return changed;
 }
@@ -236,3 +332,5 @@ void sum(int dim, const SumArgs& args) noexcept {
 
 }  // namespace
 }  // namespace cqkv::kmeans
+
+// NOLINTEND(misc-definitions-in-headers)

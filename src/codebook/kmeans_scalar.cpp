@@ -34,6 +34,10 @@ Lanes splat(float value) {
   return each_lane([&](int) { return value; });
 }
 
+Lanes add(const Lanes& a, const Lanes& b) {
+  return each_lane([&](int l) { return a.lane[l] + b.lane[l]; });
+}
+
 Lanes subtract(const Lanes& a, const Lanes& b) {
   return each_lane([&](int l) { return a.lane[l] - b.lane[l]; });
 }
@@ -50,8 +54,12 @@ Lanes add_square(const Lanes& difference, const Lanes& sum) {
   return add_product(difference, difference, sum);
 }
 
-float add_square(float difference, float sum) {
-  return sum + difference * difference;
+Lanes select_below(const Lanes& a, const Lanes& b, const Lanes& c, const Lanes& d) {
+  return each_lane([&](int l) { return a.lane[l] < b.lane[l] ? c.lane[l] : d.lane[l]; });
+}
+
+Lanes without(const Lanes& a, int lane) {
+  return each_lane([&](int l) { return l == lane ? __builtin_inff() : a.lane[l]; });
 }
 
 float root(float value) {

@@ -22,7 +22,7 @@ struct Kernels;
 
 struct LearnOptions {
   int max_iterations = 100;
-  double tolerance = 1e-4;  ///< See KmeansOptions.
+  double tolerance = 1e-5;  ///< See KmeansOptions.
   std::uint64_t seed = 1;
   /// Which tensor of the model: 2 * layer, + 1 for values. Group g of the tensor draws
   /// from stream (tensor << 32) + g, so a tensor is learned the same alone or with others.
@@ -30,7 +30,7 @@ struct LearnOptions {
   /// Called after each group with groups done and in all; from any thread, one at a time.
   std::function<void(int done, int total)> progress;
   const std::atomic<bool>* cancelled = nullptr;
-  const kmeans::Kernels* kernels = nullptr;  ///< Null: the best of this processor.
+  const kmeans::Kernels* kernels = nullptr;  ///< Null: those of active_isa().
 };
 
 /// What learning did. Objectives are sums over all groups.

@@ -52,6 +52,11 @@ struct KernelTable {
   void (*combine_angles)(const float* const* low, const float* const* high, int n_pairs,
                          float* cosines, float* sines) noexcept;
 
+  /// The same, to the bit, where low_t is row t of one table and high_t the same for all:
+  /// `low` is [2 (cosines, sines), n_pairs, 64], `high` one row.
+  void (*combine_run)(const float* low, const float* high, int n_pairs, float* cosines,
+                      float* sines) noexcept;
+
   /// Rotates pairs of channels of 64 tokens: (x, y) <- (x c - y s, x s + y c) for i < n_pairs,
   /// where x is channel i * pair_step of `tile`, y the one `partner` channels on, and c and s
   /// are row i of `cosines` and `sines`.
@@ -74,10 +79,11 @@ struct KernelTable {
   void (*softmax_rows)(float* scores, int n_rows, float scale, const float* mask, int rows_per_mask,
                        float* maxima, float* sums, float* rescale) noexcept;
 
-  /// out[r][d] = out[r][d] * rescale[r] + sum over t, ascending, of p[r * 64 + t] * values[t][d].
-  /// `values` is [64, n_channels], n_channels a multiple of kChannelLanes.
-  void (*accumulate_rows)(const float* p, int n_rows, const float* values, int n_channels,
-                          const float* rescale, float* out, std::size_t out_stride) noexcept;
+  /// out[r][d] = out[r][d] * rescale[r] + sum over t, ascending, of p[r * 64 + t] * values[t][d],
+  /// d < n_channels, a multiple of kChannelLanes; values[t] is at values + t * value_stride.
+  void (*accumulate_rows)(const float* p, int n_rows, const float* values, std::size_t value_stride,
+                          int n_channels, const float* rescale, float* out,
+                          std::size_t out_stride) noexcept;
 
   /// Adds partial softmax states of n_rows rows, each (maxima, sums, out [n_channels]), to
   /// others; n_channels is a multiple of kChannelLanes and the stride of both outs. A part

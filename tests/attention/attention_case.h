@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,6 +14,7 @@
 #include "attention/attention.h"
 #include "core/half.h"
 #include "core/rng.h"
+#include "support/exact_buffer.h"
 
 namespace cqkv {
 
@@ -39,27 +39,6 @@ struct AttentionShape {
            std::to_string(head_dim_v) + " q" + std::to_string(n_queries) + " t" +
            std::to_string(n_cells);
   }
-};
-
-/// A heap array of exactly n elements.
-template <typename T>
-class ExactBuffer {
- public:
-  explicit ExactBuffer(std::size_t n = 0) : data_(new T[n]()), size_(n) {}
-
-  T* data() { return data_.get(); }
-
-  const T* data() const { return data_.get(); }
-
-  std::size_t size() const { return size_; }
-
-  T& operator[](std::size_t i) { return data_[i]; }
-
-  const T& operator[](std::size_t i) const { return data_[i]; }
-
- private:
-  std::unique_ptr<T[]> data_;
-  std::size_t size_;
 };
 
 class AttentionCase {

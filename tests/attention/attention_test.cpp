@@ -1,4 +1,6 @@
-// The attention operator against the double reference at every level.
+// The attention operator against the double reference, at every level, over codecs,
+// head sizes, head ratios, numbers of cells and queries, and forms of rope. That
+// results do not depend on how a call is cut is in attention_invariance_test.cpp.
 #include "attention/attention.h"
 
 #include <gtest/gtest.h>
@@ -11,55 +13,219 @@
 namespace cqkv {
 namespace {
 
-// Scores are sums of head_dim products of size about 1 with relative error eps each,
-// plus 4 eps a rotated pair: |ds| <= c head_dim eps |q| |k| scale, here about 1e-5. An
-// error ds of all scores changes the output by at most 2 ds max |v|; with max |v|
-// about 4 and sums of n terms that round, 1e-4 is safe and far below any mistake.
+// Derivation, with q, k, v of standard normal channels. A score is a sum of d products
+// with sum|terms| about 0.64 d, scaled by 1 / sqrt(d); each product carries the sum's
+// d eps / 2 in the worst case and the 4 eps of a rotated pair: for d = 256 at most
+// 256 * 6e-8 * 0.64 * 16 = 1.6e-4, and about a tenth of it since roundings differ in
+// sign. An error ds of the scores moves the output by at most 2 ds max|v - out|, |v| < 5,
+// if all scores are off in the worst way, and by ds / 10 if they are independent.
+// 1e-4 is ten times what occurs; a wrong cell, head or angle gives 1e-2 and more.
 constexpr double kTolerance = 1e-4;
 
-void expect_matches_reference(const AttentionShape& shape, int n_threads) {
-  AttentionCase test(shape, 1);
+struct ShapeCase {
+  std::uint64_t seed = 1;
+  int n_threads = 1;
+};
+
+void expect_matches_reference(const AttentionShape& shape, ShapeCase how = {}) {
+  AttentionCase test(shape, how.seed);
   const std::vector<double> want = reference_attend(test.call());
-  ThreadParallelFor parallel(n_threads);
+  ThreadParallelFor parallel(how.n_threads);
   AttentionWorkspace workspace;
   for (const std::string& isa : supported_isas()) {
     ASSERT_TRUE(force_isa(isa).ok());
+    std::fill(test.out().begin(), test.out().end(), 99.0F);
     const Status status = attend(test.call(), parallel, workspace);
     ASSERT_TRUE(status.ok()) << status.message();
+    double worst = 0;
+    std::size_t worst_at = 0;
     for (std::size_t i = 0; i < want.size(); i++) {
-      ASSERT_NEAR(test.out()[i], want[i], kTolerance) << isa << " " << shape.name() << " at " << i;
+      const double error = std::abs(test.out()[i] - want[i]);
+      if (!(error <= worst)) {  // NaN too
+        worst = error;
+        worst_at = i;
+      }
+    }
+    ASSERT_LT(worst, kTolerance) << isa << ", " << shape.name() << ", seed " << how.seed << ", "
+                                 << how.n_threads << " threads: element " << worst_at << " is "
+                                 << test.out()[worst_at] << ", want " << want[worst_at];
+  }
+}
+
+TEST(Attention, EveryCodecOfInterest) {
+  for (const char* name : {"2c8b", "4c8b", "4c9b", "8c8b", "8c10b", "16c12b", "1c2b", "8c4b",
+                           "16c1b", "2c5b", "1c12b", "exact"}) {
+    AttentionShape shape;
+    shape.k = shape.v = CodecSpec::parse(name).value();
+    shape.heads_per_kv = 3;
+    shape.n_queries = 2;
+    shape.n_cells = 131;
+    if (!shape.k.exact()) {
+      shape.rope = plain_rope(64, RopeMode::kNeox);
+    }
+    expect_matches_reference(shape);
+  }
+}
+
+TEST(Attention, EveryGroupDimAndCodeBits) {
+  for (const int group_dim : {1, 2, 4, 8, 16}) {
+    for (int bits = 1; bits <= kMaxCodeBits; bits++) {
+      AttentionShape shape;
+      shape.k = {group_dim, bits};
+      shape.v = {group_dim, kMaxCodeBits + 1 - bits};
+      shape.n_kv_heads = 1;
+      shape.head_dim_k = shape.head_dim_v = 32;
+      shape.n_cells = 70;
+      shape.rope = plain_rope(32, RopeMode::kNormal);
+      expect_matches_reference(shape);
     }
   }
 }
 
-TEST(Attention, MatchesReferenceForCodes) {
-  AttentionShape shape;
-  shape.rope = plain_rope(64, RopeMode::kNeox);
-  shape.heads_per_kv = 3;
-  for (const std::size_t n_cells : {0, 1, 2, 31, 64, 100, 700, 1600}) {
-    shape.n_cells = n_cells;
-    expect_matches_reference(shape, 1);
-    expect_matches_reference(shape, 3);
+TEST(Attention, KeysAndValuesOfDifferentKinds) {
+  for (const char* keys : {"8c8b", "exact", "2c8b"}) {
+    for (const char* values : {"8c8b", "exact", "4c9b"}) {
+      AttentionShape shape;
+      shape.k = CodecSpec::parse(keys).value();
+      shape.v = CodecSpec::parse(values).value();
+      shape.rope = plain_rope(64, RopeMode::kNormal);
+      shape.n_cells = 200;
+      expect_matches_reference(shape);
+    }
   }
 }
 
-TEST(Attention, MatchesReferenceForManyQueries) {
-  AttentionShape shape;
-  shape.rope = plain_rope(64, RopeMode::kNormal);
-  shape.heads_per_kv = 3;
-  shape.n_queries = 100;
-  shape.n_cells = 700;
-  shape.causal = true;
-  expect_matches_reference(shape, 2);
+TEST(Attention, EveryNumberOfCells) {
+  for (const std::size_t n_cells : {0, 1, 2, 31, 63, 64, 65, 100, 511, 512, 513, 1100, 1600}) {
+    AttentionShape shape;
+    shape.rope = plain_rope(64, RopeMode::kNeox);
+    shape.heads_per_kv = 3;
+    shape.n_cells = n_cells;
+    expect_matches_reference(shape, {n_cells, 1});
+    expect_matches_reference(shape, {n_cells, 3});
+    shape.k = shape.v = CodecSpec{};
+    expect_matches_reference(shape, {n_cells, 2});
+  }
 }
 
-TEST(Attention, MatchesReferenceForPlainRows) {
+TEST(Attention, HeadRatiosAndSizes) {
+  for (const int heads_per_kv : {1, 3, 4, 6, 7, 8}) {
+    for (const int head_dim : {64, 80, 96, 128, 256}) {
+      AttentionShape shape;
+      shape.heads_per_kv = heads_per_kv;
+      shape.head_dim_k = shape.head_dim_v = head_dim;
+      shape.k.code_bits = shape.v.code_bits = 4;
+      shape.n_cells = 90;
+      shape.rope = plain_rope(head_dim, RopeMode::kNeox);
+      expect_matches_reference(shape);
+    }
+  }
+}
+
+TEST(Attention, OddHeadSizes) {
+  for (const int head_dim : {8, 24, 40, 72, 200}) {
+    AttentionShape shape;
+    shape.head_dim_k = head_dim;
+    shape.head_dim_v = head_dim + 8;
+    shape.n_cells = 90;
+    shape.rope = plain_rope(head_dim, RopeMode::kNeox);
+    expect_matches_reference(shape);
+  }
+  for (const int head_dim : {1, 3, 5, 33}) {
+    AttentionShape shape;
+    shape.k = {1, 6};
+    shape.v = {1, 3};
+    shape.head_dim_k = shape.head_dim_v = head_dim;
+    expect_matches_reference(shape);
+    shape.k = shape.v = CodecSpec{};
+    expect_matches_reference(shape);
+  }
+}
+
+TEST(Attention, ManyQueries) {
+  for (const int n_queries : {2, 5, 31, 100, 300}) {
+    AttentionShape shape;
+    shape.rope = plain_rope(64, RopeMode::kNormal);
+    shape.k.code_bits = shape.v.code_bits = 5;
+    shape.heads_per_kv = 3;
+    shape.n_kv_heads = 1;
+    shape.n_queries = n_queries;
+    shape.n_cells = 620;
+    shape.causal = true;
+    expect_matches_reference(shape, {7, 2});
+  }
+}
+
+TEST(Attention, WithoutAMask) {
   AttentionShape shape;
-  shape.k = shape.v = CodecSpec{};
-  shape.head_dim_k = 80;
-  shape.head_dim_v = 24;
-  shape.n_cells = 130;
-  expect_matches_reference(shape, 2);
+  shape.with_mask = false;
+  shape.rope = plain_rope(64, RopeMode::kNeox);
+  shape.n_queries = 3;
+  expect_matches_reference(shape);
+}
+
+TEST(Attention, MoreHeadsThanATile) {
+  AttentionShape shape;
+  shape.n_kv_heads = 1;
+  shape.heads_per_kv = 150;
+  shape.n_queries = 2;
+  expect_matches_reference(shape, {1, 2});
+}
+
+TEST(Attention, FormsOfRope) {
+  for (const RopeMode mode : {RopeMode::kNormal, RopeMode::kNeox}) {
+    AttentionShape shape;
+    shape.head_dim_k = shape.head_dim_v = 80;
+    shape.n_cells = 150;
+    shape.scrambled = true;
+    shape.rope = plain_rope(80, mode);
+    expect_matches_reference(shape);
+    shape.rope->n_dims = 20;  // partial rotary: 60 channels are not rotated
+    expect_matches_reference(shape);
+    shape.rope->freq_scale = 0.25F;
+    shape.rope->ext_factor = 1.0F;
+    shape.rope->n_ctx_orig = 1024;
+    shape.rope->attn_factor = 0.8F;
+    expect_matches_reference(shape);
+    shape.rope = plain_rope(80, mode);
+    for (int i = 0; i < 40; i++) {
+      shape.rope->freq_factors.push_back(1.0F + 0.25F * static_cast<float>(i));
+    }
+    expect_matches_reference(shape);
+  }
+}
+
+// A group of codes that are all one centroid, and scores that are all equal.
+TEST(Attention, UniformScoresGiveTheMean) {
+  AttentionShape shape;
+  shape.n_cells = 128;
+  shape.with_mask = false;
+  AttentionCase test(shape, 1);
+  std::fill(test.queries().begin(), test.queries().end(), 0.0F);
+  const std::vector<double> want = reference_attend(test.call());
+  ThreadParallelFor parallel(1);
+  AttentionWorkspace workspace;
+  ASSERT_TRUE(attend(test.call(), parallel, workspace).ok());
+  for (std::size_t i = 0; i < want.size(); i++) {
+    ASSERT_NEAR(test.out()[i], want[i], 128 * 0x1p-23 * 4);
+  }
+}
+
+// Scores of several hundred: exponentials underflow, nothing overflows.
+TEST(Attention, HugeScores) {
+  AttentionShape shape;
+  shape.n_cells = 200;
+  shape.n_queries = 3;
+  AttentionCase test(shape, 1);
+  AttentionCall call = test.call();
+  call.scale = 50.0F;
+  const std::vector<double> want = reference_attend(call);
+  ThreadParallelFor parallel(1);
+  AttentionWorkspace workspace;
+  ASSERT_TRUE(attend(call, parallel, workspace).ok());
+  for (std::size_t i = 0; i < want.size(); i++) {
+    ASSERT_NEAR(test.out()[i], want[i], 400 * kTolerance) << "errors of scores grow with the scale";
+  }
 }
 
 }  // namespace

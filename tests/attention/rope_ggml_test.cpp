@@ -1,12 +1,12 @@
 // Our rope against ggml's ROPE operator: rope_row_ggml must give the angles that rows
 // from ggml were rotated with. Left out: positions beyond 131072.
-#include <ggml-cpu.h>
-#include <ggml.h>
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <memory>
 #include <vector>
+
+#include <ggml-cpu.h>
+#include <ggml.h>
+#include <gtest/gtest.h>
 
 #include "attention/rope.h"
 #include "core/rng.h"
@@ -72,10 +72,10 @@ std::vector<float> rotate_by_ggml(RopeParams params, const std::vector<std::int3
     std::copy(params.freq_factors.begin(), params.freq_factors.end(),
               static_cast<float*>(factors->data));
   }
-  ggml_tensor* out = ggml_rope_ext(context.get(), x, p, factors, params.n_dims,
-                                   static_cast<int>(params.mode), params.n_ctx_orig,
-                                   params.freq_base, params.freq_scale, params.ext_factor,
-                                   params.attn_factor, params.beta_fast, params.beta_slow);
+  ggml_tensor* out =
+      ggml_rope_ext(context.get(), x, p, factors, params.n_dims, static_cast<int>(params.mode),
+                    params.n_ctx_orig, params.freq_base, params.freq_scale, params.ext_factor,
+                    params.attn_factor, params.beta_fast, params.beta_slow);
   ggml_cgraph* graph = ggml_new_graph(context.get());
   ggml_build_forward_expand(graph, out);
   EXPECT_EQ(ggml_graph_compute_with_ctx(context.get(), graph, 1), GGML_STATUS_SUCCESS);

@@ -2,7 +2,11 @@
 // other, errors name the place. What k-means itself promises is in kmeans_test.cpp.
 #include "codebook/learn.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <limits>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -69,6 +73,164 @@ TEST_F(Learn, StatsAreConsistent) {
   EXPECT_GT(learned->stats.relative_error, 0);
   EXPECT_LT(learned->stats.relative_error, 1);
   EXPECT_EQ(learned->stats.n_converged, kChannels / 8);
+}
+
+TEST_F(Learn, GroupsAreIndependent) {
+  const auto all = learn(2);
+  ASSERT_TRUE(all.ok());
+  // The second half of the channels becomes noise of another kind: the first head stays.
+  for (std::size_t t = 0; t < kTokens; t++) {
+    for (int c = kHeadDim; c < kChannels; c++) {
+      rows_[t * kStride + c] *= -3;
+    }
+  }
+  const auto changed = learn(2);
+  ASSERT_TRUE(changed.ok());
+  const auto one_head = static_cast<std::ptrdiff_t>(all->codebook.centroids().size() / kHeads);
+  const auto before = all->codebook.centroids();
+  const auto after = changed->codebook.centroids();
+  EXPECT_TRUE(std::equal(before.begin(), before.begin() + one_head, after.begin()));
+  EXPECT_FALSE(std::equal(before.begin() + one_head, before.end(), after.begin() + one_head));
+}
+
+TEST_F(Learn, TensorsDrawDifferentStarts) {
+  const auto first = learn(1);
+  options_.tensor = 1;
+  const auto second = learn(1);
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_FALSE(std::equal(first->codebook.centroids().begin(), first->codebook.centroids().end(),
+                          second->codebook.centroids().begin()));
+}
+
+TEST_F(Learn, NoWeightsMeanEqualWeights) {
+  std::fill(weights_.begin(), weights_.end(), 0.25F);
+  const auto equal = learn(1);
+  input_.weights = {};
+  const auto none = learn(1);
+  ASSERT_TRUE(equal.ok() && none.ok());
+  EXPECT_TRUE(std::equal(equal->codebook.centroids().begin(), equal->codebook.centroids().end(),
+                         none->codebook.centroids().begin()));
+}
+
+TEST_F(Learn, WeightsOfOneGroupZeroAreReported) {
+  for (std::size_t t = 0; t < kTokens; t++) {
+    weights_[t * kChannels / 8 + 3] = 0;
+  }
+  const auto learned = learn(2);
+  ASSERT_TRUE(learned.ok());
+  EXPECT_EQ(learned->stats.n_uniform_fallback, 1);
+}
+
+TEST_F(Learn, CodingErrorIsTheObjective) {
+  const auto learned = learn(2);
+  ASSERT_TRUE(learned.ok());
+  std::vector<std::uint16_t> codes(kTokens * kChannels / 8);
+  std::vector<float> decoded(kTokens * kStride);
+  learned->codebook.encode(rows_.data(), kTokens, kStride, codes.data());
+  learned->codebook.decode(codes.data(), kTokens, decoded.data(), kStride);
+  double error = 0;
+  for (std::size_t t = 0; t < kTokens; t++) {
+    for (std::size_t c = 0; c < kChannels; c++) {
+      const double step = static_cast<double>(rows_[t * kStride + c] - decoded[t * kStride + c]);
+      error += static_cast<double>(weights_[t * kChannels / 8 + c / 8]) * step * step;
+    }
+  }
+  // The codes are one assignment further (lower) and centroids rounded to 11 bits (higher,
+  // by up to (2^-11 |c|)^2, some 1e-6 of the error).
+  EXPECT_NEAR(error, learned->stats.objective, 1e-3 * error);
+}
+
+TEST_F(Learn, ReportsProgress) {
+  std::vector<int> done;
+  options_.progress = [&](int n, int total) {
+    EXPECT_EQ(total, kChannels / 8);
+    done.push_back(n);
+  };
+  ASSERT_TRUE(learn(3).ok());
+  ASSERT_EQ(done.size(), static_cast<std::size_t>(kChannels / 8));
+  EXPECT_TRUE(std::is_sorted(done.begin(), done.end()));
+  EXPECT_EQ(done.back(), kChannels / 8);
+}
+
+TEST_F(Learn, StopsWhenCancelled) {
+  std::atomic<bool> cancelled{false};
+  options_.cancelled = &cancelled;
+  options_.progress = [&](int, int) { cancelled = true; };
+  EXPECT_EQ(learn(2).status().code(), StatusCode::kCancelled);
+}
+
+TEST_F(Learn, ErrorsNameThePlace) {
+  rows_[kStride * 123 + kHeadDim + 17] = std::numeric_limits<float>::infinity();
+  const auto learned = learn(2);
+  EXPECT_EQ(learned.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(learned.status().message().find("KV head 1, group 2"), std::string::npos)
+      << learned.status().message();
+  EXPECT_NE(learned.status().message().find("point 123, channel 1"), std::string::npos)
+      << learned.status().message();
+}
+
+TEST_F(Learn, RefusesCentroidsBeyondHalfFloats) {
+  for (std::size_t t = 0; t < kTokens; t++) {
+    rows_[t * kStride + 5] += 70000;
+  }
+  const auto learned = learn(1);
+  EXPECT_EQ(learned.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(learned.status().message().find("16-bit"), std::string::npos);
+}
+
+TEST_F(Learn, RefusesShapesThatDisagree) {
+  const auto code = [&](const LearnInput& input) {
+    ThreadParallelFor parallel(1);
+    return learn_tensor_codebook(input, options_, parallel).status().code();
+  };
+  auto bad = input_;
+  bad.spec = {0, 0};
+  EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
+  bad = input_;
+  bad.head_dim = 36;  // Not a multiple of 8.
+  EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
+  bad = input_;
+  bad.n_kv_heads = 0;
+  EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
+  bad = input_;
+  bad.row_stride = kChannels - 1;
+  EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
+  bad = input_;
+  bad.weights = bad.weights.first(10);
+  EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
+  bad = input_;
+  bad.n_tokens = 0;
+  bad.weights = {};
+  EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
+}
+
+TEST(FisherWeights, SumSquaresOfEachGroup) {
+  // Two tokens of four channels, five floats apart; the largest gradient is 3: factor 4^-2.
+  const std::vector<float> gradients = {1, -2, 3, 0, 99, 0, 0, 0.5, 2, 99};
+  std::vector<float> weights(4);
+  ASSERT_TRUE(fisher_weights(gradients.data(), 2, 5, 4, 2, weights).ok());
+  EXPECT_EQ(weights, (std::vector<float>{5.0F / 16, 9.0F / 16, 0, 4.25F / 16}));
+}
+
+TEST(FisherWeights, TinyGradientsDoNotUnderflow) {
+  const std::vector<float> gradients = {1e-30F, 2e-30F};
+  std::vector<float> weights(2);
+  ASSERT_TRUE(fisher_weights(gradients.data(), 2, 1, 1, 1, weights).ok());
+  EXPECT_FLOAT_EQ(weights[1], 4 * weights[0]);
+  EXPECT_GE(weights[1], 0.25F);
+  EXPECT_LT(weights[1], 1.0F);
+}
+
+TEST(FisherWeights, RefusesWhatCannotWork) {
+  const std::vector<float> good(8, 1.0F);
+  std::vector<float> weights(4);
+  EXPECT_FALSE(fisher_weights(good.data(), 2, 4, 4, 3, weights).ok());
+  EXPECT_FALSE(fisher_weights(good.data(), 1, 4, 4, 2, weights).ok());
+  auto bad = good;
+  bad[6] = std::numeric_limits<float>::quiet_NaN();
+  const Status status = fisher_weights(bad.data(), 2, 4, 4, 2, weights);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("token 1, channel 2"), std::string::npos);
 }
 
 }  // namespace

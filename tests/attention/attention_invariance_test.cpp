@@ -1,0 +1,345 @@
+// What attend promises beyond its formula: bit-equal results however a call is cut,
+// whatever cells that nobody sees hold, whatever the layout of queries and output; and
+// that failures write nothing. All comparisons are exact unless said.
+#include <cstring>
+
+#include <gtest/gtest.h>
+
+#include "cqkv/isa.h"
+
+#include "attention/attention.h"
+#include "attention/attention_case.h"
+
+namespace cqkv {
+namespace {
+
+using Floats = std::vector<float>;
+
+class AttentionInvariance : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { ASSERT_TRUE(force_isa(GetParam()).ok()); }
+
+  void TearDown() override { ASSERT_TRUE(force_isa(supported_isas().front()).ok()); }
+
+  // A call with everything in it: several ranges, an odd end, random hidden cells.
+  static AttentionShape busy_shape() {
+    AttentionShape shape;
+    shape.heads_per_kv = 3;
+    shape.n_queries = 50;
+    shape.n_cells = 1111;
+    shape.rope = plain_rope(64, RopeMode::kNeox);
+    return shape;
+  }
+
+  static Floats run(AttentionCase& test, const AttentionCall& call, int n_threads = 1) {
+    std::fill(test.out().begin(), test.out().end(), 99.0F);
+    ThreadParallelFor parallel(n_threads);
+    AttentionWorkspace workspace;
+    const Status status = attend(call, parallel, workspace);
+    EXPECT_TRUE(status.ok()) << status.message();
+    return {test.out().begin(), test.out().end()};
+  }
+
+  // The call for queries [first, first + n), writing to their places.
+  static AttentionCall part_of(AttentionCall call, int first, int n) {
+    call.queries += first * call.query_bytes;
+    call.mask += first * call.mask_bytes;
+    call.out += first * call.out_bytes;
+    call.n_queries = n;
+    return call;
+  }
+
+  static bool same_bits(const Floats& a, const Floats& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Levels, AttentionInvariance, testing::ValuesIn(supported_isas()),
+                         [](const auto& level) { return level.param; });
+
+TEST_P(AttentionInvariance, ThreadsDoNotMatter) {
+  for (const bool causal : {false, true}) {
+    for (const int n_queries : {1, 2, 11, 50}) {
+      AttentionShape shape = busy_shape();
+      shape.n_queries = n_queries;
+      shape.causal = causal;
+      AttentionCase test(shape, 1);
+      const Floats want = run(test, test.call());
+      for (const int n_threads : {2, 3, 8}) {
+        ASSERT_TRUE(same_bits(run(test, test.call(), n_threads), want))
+            << n_queries << " queries, " << n_threads << " threads";
+      }
+    }
+  }
+}
+
+TEST_P(AttentionInvariance, SplittingQueriesDoesNotMatter) {
+  for (const bool causal : {false, true}) {
+    AttentionShape shape = busy_shape();
+    shape.causal = causal;
+    AttentionCase test(shape, 2);
+    const AttentionCall call = test.call();
+    const Floats want = run(test, call, 2);
+    for (const int step : {1, 7, 49}) {
+      std::fill(test.out().begin(), test.out().end(), 99.0F);
+      ThreadParallelFor parallel(step);
+      AttentionWorkspace workspace;
+      for (int first = 0; first < shape.n_queries; first += step) {
+        const int n = std::min(step, shape.n_queries - first);
+        ASSERT_TRUE(attend(part_of(call, first, n), parallel, workspace).ok());
+      }
+      ASSERT_TRUE(same_bits({test.out().begin(), test.out().end()}, want)) << "by " << step;
+    }
+  }
+}
+
+// More cells at the end that nobody sees, in the same block and in later ones.
+TEST_P(AttentionInvariance, HiddenCellsDoNotMatter) {
+  AttentionShape shape = busy_shape();
+  shape.n_queries = 5;
+  AttentionCase test(shape, 3);
+  AttentionCall call = test.call();
+  const std::size_t n_cells = shape.n_cells;
+  for (std::size_t seen : {1U, 64U, 100U, 512U, 600U}) {
+    for (int i = 0; i < shape.n_queries; i++) {
+      for (std::size_t t = seen; t < n_cells; t++) {
+        test.mask()[i * n_cells + t] = 0xFC00;
+      }
+      test.mask()[i * n_cells] = 0;
+    }
+    const Floats all = run(test, call);
+    AttentionCall fewer = call;
+    fewer.n_cells = seen;
+    ASSERT_TRUE(same_bits(run(test, fewer), all)) << seen << " cells";
+    // The mask of the next round needs what this one hid.
+    test = AttentionCase(shape, 3);
+    call = test.call();
+  }
+}
+
+TEST_P(AttentionInvariance, PositionsOfHiddenCellsDoNotMatter) {
+  AttentionShape shape = busy_shape();
+  shape.n_queries = 2;
+  shape.causal = true;
+  shape.n_cells = 700;
+  AttentionCase test(shape, 4);
+  for (int i = 0; i < shape.n_queries; i++) {
+    for (const std::size_t t : {0U, 1U, 63U, 64U, 200U, 695U, 696U, 697U, 698U, 699U}) {
+      test.mask()[i * shape.n_cells + t] = 0xFC00;
+    }
+  }
+  const Floats want = run(test, test.call());
+  const std::int32_t garbage[] = {-1, std::numeric_limits<std::int32_t>::min(),
+                                  std::numeric_limits<std::int32_t>::max(), 123456789};
+  int next = 0;
+  for (const std::size_t t : {0U, 1U, 63U, 64U, 200U, 695U, 696U, 697U, 698U, 699U}) {
+    test.positions()[t] = garbage[next++ % 4];
+  }
+  ASSERT_TRUE(same_bits(run(test, test.call()), want));
+}
+
+// Angles come from other tables, but they are the same angles.
+TEST_P(AttentionInvariance, ReservedPositionsDoNotMatter) {
+  AttentionShape shape = busy_shape();
+  shape.n_queries = 3;
+  AttentionCase test(shape, 5);
+  const Floats want = run(test, test.call());
+  RopeTable small(*shape.rope);
+  AttentionCall call = test.call();
+  call.rope = &small;
+  ASSERT_TRUE(same_bits(run(test, call), want));
+  small.reserve(100);
+  ASSERT_TRUE(same_bits(run(test, call), want));
+  small.reserve(100000);
+  ASSERT_TRUE(same_bits(run(test, call), want));
+}
+
+TEST_P(AttentionInvariance, QueryThatSeesNothingGivesZeros) {
+  AttentionShape shape = busy_shape();
+  shape.n_queries = 3;
+  AttentionCase test(shape, 6);
+  for (std::size_t t = 0; t < shape.n_cells; t++) {
+    test.mask()[shape.n_cells + t] = 0xFC00;
+  }
+  const Floats out = run(test, test.call(), 2);
+  const std::size_t row = out.size() / 3;
+  for (std::size_t i = row; i < 2 * row; i++) {
+    ASSERT_EQ(out[i], 0.0F);
+    ASSERT_FALSE(std::signbit(out[i]));
+  }
+  EXPECT_NE(out[0], 0.0F);
+  EXPECT_NE(out[2 * row], 0.0F);
+  // Alone in its call, with all blocks skipped.
+  const Floats alone = run(test, part_of(test.call(), 1, 1));
+  for (std::size_t i = row; i < 2 * row; i++) {
+    ASSERT_EQ(alone[i], 0.0F);
+  }
+}
+
+// [head][query][channel] with gaps, as a permuted tensor may be; gaps stay untouched.
+TEST_P(AttentionInvariance, LayoutsDoNotMatter) {
+  AttentionShape shape = busy_shape();
+  shape.n_queries = 4;
+  AttentionCase test(shape, 7);
+  AttentionCall call = test.call();
+  const Floats want = run(test, call);
+  const int n_heads = test.n_heads();
+  constexpr std::size_t kRow = 64 + 3;
+  std::vector<float> queries(n_heads * shape.n_queries * kRow);
+  std::vector<float> out(queries.size(), 77.0F);
+  for (int h = 0; h < n_heads; h++) {
+    for (int i = 0; i < shape.n_queries; i++) {
+      std::copy_n(test.queries().data() + (i * n_heads + h) * 64, 64,
+                  queries.data() + (h * shape.n_queries + i) * kRow);
+    }
+  }
+  call.queries = reinterpret_cast<const std::uint8_t*>(queries.data());
+  call.out = reinterpret_cast<std::uint8_t*>(out.data());
+  call.query_bytes = call.out_bytes = kRow * sizeof(float);
+  call.query_head_bytes = call.out_head_bytes = shape.n_queries * kRow * sizeof(float);
+  run(test, call);
+  for (std::size_t at = 0; at < out.size(); at++) {
+    const std::size_t h = at / kRow / shape.n_queries;
+    const std::size_t i = at / kRow % shape.n_queries;
+    const std::size_t d = at % kRow;
+    ASSERT_EQ(out[at], d < 64 ? want[(i * n_heads + h) * 64 + d] : 77.0F) << at;
+  }
+}
+
+// Codes and plain rows of the same values: coding adds nothing but the rounding to a
+// centroid, so keys and values that are centroids give exact attention.
+TEST_P(AttentionInvariance, CentroidsGiveExactAttention) {
+  AttentionShape shape = busy_shape();
+  shape.rope.reset();
+  shape.n_queries = 3;
+  AttentionCase test(shape, 8);
+  AttentionCall call = test.call();
+  const Floats coded = run(test, call);
+  const CodeLayout layout = {shape.k, shape.n_kv_heads, 64};
+  const std::size_t n_channels = static_cast<std::size_t>(shape.n_kv_heads) * 64;
+  std::vector<std::uint16_t> rows[2];
+  CacheSide* sides[2] = {&call.k, &call.v};
+  for (int s = 0; s < 2; s++) {
+    std::vector<std::uint16_t> codes(layout.n_codes());
+    std::vector<std::uint16_t> codes_again(layout.n_codes());
+    std::vector<float> row(n_channels);
+    for (std::size_t cell = 0; cell < shape.n_cells; cell++) {
+      get_codes(layout, sides[s]->data, cell, codes.data());
+      sides[s]->codebook->decode(codes.data(), 1, row.data(), row.size());
+      sides[s]->codebook->encode(row.data(), 1, row.size(), codes_again.data());
+      ASSERT_EQ(codes, codes_again);
+      for (const float value : row) {
+        rows[s].push_back(float_to_half(value));
+      }
+    }
+    sides[s]->codebook = nullptr;
+    sides[s]->data = reinterpret_cast<const std::uint8_t*>(rows[s].data());
+    sides[s]->row_bytes = n_channels * 2;
+    sides[s]->head_bytes = 64 * 2;
+  }
+  ASSERT_TRUE(same_bits(run(test, call), coded));
+}
+
+// Adding a constant to all scores changes rounding only: 32 has 2^-18 ulps, so scores
+// move by up to 2^-19 and outputs by 2 * 2^-19 * max|v|.
+TEST_P(AttentionInvariance, ConstantInTheMaskChangesLittle) {
+  AttentionShape shape = busy_shape();
+  shape.n_queries = 3;
+  shape.causal = true;
+  AttentionCase test(shape, 9);
+  const Floats want = run(test, test.call());
+  for (std::size_t i = 0; i < test.mask().size(); i++) {
+    if (test.mask()[i] != 0xFC00) {
+      test.mask()[i] = float_to_half(32.0F);
+    }
+  }
+  const Floats moved = run(test, test.call());
+  for (std::size_t i = 0; i < want.size(); i++) {
+    ASSERT_NEAR(moved[i], want[i], 5.0 * 0x1p-18);
+  }
+}
+
+TEST_P(AttentionInvariance, WorkspaceServesCallsOfAnyShape) {
+  ThreadParallelFor parallel(3);
+  AttentionWorkspace workspace;
+  for (const int n_queries : {1, 50, 2, 17}) {
+    AttentionShape shape = busy_shape();
+    shape.n_queries = n_queries;
+    AttentionCase test(shape, 10);
+    const Floats want = run(test, test.call());
+    ASSERT_TRUE(attend(test.call(), parallel, workspace).ok());
+    ASSERT_TRUE(same_bits({test.out().begin(), test.out().end()}, want)) << n_queries;
+    AttentionWorkspace moved(std::move(workspace));
+    ASSERT_TRUE(attend(test.call(), parallel, moved).ok());
+    workspace = std::move(moved);
+  }
+}
+
+// Levels with fused multiply-add compute the same sums in the same order.
+TEST(AttentionLevels, FusedLevelsAgreeToTheBit) {
+  AttentionShape shape;
+  shape.heads_per_kv = 7;
+  shape.head_dim_k = 80;
+  shape.head_dim_v = 48;
+  shape.n_queries = 9;
+  shape.n_cells = 700;
+  shape.rope = plain_rope(40, RopeMode::kNormal);
+  AttentionCase test(shape, 11);
+  ThreadParallelFor parallel(1);
+  AttentionWorkspace workspace;
+  Floats first;
+  for (const std::string& isa : supported_isas()) {
+    if (isa == "scalar") {
+      continue;
+    }
+    ASSERT_TRUE(force_isa(isa).ok());
+    ASSERT_TRUE(attend(test.call(), parallel, workspace).ok());
+    const Floats out(test.out().begin(), test.out().end());
+    if (first.empty()) {
+      first = out;
+    }
+    EXPECT_EQ(out, first) << isa;
+  }
+  ASSERT_TRUE(force_isa(supported_isas().front()).ok());
+}
+
+TEST(AttentionErrors, WrongShapesWriteNothing) {
+  AttentionShape shape;
+  shape.heads_per_kv = 2;
+  shape.rope = plain_rope(64, RopeMode::kNeox);
+  AttentionCase test(shape, 12);
+  std::vector<AttentionCall> wrong(10, test.call());
+  wrong[0].n_heads = 3;
+  wrong[1].n_kv_heads = 0;
+  wrong[2].n_kv_heads = 4;
+  wrong[3].head_dim_k = 72;
+  wrong[4].head_dim_v = 0;
+  wrong[5].n_queries = -1;
+  wrong[6].k.data = nullptr;
+  wrong[7].v.data = nullptr;
+  wrong[8].positions = nullptr;
+  wrong[9].queries = nullptr;
+  std::fill(test.out().begin(), test.out().end(), 5.0F);
+  ThreadParallelFor parallel(1);
+  AttentionWorkspace workspace;
+  for (std::size_t i = 0; i < wrong.size(); i++) {
+    const Status status = attend(wrong[i], parallel, workspace);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << i;
+    EXPECT_FALSE(status.message().empty()) << i;
+    for (const float value : test.out()) {
+      ASSERT_EQ(value, 5.0F) << i;
+    }
+  }
+}
+
+TEST(AttentionErrors, NoQueriesIsNoError) {
+  AttentionShape shape;
+  shape.n_queries = 0;
+  AttentionCase test(shape, 13);
+  ThreadParallelFor parallel(2);
+  AttentionWorkspace workspace;
+  EXPECT_TRUE(attend(test.call(), parallel, workspace).ok());
+}
+
+}  // namespace
+}  // namespace cqkv
