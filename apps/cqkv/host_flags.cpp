@@ -16,7 +16,7 @@ struct Rule {
 };
 
 const std::vector<Rule>& rules() {
-  static const std::vector<Rule> kRules = {
+  static const std::vector<Rule> list = {
       {{"-m", "--model"}, nullptr, true, {}, "give the model to cqkv, before '--'"},
       {{"-fa", "--flash-attn"},
        "LLAMA_ARG_FLASH_ATTN",
@@ -54,7 +54,7 @@ const std::vector<Rule>& rules() {
        {"off"},
        "it would place layers anew; leave the flag out"},
   };
-  return kRules;
+  return list;
 }
 
 Status conflict(const std::string& what, const Rule& rule) {

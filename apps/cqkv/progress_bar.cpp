@@ -2,6 +2,7 @@
 #include "progress_bar.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <utility>
 
@@ -24,7 +25,7 @@ double seconds_between(std::chrono::steady_clock::time_point a,
 }  // namespace
 
 std::string clock_text(double seconds) {
-  const auto total = static_cast<long>(std::max(0.0, seconds) + 0.5);
+  const auto total = std::lround(std::max(0.0, seconds));
   const long hours = total / 3600;
   return hours > 0 ? format("%ld:%02ld:%02ld", hours, total / 60 % 60, total % 60)
                    : format("%ld:%02ld", total / 60, total % 60);

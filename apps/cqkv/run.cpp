@@ -79,6 +79,7 @@ Outcome start(const Flags& flags, const std::string& name,
     return {};
   }
   std::vector<char*> pointers;
+  pointers.reserve(arguments.size() + 1);
   for (auto& argument : arguments) {
     pointers.push_back(argument.data());
   }

@@ -74,6 +74,7 @@ class Scanner {
 
   Status read_name(std::uint64_t max_bytes, std::string& out);
   Status skip_string();
+  Status skip_strings(std::uint64_t n);
   Status scan_key(std::uint64_t index);
   Status scan_alignment(std::int32_t type);
   Status scan_array();
@@ -113,6 +114,16 @@ Status Scanner::skip_string() {
   return skip(n_bytes);
 }
 
+Status Scanner::skip_strings(std::uint64_t n) {
+  if (n > remaining() / sizeof(std::uint64_t)) {
+    return ends_early();
+  }
+  for (std::uint64_t i = 0; i < n; i++) {
+    CQKV_RETURN_IF_ERROR(skip_string());
+  }
+  return {};
+}
+
 Status Scanner::scan_array() {
   std::int32_t type = -1;
   std::uint64_t n = 0;
@@ -123,13 +134,7 @@ Status Scanner::scan_array() {
                std::to_string(kMaxArrayElements));
   }
   if (type == GGUF_TYPE_STRING) {
-    if (n > remaining() / sizeof(std::uint64_t)) {
-      return ends_early();
-    }
-    for (std::uint64_t i = 0; i < n; i++) {
-      CQKV_RETURN_IF_ERROR(skip_string());
-    }
-    return {};
+    return skip_strings(n);
   }
   const std::uint64_t size = type_size_bytes(type);
   if (size == 0) {

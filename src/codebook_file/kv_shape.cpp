@@ -196,11 +196,11 @@ Status check_fits(const Codebook& codebook, const std::string& codebook_path,
       const int head_dim = kind == KvKind::kKey ? layer.k_head_dim : layer.v_head_dim;
       if (tensor != nullptr &&
           (tensor->n_kv_heads() != layer.n_kv_heads || tensor->head_dim() != head_dim)) {
-        return {StatusCode::kMismatch, names + "layer " + std::to_string(il) + " has " +
-                                           heads_text(tensor->n_kv_heads(), tensor->head_dim()) +
-                                           " " + std::string(kv_kind_name(kind)) +
-                                           " channels against " +
-                                           heads_text(layer.n_kv_heads, head_dim) + advice};
+        std::string message = names + "layer " + std::to_string(il) + " has ";
+        message += heads_text(tensor->n_kv_heads(), tensor->head_dim()) + " ";
+        message += kv_kind_name(kind);
+        message += " channels against " + heads_text(layer.n_kv_heads, head_dim) + advice;
+        return {StatusCode::kMismatch, message};
       }
     }
   }

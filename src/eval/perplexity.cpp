@@ -26,7 +26,7 @@ struct Contender {
   PairStats stats;
 };
 
-std::string with_reason(std::string message, const std::string& reason) {
+std::string with_reason(const std::string& message, const std::string& reason) {
   return reason.empty() ? message : message + ": " + reason;
 }
 
@@ -40,6 +40,7 @@ class Evaluation {
  private:
   Status check_options() const;
   Status check_codebooks();
+  Status check_codebook(const Variant& variant, VariantReport& report) const;
   Status load_model();
   Status load_text();
   Status make_contexts();
@@ -113,23 +114,26 @@ Status Evaluation::check_codebooks() {
   }
   shape_ = *std::move(shape);
   for (const Variant& variant : options_.variants) {
-    auto contender = std::make_unique<Contender>();
-    contender->variant = variant;
-    contender->report.variant = variant;
-    if (variant.kind == CacheKind::kCoded) {
-      const auto codebook = read_codebook(variant.codebook_path);
-      if (!codebook.ok()) {
-        return codebook.status();
-      }
-      CQKV_RETURN_IF_ERROR(check_fits(*codebook, variant.codebook_path, shape_));
-      contender->report.codebook_name = codebook->origin.name;
-      contender->report.codebook_identity = codebook->identity();
-      contender->report.size =
-          coded_cache_size(*codebook, shape_, static_cast<std::size_t>(options_.n_ctx));
-    }
-    contenders_.push_back(std::move(contender));
+    contenders_.push_back(std::make_unique<Contender>());
+    contenders_.back()->variant = variant;
+    contenders_.back()->report.variant = variant;
+    CQKV_RETURN_IF_ERROR(check_codebook(variant, contenders_.back()->report));
   }
-  return {};
+  VariantReport unused;
+  return check_codebook(options_.base, unused);
+}
+
+Status Evaluation::check_codebook(const Variant& variant, VariantReport& report) const {
+  if (variant.kind != CacheKind::kCoded) {
+    return {};
+  }
+  const auto codebook = read_codebook(variant.codebook_path);
+  if (!codebook.ok()) {
+    return codebook.status();
+  }
+  report.codebook_name = codebook->origin.name;
+  report.codebook_identity = codebook->identity();
+  return check_fits(*codebook, variant.codebook_path, shape_);
 }
 
 Status Evaluation::load_model() {

@@ -6,6 +6,14 @@
 #include "codebook_file/codebook_file.h"
 #include "support/codebooks.h"
 
+namespace {
+
+int number(const char* text) {
+  return static_cast<int>(std::strtol(text, nullptr, 10));
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   if (argc != 7) {
     std::fputs("make_codebook OUT N_LAYERS CONFIG N_KV_HEADS HEAD_DIM ARCHITECTURE\n", stderr);
@@ -16,8 +24,8 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "make_codebook: %s\n", spec.status().message().c_str());
     return 2;
   }
-  auto codebook = cqkv::testing::random_codebook(std::atoi(argv[2]), *spec, *spec,
-                                                 std::atoi(argv[4]), std::atoi(argv[5]));
+  auto codebook = cqkv::testing::random_codebook(number(argv[2]), *spec, *spec, number(argv[4]),
+                                                 number(argv[5]));
   codebook.origin.architecture = argv[6];
   codebook.origin.model_fingerprint.clear();
   const cqkv::Status status = cqkv::write_codebook(codebook, argv[1]);
