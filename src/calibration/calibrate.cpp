@@ -12,6 +12,7 @@
 #include "calibration/capture.h"
 #include "calibration/fingerprint.h"
 #include "calibration/gguf_file.h"
+#include "calibration/gradient.h"
 #include "calibration/samples.h"
 #include "core/parallel.h"
 
@@ -62,13 +63,38 @@ Status run_uniform(const Job& job, const Sequences& sequences, SampleCollector& 
   return {};
 }
 
+Status run_fisher(const Job& job, const Sequences& sequences, SampleCollector& samples,
+                  CalibrationStats& stats) {
+  GradientOptions options;
+  options.n_threads = job.options.n_threads;
+  auto model = GradientModel::load(job.options.model_path, options);
+  if (!model.ok()) {
+    return model.status();
+  }
+  double loss = 0.0;
+  std::size_t n_predicted = 0;
+  for (std::size_t i = 0; i < sequences.size(); i++) {
+    job.report("running the model", i, sequences.size());
+    const auto mean = model->run(
+        sequences[i], [&](const KvRows& rows) { return samples.add(rows); }, job.cancel);
+    if (!mean.ok()) {
+      return mean.status();
+    }
+    loss += *mean * static_cast<double>(sequences[i].size() - 1);
+    n_predicted += sequences[i].size() - 1;
+  }
+  stats.mean_loss = loss / static_cast<double>(n_predicted);
+  return {};
+}
+
 Status run_model(const Job& job, const Sequences& sequences, SampleCollector& samples,
                  CalibrationStats& stats) {
   const auto start = std::chrono::steady_clock::now();
   if (job.options.weighting == Weighting::kFisher) {
-    return unsupported("Fisher weights are not implemented yet; use --weights uniform");
+    CQKV_RETURN_IF_ERROR(run_fisher(job, sequences, samples, stats));
+  } else {
+    CQKV_RETURN_IF_ERROR(run_uniform(job, sequences, samples));
   }
-  CQKV_RETURN_IF_ERROR(run_uniform(job, sequences, samples));
   stats.seconds_model = seconds_since(start);
   return {};
 }

@@ -73,6 +73,15 @@ struct Packed {
   }
 };
 
+/// A part of the right-hand side. Columns begin at a panel and, unless they are the last
+/// ones, end at one.
+struct PackPart {
+  std::size_t first_row = 0;
+  std::size_t n_rows = 0;
+  std::size_t first_column = 0;
+  std::size_t n_columns = 0;
+};
+
 /// One product: c = a b, or c += a b.
 struct Product {
   View a;  // [n_rows, n_inner]
@@ -91,9 +100,9 @@ struct Table {
   const char* name;
   std::size_t panel;  ///< Columns of a panel of Packed.
 
-  /// Packs inner rows [first, first + n_rows) of b (already sized) from `rows`
-  /// [n_rows, n_columns]. Different rows may be packed at once.
-  void (*pack_rows)(Packed& b, std::size_t first, View rows, std::size_t n_rows);
+  /// Packs a part of b (already sized) from `values` [part.n_rows, part.n_columns].
+  /// Different parts may be packed at once.
+  void (*pack)(Packed& b, const PackPart& part, View values);
 
   void (*multiply)(const Product& product);
 

@@ -80,18 +80,27 @@ inline void store_part(float* data, Vector value, std::size_t n) {
   __builtin_memcpy(data, &value, n * sizeof(float));
 }
 
-void pack_rows(Packed& b, std::size_t first, View rows, std::size_t n_rows) {
-  for (std::size_t column = 0; column < b.n_columns; column += kPanel) {
-    const std::size_t width = b.n_columns - column < kPanel ? b.n_columns - column : kPanel;
-    float* out = b.data.data() + column * b.n_inner + first * kPanel;
-    const float* in = rows.data + static_cast<std::ptrdiff_t>(column) * rows.column_stride;
-    for (std::size_t i = 0; i < n_rows; i++, in += rows.row_stride, out += kPanel) {
-      for (std::size_t j = 0; j < width; j++) {
-        out[j] = in[static_cast<std::ptrdiff_t>(j) * rows.column_stride];
-      }
-      for (std::size_t j = width; j < kPanel; j++) {
-        out[j] = 0.0F;
-      }
+// One row of a panel: `width` values, `stride` apart, then zeros.
+inline void pack_row(const float* in, std::ptrdiff_t stride, std::size_t width, float* out) {
+  if (stride == 1) {
+    __builtin_memcpy(out, in, width * sizeof(float));
+  } else {
+    for (std::size_t j = 0; j < width; j++) {
+      out[j] = in[static_cast<std::ptrdiff_t>(j) * stride];
+    }
+  }
+  for (std::size_t j = width; j < kPanel; j++) {
+    out[j] = 0.0F;
+  }
+}
+
+void pack(Packed& b, const PackPart& part, View values) {
+  for (std::size_t column = 0; column < part.n_columns; column += kPanel) {
+    const std::size_t width = part.n_columns - column < kPanel ? part.n_columns - column : kPanel;
+    float* out = b.data.data() + (part.first_column + column) * b.n_inner + part.first_row * kPanel;
+    const float* in = values.data + static_cast<std::ptrdiff_t>(column) * values.column_stride;
+    for (std::size_t i = 0; i < part.n_rows; i++, in += values.row_stride, out += kPanel) {
+      pack_row(in, values.column_stride, width, out);
     }
   }
 }

@@ -30,7 +30,8 @@ struct TextOptions {
 /// turns; a file that cannot fill a sequence drops out, so that no sequence mixes two
 /// files. If the model adds BOS, every sequence begins with it (libllama's programs do
 /// the same; the float study of the project did not, which its figures must say).
-/// Files are read only as far as needed, in pieces of about 1 MiB cut at line ends.
+/// Files are read only as far as needed, in pieces of about 32 KiB cut at line ends, where tokens
+/// that would span the cut are split.
 ///
 /// @return kInvalidArgument if the files are too short together (got, want), counts
 ///   are illegal or no file is given; kNotFound or kIoError for unreadable files;

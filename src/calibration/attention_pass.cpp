@@ -1,0 +1,238 @@
+// Forwards every (head, block of queries) is a task. Backwards a task is a KV head and a
+// stretch of queries, which sums its gradients by keys and values apart; the parts are
+// added in order afterwards, so that the result does not depend on threads.
+#include "calibration/attention_pass.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace cqkv {
+namespace {
+
+constexpr std::size_t kBlock = 48;  // queries; a multiple of every table's tile rows
+
+}  // namespace
+
+// Queries [first, first + n_queries) of one head; they see keys [0, n_keys).
+struct AttentionPass::Block {
+  Block(const AttentionShape& shape, std::size_t head_index, std::size_t first_query)
+      : head(head_index),
+        kv_head(head_index / shape.heads_per_kv()),
+        first(first_query),
+        n_queries(std::min(kBlock, shape.n_tokens - first_query)),
+        n_keys(first + n_queries) {}
+
+  std::size_t head;
+  std::size_t kv_head;
+  std::size_t first;
+  std::size_t n_queries;
+  std::size_t n_keys;
+};
+
+namespace {
+
+// Not a multiple of a page, so that rows do not fall into the same cache sets.
+std::size_t score_stride(const AttentionShape& shape) {
+  return (shape.n_tokens + 31) / 16 * 16 + 16;
+}
+
+float score_scale(const AttentionShape& shape) {
+  return 1.0F / std::sqrt(static_cast<float>(shape.head_dim));
+}
+
+}  // namespace
+
+// All memory of a pass is allocated here, since tasks must not throw.
+void AttentionPass::allocate(const AttentionShape& shape, bool backward) {
+  for (Scratch& scratch : scratch_) {
+    scratch.scores.resize(kBlock * score_stride(shape));
+    if (backward) {
+      scratch.gradients.resize(kBlock * score_stride(shape));
+      scratch.queries.resize(kBlock, shape.head_dim, table_.panel);
+      scratch.out.resize(kBlock, shape.head_dim, table_.panel);
+    }
+  }
+  for (auto* heads : {&keys_transposed_, &values_transposed_, &keys_, &values_}) {
+    heads->resize(shape.n_kv_heads);
+    const bool transposed = heads == &keys_transposed_ || heads == &values_transposed_;
+    for (dense::Packed& packed : *heads) {
+      packed.resize(transposed ? shape.head_dim : shape.n_tokens,
+                    transposed ? shape.n_tokens : shape.head_dim, table_.panel);
+    }
+  }
+}
+
+void AttentionPass::pack_heads(const AttentionShape& shape, const AttentionRows& rows,
+                               bool backward) {
+  allocate(shape, backward);
+  const auto stride = static_cast<std::ptrdiff_t>(shape.kv_stride());
+  const auto pack = [&](const float* from, std::size_t head, bool transpose, dense::Packed& to) {
+    const dense::View plain{from + head * shape.head_dim, stride, 1};
+    const dense::View view = transpose ? plain.transposed() : plain;
+    table_.pack(to, {0, to.n_inner, 0, to.n_columns}, view);
+  };
+  parallel_.run(static_cast<int>(2 * shape.n_kv_heads), [&](int task, int) {
+    const std::size_t head = static_cast<std::size_t>(task) / 2;
+    if (task % 2 == 0) {
+      pack(rows.keys, head, true, keys_transposed_[head]);
+      if (backward) {
+        pack(rows.values, head, true, values_transposed_[head]);
+      }
+    } else if (backward) {
+      pack(rows.keys, head, false, keys_[head]);
+    } else {
+      pack(rows.values, head, false, values_[head]);
+    }
+  });
+}
+
+// scores = Q K^T, unscaled, keys beyond the block's last query left out.
+void AttentionPass::score_block(const AttentionShape& shape, const AttentionRows& rows,
+                                const Block& block, float* scores) const {
+  const auto stride = static_cast<std::ptrdiff_t>(shape.query_stride());
+  const float* queries =
+      rows.queries + block.first * shape.query_stride() + block.head * shape.head_dim;
+  dense::Product product;
+  product.a = {queries, stride, 1};
+  product.n_rows = block.n_queries;
+  product.b = &keys_transposed_[block.kv_head];
+  product.n_columns = block.n_keys;
+  product.c = scores;
+  product.c_stride = score_stride(shape);
+  table_.multiply(product);
+}
+
+void AttentionPass::forward_block(const AttentionShape& shape, const AttentionRows& rows,
+                                  const Block& block, Scratch& scratch) const {
+  const std::size_t stride = score_stride(shape);
+  float* scores = scratch.scores.data();
+  score_block(shape, rows, block, scores);
+  for (std::size_t i = 0; i < block.n_queries; i++) {
+    const std::size_t token = block.first + i;
+    float* row = scores + i * stride;
+    rows.lse[block.head * shape.n_tokens + token] =
+        table_.softmax(row, token + 1, score_scale(shape));
+    std::fill(row + token + 1, row + block.n_keys, 0.0F);
+  }
+  dense::Product product;
+  product.a = {scores, static_cast<std::ptrdiff_t>(stride), 1};
+  product.n_rows = block.n_queries;
+  product.b = &values_[block.kv_head];
+  product.n_inner = block.n_keys;
+  product.c = rows.out + block.first * shape.query_stride() + block.head * shape.head_dim;
+  product.c_stride = shape.query_stride();
+  table_.multiply(product);
+}
+
+void AttentionPass::forward(const AttentionShape& shape, const AttentionRows& rows) {
+  pack_heads(shape, rows, false);
+  const std::size_t n_blocks = (shape.n_tokens + kBlock - 1) / kBlock;
+  // Long blocks first, so that threads finish together.
+  parallel_.run(static_cast<int>(n_blocks * shape.n_heads), [&](int task, int thread) {
+    const auto index = static_cast<std::size_t>(task);
+    const std::size_t block = n_blocks - 1 - index / shape.n_heads;
+    forward_block(shape, rows, Block(shape, index % shape.n_heads, block * kBlock),
+                  scratch_[static_cast<std::size_t>(thread)]);
+  });
+}
+
+void AttentionPass::backward_block(const AttentionShape& shape, const AttentionRows& rows,
+                                   const AttentionGradients& gradients, const Block& block,
+                                   Scratch& scratch, float* key_sums, float* value_sums) const {
+  const std::size_t stride = score_stride(shape);
+  const auto query_stride = static_cast<std::ptrdiff_t>(shape.query_stride());
+  const std::size_t offset = block.first * shape.query_stride() + block.head * shape.head_dim;
+  float* weights = scratch.scores.data();
+  float* score_gradients = scratch.gradients.data();
+  score_block(shape, rows, block, weights);
+  // Gradient by the weights: dO V^T.
+  const dense::View out{gradients.out + offset, query_stride, 1};
+  table_.multiply({out, block.n_queries, &values_transposed_[block.kv_head], 0, block.n_keys,
+                   score_gradients, stride, false});
+  const float scale = score_scale(shape);
+  for (std::size_t i = 0; i < block.n_queries; i++) {
+    const std::size_t token = block.first + i;
+    const std::size_t row = offset + i * shape.query_stride();
+    const float delta = table_.dot(gradients.out + row, rows.out + row, shape.head_dim);
+    float* w = weights + i * stride;
+    float* g = score_gradients + i * stride;
+    table_.exponentials(w, token + 1, scale, rows.lse[block.head * shape.n_tokens + token]);
+    table_.softmax_back(w, g, token + 1, delta, scale);
+    std::fill(w + token + 1, w + block.n_keys, 0.0F);
+    std::fill(g + token + 1, g + block.n_keys, 0.0F);
+  }
+  const dense::View by_query{score_gradients, static_cast<std::ptrdiff_t>(stride), 1};
+  table_.multiply({by_query, block.n_queries, &keys_[block.kv_head], block.n_keys, 0,
+                   gradients.queries + offset, shape.query_stride(), false});
+  // Sums over the block's queries, for every key.
+  const dense::PackPart all{0, block.n_queries, 0, shape.head_dim};
+  scratch.queries.resize(block.n_queries, shape.head_dim, table_.panel);
+  scratch.out.resize(block.n_queries, shape.head_dim, table_.panel);
+  table_.pack(scratch.queries, all, {rows.queries + offset, query_stride, 1});
+  table_.pack(scratch.out, all, out);
+  const dense::View by_key{weights, 1, static_cast<std::ptrdiff_t>(stride)};
+  table_.multiply({by_query.transposed(), block.n_keys, &scratch.queries, 0, 0, key_sums,
+                   shape.kv_stride(), true});
+  table_.multiply({by_key, block.n_keys, &scratch.out, 0, 0, value_sums, shape.kv_stride(), true});
+}
+
+// Stretches of queries summed apart: enough tasks for many threads, little memory.
+std::size_t AttentionPass::n_parts(const AttentionShape& shape) const {
+  constexpr std::size_t kTasks = 24;
+  constexpr std::size_t kMaxParts = 8;
+  const std::size_t n_blocks = (shape.n_tokens + kBlock - 1) / kBlock;
+  return std::clamp(kTasks / shape.n_kv_heads, std::size_t{1}, std::min(kMaxParts, n_blocks));
+}
+
+void AttentionPass::add_parts(const AttentionShape& shape, std::size_t n_parts,
+                              const AttentionGradients& gradients) {
+  const std::size_t n_values = shape.n_tokens * shape.kv_stride();
+  constexpr std::size_t kPiece = 16384;
+  const auto n_pieces = static_cast<int>((n_values + kPiece - 1) / kPiece);
+  parallel_.run(n_pieces, [&](int task, int) {
+    const std::size_t begin = static_cast<std::size_t>(task) * kPiece;
+    const std::size_t end = std::min(begin + kPiece, n_values);
+    for (std::size_t part = 0; part < n_parts; part++) {
+      const float* keys = key_parts_.data() + part * n_values;
+      const float* values = value_parts_.data() + part * n_values;
+      for (std::size_t i = begin; i < end; i++) {
+        gradients.keys[i] = part == 0 ? keys[i] : gradients.keys[i] + keys[i];
+        gradients.values[i] = part == 0 ? values[i] : gradients.values[i] + values[i];
+      }
+    }
+  });
+}
+
+void AttentionPass::backward(const AttentionShape& shape, const AttentionRows& rows,
+                             const AttentionGradients& gradients) {
+  pack_heads(shape, rows, true);
+  const std::size_t n_part = n_parts(shape);
+  const std::size_t n_values = shape.n_tokens * shape.kv_stride();
+  const std::size_t n_blocks = (shape.n_tokens + kBlock - 1) / kBlock;
+  key_parts_.resize(n_part * n_values);
+  value_parts_.resize(n_part * n_values);
+  parallel_.run(static_cast<int>(n_part * shape.n_kv_heads), [&](int task, int thread) {
+    const auto index = static_cast<std::size_t>(task);
+    const std::size_t part = n_part - 1 - index / shape.n_kv_heads;
+    const std::size_t kv_head = index % shape.n_kv_heads;
+    float* keys = key_parts_.data() + part * n_values + kv_head * shape.head_dim;
+    float* values = value_parts_.data() + part * n_values + kv_head * shape.head_dim;
+    for (std::size_t t = 0; t < shape.n_tokens; t++) {
+      std::memset(keys + t * shape.kv_stride(), 0, shape.head_dim * sizeof(float));
+      std::memset(values + t * shape.kv_stride(), 0, shape.head_dim * sizeof(float));
+    }
+    const std::size_t first = part * n_blocks / n_part;
+    const std::size_t last = (part + 1) * n_blocks / n_part;
+    for (std::size_t block = first; block < last; block++) {
+      for (std::size_t h = 0; h < shape.heads_per_kv(); h++) {
+        const std::size_t head = kv_head * shape.heads_per_kv() + h;
+        backward_block(shape, rows, gradients, Block(shape, head, block * kBlock),
+                       scratch_[static_cast<std::size_t>(thread)], keys, values);
+      }
+    }
+  });
+  add_parts(shape, n_part, gradients);
+}
+
+}  // namespace cqkv

@@ -1,0 +1,95 @@
+// Causal attention over one whole sequence with f32 keys and values, forwards and
+// backwards, in blocks of queries so that no score matrix is kept. This is the exact
+// attention of calibration; attention on codes is src/attention.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "calibration/dense.h"
+#include "core/parallel.h"
+
+namespace cqkv {
+
+struct AttentionShape {
+  std::size_t n_tokens = 0;
+  std::size_t n_heads = 0;
+  std::size_t n_kv_heads = 0;
+  std::size_t head_dim = 0;
+
+  std::size_t query_stride() const { return n_heads * head_dim; }
+
+  std::size_t kv_stride() const { return n_kv_heads * head_dim; }
+
+  std::size_t heads_per_kv() const { return n_heads / n_kv_heads; }
+};
+
+/// Rows after RoPE: queries and out [n_tokens, n_heads, head_dim], keys and values
+/// [n_tokens, n_kv_heads, head_dim], lse [n_heads, n_tokens].
+struct AttentionRows {
+  const float* queries = nullptr;
+  const float* keys = nullptr;
+  const float* values = nullptr;
+  float* out = nullptr;
+  float* lse = nullptr;  ///< Logarithm of the sum of exponentials, kept for the way back.
+};
+
+/// Gradients by the same; all overwritten but `out`, which is given.
+struct AttentionGradients {
+  const float* out = nullptr;
+  float* queries = nullptr;
+  float* keys = nullptr;
+  float* values = nullptr;
+};
+
+/// Owns the scratch memory of both ways; one call at a time.
+///
+///     out[t] = sum over s <= t of softmax_s(q[t] . k[s] / sqrt(head_dim)) v[s]
+///
+/// Numerics: f32; results do not depend on the number of threads.
+/// Cost: two products of n_tokens^2 / 2 * head_dim multiply-adds a head forwards, five
+///   backwards.
+class AttentionPass {
+ public:
+  AttentionPass(const dense::Table& table, ParallelFor& parallel)
+      : table_(table), parallel_(parallel), scratch_(parallel.n_threads()) {}
+
+  void forward(const AttentionShape& shape, const AttentionRows& rows);
+
+  /// `rows.out` and `rows.lse` as `forward` left them.
+  void backward(const AttentionShape& shape, const AttentionRows& rows,
+                const AttentionGradients& gradients);
+
+ private:
+  // Of one thread.
+  struct Scratch {
+    dense::Buffer scores;     // [kBlock, score stride]
+    dense::Buffer gradients;  // the same
+    dense::Packed queries;    // [kBlock, head_dim]
+    dense::Packed out;
+  };
+
+  struct Block;
+
+  void allocate(const AttentionShape& shape, bool backward);
+  void pack_heads(const AttentionShape& shape, const AttentionRows& rows, bool backward);
+  void forward_block(const AttentionShape& shape, const AttentionRows& rows, const Block& block,
+                     Scratch& scratch) const;
+  void backward_block(const AttentionShape& shape, const AttentionRows& rows,
+                      const AttentionGradients& gradients, const Block& block, Scratch& scratch,
+                      float* key_sums, float* value_sums) const;
+  void score_block(const AttentionShape& shape, const AttentionRows& rows, const Block& block,
+                   float* scores) const;
+  std::size_t n_parts(const AttentionShape& shape) const;
+  void add_parts(const AttentionShape& shape, std::size_t n_parts,
+                 const AttentionGradients& gradients);
+
+  const dense::Table& table_;
+  ParallelFor& parallel_;
+  std::vector<Scratch> scratch_;
+  // Of each KV head: [head_dim, n_tokens] transposed and [n_tokens, head_dim] plain.
+  std::vector<dense::Packed> keys_transposed_, values_transposed_, keys_, values_;
+  dense::Buffer key_parts_, value_parts_;  // [n_parts, n_tokens, n_kv_heads * head_dim]
+};
+
+}  // namespace cqkv

@@ -1,0 +1,99 @@
+// One transformer layer (RMS norm, attention, RMS norm, SwiGLU) over a whole sequence,
+// forwards and backwards to its input, keys and values. Loss, embedding and the loop
+// over layers are gradient.h's.
+#pragma once
+
+#include <cstddef>
+
+#include "calibration/attention_pass.h"
+#include "calibration/dense.h"
+#include "calibration/model_file.h"
+#include "calibration/rope_angles.h"
+#include "calibration/weights.h"
+#include "core/parallel.h"
+
+namespace cqkv {
+
+/// What the way back needs of the way forwards, all [n_tokens, ...] f32.
+struct Activations {
+  dense::Buffer queries;  ///< After RoPE.
+  dense::Buffer keys;     ///< Before RoPE.
+  dense::Buffer values;
+  dense::Buffer attention;  ///< [n_heads, head_dim] a token, before the output projection.
+  dense::Buffer lse;        ///< [n_heads, n_tokens]
+  dense::Buffer middle;     ///< Between attention and feed-forward.
+  dense::Buffer gate, up;   ///< Overwritten by the way back.
+
+  void resize(const ModelShape& shape, std::size_t n_tokens);
+
+  /// Floats that resize allocates.
+  static std::size_t n_floats(const ModelShape& shape, std::size_t n_tokens);
+};
+
+/// Added to keys (before RoPE) and values of a layer: for finite differences.
+struct KvOffset {
+  const float* keys = nullptr;  ///< [n_tokens, kv channels] or nullptr.
+  const float* values = nullptr;
+};
+
+/// Owns scratch memory and the packed weights of the layer in work; one call at a time.
+class LayerPass {
+ public:
+  LayerPass(const ModelShape& shape, const dense::Table& table, ParallelFor& parallel)
+      : shape_(shape),
+        table_(table),
+        parallel_(parallel),
+        attention_(table, parallel),
+        scratch_(static_cast<std::size_t>(parallel.n_threads())) {}
+
+  /// Runs a layer on `input` [n_tokens, n_embd].
+  ///
+  /// @param output  [n_tokens, n_embd], or nullptr if only the activations are wanted.
+  void forward(const LayerTensors& layer, const RopeAngles& angles, std::size_t n_tokens,
+               const float* input, const KvOffset& offset, Activations& activations, float* output);
+
+  /// @param gradient  In: of the loss by the layer's output; out: by its input, unless
+  ///   `last`, when nobody needs it. [n_tokens, n_embd]
+  /// After it, key_gradients() are by keys before RoPE, value_gradients() by values.
+  void backward(const LayerTensors& layer, const RopeAngles& angles, std::size_t n_tokens,
+                const float* input, Activations& activations, bool last, float* gradient);
+
+  const float* key_gradients() const { return key_gradients_.data(); }
+
+  const float* value_gradients() const { return value_gradients_.data(); }
+
+ private:
+  // Of one thread.
+  struct Scratch {
+    dense::Buffer norm;    // [kRows, n_embd]
+    dense::Buffer hidden;  // [kRows, n_ff]
+  };
+
+  struct Rows;
+
+  void project(const LayerTensors& layer, const RopeAngles& angles, const Rows& rows,
+               const float* input, const KvOffset& offset, Activations& activations,
+               Scratch& scratch) const;
+  void feed_forward(const LayerTensors& layer, const Rows& rows, const float* input,
+                    Activations& activations, float* output, Scratch& scratch) const;
+  void feed_forward_back(const LayerTensors& layer, const Rows& rows, Activations& activations,
+                         float* gradient, Scratch& scratch);
+  void project_back(const LayerTensors& layer, const RopeAngles& angles, const Rows& rows,
+                    const float* input, bool last, float* gradient, Scratch& scratch);
+  void rotate_keys(const RopeAngles& angles, std::size_t n_tokens, const dense::Buffer& keys);
+  template <typename Function>
+  void for_rows(std::size_t n_tokens, const Function& function);
+  void pack(const LayerTensors& layer, Direction direction);
+
+  ModelShape shape_;
+  const dense::Table& table_;
+  ParallelFor& parallel_;
+  AttentionPass attention_;
+  std::vector<Scratch> scratch_;
+  dense::Packed q_, k_, v_, o_, gate_, up_, down_;
+  dense::Buffer rotated_keys_;
+  dense::Buffer attention_gradients_;
+  dense::Buffer query_gradients_, key_gradients_, value_gradients_;
+};
+
+}  // namespace cqkv

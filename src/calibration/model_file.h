@@ -1,0 +1,69 @@
+// The weights and hyperparameters of a llama or qwen2 model file, as the gradient
+// pass needs them: checked, mapped, not yet dequantized.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cqkv/status.h"
+
+#include "calibration/gguf_file.h"
+#include "calibration/unrope.h"
+
+namespace cqkv {
+
+struct ModelShape {
+  std::size_t n_layers = 0;
+  std::size_t n_embd = 0;
+  std::size_t n_heads = 0;
+  std::size_t n_kv_heads = 0;
+  std::size_t head_dim = 0;
+  std::size_t n_ff = 0;
+  std::size_t n_vocab = 0;
+  float rms_epsilon = 0.0F;
+
+  std::size_t n_query_channels() const { return n_heads * head_dim; }
+
+  std::size_t n_kv_channels() const { return n_kv_heads * head_dim; }
+};
+
+/// y = W x + b; W is [n_out rows, n_in columns] in the file.
+struct LinearTensor {
+  GgufTensor weight;
+  std::vector<float> bias;  ///< Empty or n_out.
+
+  std::size_t n_in() const { return static_cast<std::size_t>(weight.n_columns); }
+
+  std::size_t n_out() const { return static_cast<std::size_t>(weight.n_rows); }
+};
+
+struct LayerTensors {
+  std::vector<float> attn_norm;
+  std::vector<float> ffn_norm;
+  LinearTensor q, k, v, o;
+  LinearTensor gate, up, down;
+};
+
+/// Const after load.
+struct ModelFile {
+  std::string architecture;
+  ModelShape shape;
+  RopeNode rope;
+  GgufTensor embedding;
+  std::vector<LayerTensors> layers;
+  std::vector<float> output_norm;
+  LinearTensor output;  ///< The embedding again if the file has no output.weight.
+  std::unique_ptr<GgufFile> file;
+
+  /// @return the errors of GgufFile::open; kUnsupported, naming the architecture and
+  ///   `--weights uniform`, for anything but dense llama and qwen2; kCorrupt for a missing
+  ///   tensor or a wrong shape (got, want).
+  static Result<ModelFile> load(const std::string& path);
+};
+
+/// Rows [first, first + n_rows) of a tensor as f32. The type was checked at load.
+void dequantize_rows(const GgufTensor& tensor, std::size_t first, std::size_t n_rows, float* out);
+
+}  // namespace cqkv

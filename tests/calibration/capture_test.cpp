@@ -1,0 +1,156 @@
+// KvCapture against the keys and values of the gradient pass, which computes them
+// without libllama. Architectures beyond llama and qwen2 are not in the tests.
+#include "calibration/capture.h"
+
+#include <atomic>
+#include <cmath>
+#include <map>
+
+#include <gtest/gtest.h>
+
+#include "calibration/gradient.h"
+#include "calibration/llama_handles.h"
+#include "calibration/tiny_model.h"
+
+namespace cqkv {
+namespace {
+
+using testing::TinyModel;
+
+using RowMap = std::map<std::pair<int, KvKind>, std::vector<float>>;
+
+// A sink that puts pieces together.
+KvSink append_to(RowMap& all) {
+  return [&all](const KvRows& rows) {
+    auto& to = all[{rows.layer, rows.kind}];
+    EXPECT_EQ(to.size(), rows.first_token * rows.shape.n_channels());
+    to.insert(to.end(), rows.rows, rows.rows + rows.n_tokens * rows.shape.n_channels());
+    return Status();
+  };
+}
+
+class CaptureTest : public ::testing::Test {
+ protected:
+  CaptureTest() {
+    llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+  }
+
+  static KvCapture load(const std::string& path, int n_ctx) {
+    auto capture = KvCapture::load(path, n_ctx, 2);
+    EXPECT_TRUE(capture.ok()) << capture.status().message();
+    return *std::move(capture);
+  }
+};
+
+// libllama attends in f16 (flash attention), which reaches the next layers' rows with
+// about 1e-3; rows themselves are f32 and of size 1.
+void check_against_gradient_pass(const TinyModel& tiny, std::size_t n_tokens) {
+  const std::string path = tiny.write("model.gguf");
+  const auto tokens = testing::random_tokens(n_tokens, 11);
+  RowMap expected;
+  auto model = GradientModel::load(path, {});
+  ASSERT_TRUE(model.ok()) << model.status().message();
+  ASSERT_TRUE(model->run(tokens, append_to(expected)).ok());
+  RowMap got;
+  auto capture = KvCapture::load(path, static_cast<int>(n_tokens), 2);
+  ASSERT_TRUE(capture.ok()) << capture.status().message();
+  const Status status = capture->run(tokens, append_to(got));
+  ASSERT_TRUE(status.ok()) << status.message();
+  ASSERT_EQ(got.size(), expected.size());
+  for (const auto& [key, rows] : expected) {
+    ASSERT_EQ(got[key].size(), rows.size());
+    const float tolerance = key.first == 0 ? 1e-4F : 2e-2F;
+    for (std::size_t i = 0; i < rows.size(); i++) {
+      ASSERT_NEAR(got[key][i], rows[i], tolerance)
+          << "layer " << key.first << " " << kv_kind_name(key.second) << " element " << i;
+    }
+  }
+}
+
+TEST_F(CaptureTest, AgreesWithGradientPassForLlama) {
+  check_against_gradient_pass({}, 40);
+}
+
+TEST_F(CaptureTest, AgreesWithGradientPassForQwen2) {
+  TinyModel tiny;
+  tiny.architecture = "qwen2";
+  tiny.biases = true;
+  check_against_gradient_pass(tiny, 40);
+}
+
+TEST_F(CaptureTest, AgreesWithGradientPassAcrossPieces) {
+  check_against_gradient_pass({}, 700);
+}
+
+TEST_F(CaptureTest, AgreesWithGradientPassWithYarnAndFactors) {
+  TinyModel tiny;
+  tiny.rope_scaling = "yarn";
+  tiny.rope_factor = 4.0F;
+  tiny.freq_factors = true;
+  check_against_gradient_pass(tiny, 40);
+}
+
+TEST_F(CaptureTest, SequencesAreIndependent) {
+  KvCapture capture = load(TinyModel().write("model.gguf"), 64);
+  const auto tokens = testing::random_tokens(30, 1);
+  RowMap first;
+  RowMap between;
+  RowMap second;
+  ASSERT_TRUE(capture.run(tokens, append_to(first)).ok());
+  ASSERT_TRUE(capture.run(testing::random_tokens(50, 2), append_to(between)).ok());
+  ASSERT_TRUE(capture.run(tokens, append_to(second)).ok());
+  EXPECT_EQ(first, second);
+}
+
+TEST_F(CaptureTest, NamesValuesThatAreNotFinite) {
+  TinyModel tiny;
+  tiny.nan_in_layer_1 = 1.0F;
+  KvCapture capture = load(tiny.write("model.gguf"), 64);
+  RowMap rows;
+  const Status status = capture.run(testing::random_tokens(10, 1), append_to(rows));
+  EXPECT_EQ(status.code(), StatusCode::kCorrupt);
+  EXPECT_NE(status.message().find("layer 1, key row of token 0"), std::string::npos)
+      << status.message();
+}
+
+TEST_F(CaptureTest, StopsWhenCancelled) {
+  KvCapture capture = load(TinyModel().write("model.gguf"), 64);
+  std::atomic<bool> cancel{false};
+  int n_delivered = 0;
+  const auto sink = [&](const KvRows&) {
+    n_delivered++;
+    cancel = true;
+    return Status();
+  };
+  EXPECT_EQ(capture.run(testing::random_tokens(10, 1), sink, &cancel).code(),
+            StatusCode::kCancelled);
+  EXPECT_EQ(n_delivered, 1);
+}
+
+TEST_F(CaptureTest, ReturnsTheSinksError) {
+  KvCapture capture = load(TinyModel().write("model.gguf"), 64);
+  const Status status = capture.run(testing::random_tokens(10, 1),
+                                    [](const KvRows&) { return io_error("disk full"); });
+  EXPECT_EQ(status.message(), "disk full");
+}
+
+TEST_F(CaptureTest, RefusesBadSequences) {
+  KvCapture capture = load(TinyModel().write("model.gguf"), 64);
+  RowMap rows;
+  EXPECT_EQ(capture.run(std::vector<Token>{1}, append_to(rows)).code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(capture.run(testing::random_tokens(65, 1), append_to(rows)).code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(capture.run(std::vector<Token>{1, 100000}, append_to(rows)).code(),
+            StatusCode::kInvalidArgument);
+}
+
+TEST_F(CaptureTest, NamesAMissingFile) {
+  const auto capture = KvCapture::load("/nonexistent.gguf", 64, 1);
+  ASSERT_FALSE(capture.ok());
+  EXPECT_EQ(capture.status().code(), StatusCode::kNotFound);
+  EXPECT_NE(capture.status().message().find("/nonexistent.gguf"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace cqkv

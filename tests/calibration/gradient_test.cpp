@@ -1,0 +1,271 @@
+// GradientModel against central differences of its own loss, and its loss against
+// libllama. Speed and real models are not tested here.
+#include "calibration/gradient.h"
+
+#include <atomic>
+#include <cmath>
+#include <map>
+
+#include <gtest/gtest.h>
+
+#include "calibration/llama_handles.h"
+#include "calibration/tiny_model.h"
+
+namespace cqkv {
+namespace {
+
+using testing::TinyModel;
+
+GradientModel load(const std::string& path, int n_threads = 1,
+                   std::size_t activation_bytes = std::size_t{1} << 30U) {
+  auto model = GradientModel::load(path, {n_threads, activation_bytes});
+  EXPECT_TRUE(model.ok()) << model.status().message();
+  return *std::move(model);
+}
+
+// All rows and gradients of one run.
+struct Collected {
+  std::map<std::pair<int, KvKind>, std::vector<float>> rows, gradients;
+  double loss = 0.0;
+};
+
+Collected collect(GradientModel& model, const std::vector<Token>& tokens) {
+  Collected result;
+  auto loss = model.run(tokens, [&](const KvRows& rows) {
+    const std::size_t n = rows.n_tokens * rows.shape.n_channels();
+    result.rows[{rows.layer, rows.kind}].assign(rows.rows, rows.rows + n);
+    result.gradients[{rows.layer, rows.kind}].assign(rows.gradients, rows.gradients + n);
+    return Status();
+  });
+  EXPECT_TRUE(loss.ok()) << loss.status().message();
+  result.loss = loss.ok() ? *loss : 0.0;
+  return result;
+}
+
+// Central differences of the summed loss by every element of one tensor.
+std::vector<double> differences(GradientModel& model, const std::vector<Token>& tokens, int layer,
+                                KvKind kind, float step) {
+  const std::size_t n = tokens.size() * model.shape().n_kv_channels();
+  std::vector<float> offset(n, 0.0F);
+  std::vector<KvOffset> offsets(model.shape().n_layers);
+  auto& slot = kind == KvKind::kKey ? offsets[layer].keys : offsets[layer].values;
+  slot = offset.data();
+  std::vector<double> result(n);
+  for (std::size_t i = 0; i < n; i++) {
+    offset[i] = step;
+    const double above = *model.loss(tokens, offsets);
+    offset[i] = -step;
+    const double below = *model.loss(tokens, offsets);
+    offset[i] = 0.0F;
+    result[i] = (above - below) / (2.0 * step) * static_cast<double>(tokens.size() - 1);
+  }
+  return result;
+}
+
+// Differences have an error of about eps * loss / step = 1e-4 an element and one of
+// step^2 times the third derivative; gradients are of size 0.1 to 1 here.
+void expect_same_direction(const std::vector<float>& gradient, const std::vector<double>& expected,
+                           const std::string& what) {
+  ASSERT_EQ(gradient.size(), expected.size());
+  double dot = 0.0;
+  double square = 0.0;
+  double expected_square = 0.0;
+  for (std::size_t i = 0; i < gradient.size(); i++) {
+    dot += gradient[i] * expected[i];
+    square += static_cast<double>(gradient[i]) * gradient[i];
+    expected_square += expected[i] * expected[i];
+  }
+  EXPECT_GT(dot / std::sqrt(square * expected_square), 0.9999) << what;
+  EXPECT_NEAR(std::sqrt(square / expected_square), 1.0, 1e-3) << what;
+}
+
+void check_gradients(const TinyModel& tiny) {
+  GradientModel model = load(tiny.write("model.gguf"));
+  const auto tokens = testing::random_tokens(14, 3);
+  const Collected collected = collect(model, tokens);
+  for (int layer = 0; layer < tiny.n_layers; layer++) {
+    for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+      const auto expected = differences(model, tokens, layer, kind, 1e-2F);
+      expect_same_direction(
+          collected.gradients.at({layer, kind}), expected,
+          "layer " + std::to_string(layer) + " " + std::string(kv_kind_name(kind)));
+    }
+  }
+}
+
+TEST(GradientTest, MatchesDifferencesForLlama) {
+  check_gradients({});
+}
+
+TEST(GradientTest, MatchesDifferencesForQwen2) {
+  TinyModel tiny;
+  tiny.architecture = "qwen2";
+  tiny.biases = true;
+  tiny.tied_output = false;
+  check_gradients(tiny);
+}
+
+// Yarn lengthens rotated keys: the gradient before RoPE must carry that factor.
+TEST(GradientTest, MatchesDifferencesWithYarn) {
+  TinyModel tiny;
+  tiny.rope_scaling = "yarn";
+  tiny.rope_factor = 4.0F;
+  check_gradients(tiny);
+}
+
+// The mean cross entropy by libllama, without flash attention and with an f32 cache.
+double llama_loss(const std::string& path, std::vector<Token> tokens) {
+  llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+  const LlamaModel model(llama_model_load_from_file(path.c_str(), llama_model_default_params()));
+  EXPECT_NE(model, nullptr);
+  llama_context_params params = llama_context_default_params();
+  params.n_ctx = 256;
+  params.n_threads = params.n_threads_batch = 1;
+  params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  params.type_k = params.type_v = GGML_TYPE_F32;
+  const LlamaContext context(llama_init_from_model(model.get(), params));
+  EXPECT_NE(context, nullptr);
+  const auto n = static_cast<std::int32_t>(tokens.size());
+  llama_batch batch = llama_batch_get_one(tokens.data(), n);
+  std::vector<std::int8_t> wanted(tokens.size(), 1);
+  batch.logits = wanted.data();
+  EXPECT_EQ(llama_decode(context.get(), batch), 0);
+  double loss = 0.0;
+  for (std::int32_t t = 0; t + 1 < n; t++) {
+    const float* logits = llama_get_logits_ith(context.get(), t);
+    double sum = 0.0;
+    for (int i = 0; i < TinyModel::kVocab; i++) {
+      sum += std::exp(static_cast<double>(logits[i]));
+    }
+    loss += std::log(sum) - logits[tokens[t + 1]];
+  }
+  return loss / (n - 1);
+}
+
+void check_loss(const TinyModel& tiny) {
+  const std::string path = tiny.write("model.gguf");
+  GradientModel model = load(path);
+  // Longer than a strip of rows and a block of queries, so that their seams are crossed.
+  const auto tokens = testing::random_tokens(150, 5);
+  const auto loss = model.loss(tokens);
+  ASSERT_TRUE(loss.ok()) << loss.status().message();
+  EXPECT_NEAR(*loss, llama_loss(path, tokens), 1e-4);
+}
+
+TEST(GradientTest, LossMatchesLibllamaForLlama) {
+  check_loss({});
+}
+
+TEST(GradientTest, LossMatchesLibllamaForQwen2) {
+  TinyModel tiny;
+  tiny.architecture = "qwen2";
+  tiny.biases = true;
+  tiny.tied_output = false;
+  check_loss(tiny);
+}
+
+TEST(GradientTest, LossMatchesLibllamaWithFrequencyFactors) {
+  TinyModel tiny;
+  tiny.freq_factors = true;
+  check_loss(tiny);
+}
+
+TEST(GradientTest, LossMatchesLibllamaWithLinearScaling) {
+  TinyModel tiny;
+  tiny.rope_scaling = "linear";
+  tiny.rope_factor = 4.0F;
+  check_loss(tiny);
+}
+
+TEST(GradientTest, LossMatchesLibllamaWithYarn) {
+  TinyModel tiny;
+  tiny.rope_scaling = "yarn";
+  tiny.rope_factor = 4.0F;
+  check_loss(tiny);
+}
+
+TEST(GradientTest, LossMatchesLibllamaWithWideHeads) {
+  TinyModel tiny;
+  tiny.head_dim = 16;  // n_heads * head_dim is not n_embd
+  tiny.n_kv_heads = 1;
+  check_loss(tiny);
+}
+
+TEST(GradientTest, LossOfRunIsLoss) {
+  GradientModel model = load(TinyModel().write("model.gguf"));
+  const auto tokens = testing::random_tokens(20, 1);
+  EXPECT_EQ(collect(model, tokens).loss, *model.loss(tokens));
+}
+
+TEST(GradientTest, DoesNotDependOnThreadsOrMemory) {
+  const std::string path = TinyModel().write("model.gguf");
+  const auto tokens = testing::random_tokens(200, 2);
+  GradientModel one = load(path, 1);
+  GradientModel four = load(path, 4);
+  GradientModel frugal = load(path, 3, 1);  // keeps no activations
+  const Collected expected = collect(one, tokens);
+  for (GradientModel* other : {&four, &frugal}) {
+    const Collected got = collect(*other, tokens);
+    EXPECT_EQ(got.loss, expected.loss);
+    EXPECT_EQ(got.rows, expected.rows);
+    EXPECT_EQ(got.gradients, expected.gradients);
+  }
+}
+
+// The buffers of a long sequence must not show in a shorter one.
+TEST(GradientTest, SequencesAreIndependent) {
+  const std::string path = TinyModel().write("model.gguf");
+  GradientModel used = load(path);
+  collect(used, testing::random_tokens(150, 2));
+  GradientModel fresh = load(path);
+  const auto tokens = testing::random_tokens(30, 4);
+  EXPECT_EQ(collect(used, tokens).gradients, collect(fresh, tokens).gradients);
+}
+
+TEST(GradientTest, StopsWhenCancelled) {
+  GradientModel model = load(TinyModel().write("model.gguf"));
+  std::atomic<bool> cancel{false};
+  int n_delivered = 0;
+  const auto loss = model.run(
+      testing::random_tokens(20, 1),
+      [&](const KvRows&) {
+        n_delivered++;
+        cancel = true;
+        return Status();
+      },
+      &cancel);
+  ASSERT_FALSE(loss.ok());
+  EXPECT_EQ(loss.status().code(), StatusCode::kCancelled);
+  EXPECT_EQ(n_delivered, 2);  // keys and values of the last layer
+}
+
+TEST(GradientTest, ReturnsTheSinksError) {
+  GradientModel model = load(TinyModel().write("model.gguf"));
+  const auto loss =
+      model.run(testing::random_tokens(20, 1), [](const KvRows&) { return io_error("disk full"); });
+  ASSERT_FALSE(loss.ok());
+  EXPECT_EQ(loss.status().message(), "disk full");
+}
+
+TEST(GradientTest, NamesValuesThatAreNotFinite) {
+  TinyModel tiny;
+  tiny.nan_in_layer_1 = 1.0F;
+  GradientModel model = load(tiny.write("model.gguf"));
+  const auto loss =
+      model.run(testing::random_tokens(20, 1), [](const KvRows&) { return Status(); });
+  ASSERT_FALSE(loss.ok());
+  EXPECT_EQ(loss.status().code(), StatusCode::kCorrupt);
+  EXPECT_NE(loss.status().message().find("layer 1, key row of token 0"), std::string::npos)
+      << loss.status().message();
+}
+
+TEST(GradientTest, RefusesBadTokens) {
+  GradientModel model = load(TinyModel().write("model.gguf"));
+  EXPECT_EQ(model.loss(std::vector<Token>{1}).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(model.loss(std::vector<Token>{1, TinyModel::kVocab}).status().code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(model.loss(std::vector<Token>{1, -1}).status().code(), StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace cqkv

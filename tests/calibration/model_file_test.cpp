@@ -1,0 +1,121 @@
+// What ModelFile, GgufFile and the fingerprint refuse, and how they say it.
+#include "calibration/model_file.h"
+
+#include <filesystem>
+#include <fstream>
+
+#include <gtest/gtest.h>
+
+#include "calibration/fingerprint.h"
+#include "calibration/tiny_model.h"
+#include "core/hash.h"
+
+namespace cqkv {
+namespace {
+
+using testing::TinyModel;
+
+class ModelFileTest : public ::testing::Test {
+ protected:
+  ModelFileTest() {
+    ggml_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+  }
+
+  static void expect_error(const TinyModel& tiny, StatusCode code, const std::string& part) {
+    expect_error(tiny.write("model.gguf"), code, part);
+  }
+
+  static void expect_error(const std::string& path, StatusCode code, const std::string& part) {
+    const auto model = ModelFile::load(path);
+    ASSERT_FALSE(model.ok());
+    EXPECT_EQ(model.status().code(), code) << model.status().message();
+    EXPECT_NE(model.status().message().find(part), std::string::npos) << model.status().message();
+  }
+};
+
+TEST_F(ModelFileTest, ReadsShapes) {
+  const auto model = ModelFile::load(TinyModel().write("model.gguf"));
+  ASSERT_TRUE(model.ok()) << model.status().message();
+  EXPECT_EQ(model->shape.n_layers, 2U);
+  EXPECT_EQ(model->shape.n_kv_channels(), 16U);
+  EXPECT_EQ(model->shape.n_vocab, static_cast<std::size_t>(TinyModel::kVocab));
+  EXPECT_EQ(model->output.weight.data, model->embedding.data);
+}
+
+TEST_F(ModelFileTest, NamesAnArchitectureWithoutGradients) {
+  TinyModel tiny;
+  tiny.architecture = "gemma3";
+  const std::string path = tiny.write("model.gguf");
+  expect_error(path, StatusCode::kUnsupported, "gemma3");
+  expect_error(path, StatusCode::kUnsupported, "--weights uniform");
+}
+
+TEST_F(ModelFileTest, RefusesExperts) {
+  TinyModel tiny;
+  tiny.with_experts = true;
+  expect_error(tiny, StatusCode::kUnsupported, "experts");
+}
+
+TEST_F(ModelFileTest, RefusesUnknownRopeScaling) {
+  TinyModel tiny;
+  tiny.rope_scaling = "longrope";
+  expect_error(tiny, StatusCode::kUnsupported, "longrope");
+}
+
+TEST_F(ModelFileTest, NamesAMissingTensor) {
+  TinyModel tiny;
+  tiny.left_out = "blk.1.ffn_up.weight";
+  expect_error(tiny, StatusCode::kCorrupt, "blk.1.ffn_up.weight is missing");
+}
+
+TEST_F(ModelFileTest, SaysBothShapes) {
+  TinyModel tiny;
+  tiny.wrong_columns = 4;
+  expect_error(tiny, StatusCode::kCorrupt,
+               "blk.1.ffn_down.weight: got shape 52 x 32, want 48 x 32");
+}
+
+TEST_F(ModelFileTest, RefusesMissingEmptyAndForeignFiles) {
+  expect_error("/nonexistent.gguf", StatusCode::kNotFound, "/nonexistent.gguf");
+  const auto folder = testing::temporary_folder();
+  std::ofstream((folder / "empty.gguf").string());
+  expect_error((folder / "empty.gguf").string(), StatusCode::kIoError, "empty");
+  std::ofstream((folder / "text.gguf").string()) << "This is no model.";
+  expect_error((folder / "text.gguf").string(), StatusCode::kCorrupt, "not a GGUF file");
+}
+
+// Cut anywhere, the file is refused: in the header, the keys, the tensors.
+TEST_F(ModelFileTest, RefusesTruncatedFiles) {
+  const std::string path = TinyModel().write("model.gguf");
+  const auto size = std::filesystem::file_size(path);
+  for (const auto cut : {size - 1, size / 2, size / 10, std::uintmax_t{100}, std::uintmax_t{7}}) {
+    std::filesystem::resize_file(path, cut);
+    EXPECT_FALSE(ModelFile::load(path).ok()) << cut;
+    EXPECT_FALSE(model_fingerprint(path).ok()) << cut;
+  }
+}
+
+TEST_F(ModelFileTest, FingerprintHashesTheNorms) {
+  const std::string path = TinyModel().write("model.gguf");
+  const auto fingerprint = model_fingerprint(path);
+  ASSERT_TRUE(fingerprint.ok()) << fingerprint.status().message();
+  const auto model = ModelFile::load(path);
+  ASSERT_TRUE(model.ok());
+  ASSERT_EQ(fingerprint->size(), 2U);
+  for (std::size_t il = 0; il < 2; il++) {
+    const auto& norm = model->layers[il].attn_norm;
+    EXPECT_EQ((*fingerprint)[il], hash_bytes(norm.data(), norm.size() * sizeof(float)));
+  }
+}
+
+TEST_F(ModelFileTest, FingerprintOfAnUnknownNormIsZero) {
+  TinyModel tiny;
+  tiny.left_out = "blk.1.attn_norm.weight";
+  const auto fingerprint = model_fingerprint(tiny.write("model.gguf"));
+  ASSERT_TRUE(fingerprint.ok());
+  EXPECT_NE((*fingerprint)[0], 0U);
+  EXPECT_EQ((*fingerprint)[1], 0U);
+}
+
+}  // namespace
+}  // namespace cqkv
