@@ -1,15 +1,225 @@
-// `cqkv calibrate`: learns a codebook on a model and texts.
-#include <memory>
+// `cqkv calibrate`: learns a codebook for a model from texts. The recipe is
+// src/calibration; here are flags, progress, and leaving nothing behind on Ctrl-C.
+#include "calibration/calibrate.h"
 
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <thread>
+
+#include <unistd.h>
+
+#include "codebook_file/codebook_file.h"
 #include "command.h"
+#include "eval/llama_objects.h"
+#include "progress_bar.h"
 
 namespace cqkv::app {
+namespace {
+
+struct Flags {
+  CalibrationOptions options;
+  std::string output;
+  std::string config = "8c8b";
+  std::string config_k;
+  std::string config_v;
+  std::string weights = "fisher";
+  bool verbose = false;
+  bool quiet = false;
+};
+
+std::atomic<bool> interrupted{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "set from a signal handler");
+
+void on_interrupt(int /*signal*/) {
+  interrupted.store(true);
+}
+
+// The first Ctrl-C asks for an orderly end, a second one ends the process at once.
+void catch_interrupts() {
+  struct sigaction action = {};
+  action.sa_handler = on_interrupt;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  ::sigaction(SIGINT, &action, nullptr);
+  ::sigaction(SIGTERM, &action, nullptr);
+}
+
+// Found now rather than after minutes of work.
+Status check_output(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  const fs::path parent = fs::path(path).parent_path();
+  const std::string folder = parent.empty() ? "." : parent.string();
+  if (fs::exists(path, ignored) && !fs::is_regular_file(path, ignored)) {
+    return invalid_argument(path + ": exists and is not a file; choose another name for -o");
+  }
+  if (::access(folder.c_str(), W_OK | X_OK) != 0) {
+    return io_error(path + ": cannot write into the folder " + folder + ": " +
+                    std::strerror(errno));
+  }
+  return {};
+}
+
+// A configuration that cannot be read is wrong use, not a failure.
+Status parse_flags(Flags& flags) {
+  const auto read = [](const std::string& text, CodecSpec& out) -> Status {
+    const auto spec = CodecSpec::parse(text);
+    if (!spec.ok()) {
+      return spec.status();
+    }
+    out = *spec;
+    return {};
+  };
+  const bool has_k = !flags.config_k.empty();
+  const bool has_v = !flags.config_v.empty();
+  CQKV_RETURN_IF_ERROR(read(has_k ? flags.config_k : flags.config, flags.options.key_spec));
+  CQKV_RETURN_IF_ERROR(read(has_v ? flags.config_v : flags.config, flags.options.value_spec));
+  if (flags.options.key_spec.exact() && flags.options.value_spec.exact()) {
+    return invalid_argument("keys and values are both 'exact': there is nothing to learn");
+  }
+  const auto weighting = parse_weighting(flags.weights);
+  if (!weighting.ok()) {
+    return weighting.status();
+  }
+  flags.options.weighting = *weighting;
+  return {};
+}
+
+Result<Calibration> learn(const Flags& flags) {
+  ProgressBar bar("calibrate", flags.quiet);
+  return calibrate(
+      flags.options,
+      [&bar](const CalibrationProgress& progress) {
+        const auto total = static_cast<double>(std::max<std::size_t>(progress.n_total, 1));
+        bar.update(static_cast<double>(progress.n_done) / total, std::string(progress.stage));
+      },
+      &interrupted);
+}
+
+double mean_relative_error(const CalibrationStats& stats, KvKind kind) {
+  double sum = 0;
+  std::size_t n = 0;
+  for (const auto& tensor : stats.tensors) {
+    if (tensor.kind == kind) {
+      sum += tensor.learning.relative_error;
+      n++;
+    }
+  }
+  return n == 0 ? 0 : sum / static_cast<double>(n);
+}
+
+void print_summary(const Flags& flags, const Calibration& result) {
+  const CalibrationStats& stats = result.stats;
+  std::printf("%s: %s, identity %s\n", flags.output.c_str(), result.codebook.origin.name.c_str(),
+              hex64(result.codebook.identity()).c_str());
+  std::printf("  %zu tokens in %zu sequences, %.3f bits a channel, %.2f MiB of centroids\n",
+              stats.n_tokens, stats.n_sequences, result.codebook.bits_per_channel(),
+              static_cast<double>(result.codebook.centroid_bytes()) / (1024.0 * 1024.0));
+  std::printf("  variance lost: keys %.1f %%, values %.1f %% (weighted, mean over layers)\n",
+              100 * mean_relative_error(stats, KvKind::kKey),
+              100 * mean_relative_error(stats, KvKind::kValue));
+  std::printf("  model %s, learning %s\n", clock_text(stats.seconds_model).c_str(),
+              clock_text(stats.seconds_learning).c_str());
+}
+
+Outcome execute(Flags& flags) {
+  const Status parsed = parse_flags(flags);
+  if (!parsed.ok()) {
+    return Usage{parsed.message()};
+  }
+  CQKV_RETURN_IF_ERROR(check_output(flags.output));
+  eval::catch_llama_log(flags.verbose);
+  catch_interrupts();
+  auto result = learn(flags);
+  if (!result.ok() && result.status().code() == StatusCode::kCancelled) {
+    Outcome outcome(Status(StatusCode::kCancelled, "interrupted; nothing was written"));
+    outcome.exit_code = kExitInterrupted;
+    return outcome;
+  }
+  if (!result.ok()) {
+    return result.status();
+  }
+  result->codebook.origin.tool_version = "cqkv " CQKV_VERSION;
+  CQKV_RETURN_IF_ERROR(write_codebook(result->codebook, flags.output));
+  print_summary(flags, *result);
+  return {};
+}
+
+void add_text_flags(CLI::App* parser, TextOptions& text) {
+  parser
+      ->add_option("-f,--file", text.files,
+                   "Calibration texts: .jsonl one object a line, others plain; taken in turns")
+      ->required()
+      ->type_name("FNAME");
+  parser->add_option("--json-field", text.json_field, "Fields of a .jsonl object, by commas")
+      ->capture_default_str()
+      ->type_name("NAMES");
+  parser->add_option("--n-tokens", text.n_tokens, "Tokens in all")
+      ->capture_default_str()
+      ->type_name("N");
+  parser->add_option("-c,--ctx-size", text.n_ctx, "Tokens of one sequence")
+      ->capture_default_str()
+      ->type_name("N");
+}
+
+void add_learning_flags(CLI::App* parser, Flags& flags) {
+  parser
+      ->add_option("--config", flags.config,
+                   "<channels>c<bits>b: 1, 2, 4, 8 or 16 channels coded together in 1 to 12 bits")
+      ->capture_default_str()
+      ->type_name("CONFIG");
+  parser->add_option("--config-k", flags.config_k, "Of keys alone, or 'exact'")
+      ->type_name("CONFIG");
+  parser->add_option("--config-v", flags.config_v, "Of values alone, or 'exact'")
+      ->type_name("CONFIG");
+  parser
+      ->add_option("--weights", flags.weights,
+                   "fisher: tokens count by the gradients of the loss; uniform: all alike")
+      ->capture_default_str()
+      ->type_name("WEIGHTS");
+  parser->add_option("--max-iterations", flags.options.max_iterations, "Of k-means")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  parser->add_option("-s,--seed", flags.options.seed, "Of k-means")
+      ->capture_default_str()
+      ->type_name("N");
+  parser->add_option("-t,--threads", flags.options.n_threads, "Threads")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  parser->add_option("--license", flags.options.license, "Licence to note in the codebook")
+      ->type_name("NAME");
+}
+
+}  // namespace
 
 Command add_calibrate(CLI::App& app) {
-  CLI::App* parser = app.add_subcommand("calibrate", "Learn a codebook for a model");
-  return {parser, [](const std::vector<std::string>&) {
-            return Outcome(unsupported("not in this build yet"));
-          }};
+  CLI::App* parser = app.add_subcommand("calibrate", "Learn a codebook for a model from texts");
+  const auto flags = std::make_shared<Flags>();
+  flags->options.n_threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  parser->add_option("-m,--model", flags->options.model_path, "The model (GGUF)")
+      ->required()
+      ->type_name("FNAME");
+  parser->add_option("-o,--output", flags->output, "The codebook to write")
+      ->required()
+      ->type_name("FNAME");
+  add_text_flags(parser, flags->options.text);
+  add_learning_flags(parser, *flags);
+  parser->add_flag("-v,--verbose", flags->verbose, "Show libllama's log");
+  parser->add_flag("-q,--quiet", flags->quiet, "No progress");
+  parser->footer(
+      "Examples:\n"
+      "  cqkv calibrate -m model.gguf -f text.txt -o model-8c8b.gguf --config 8c8b\n"
+      "  cqkv calibrate -m model.gguf -f wiki.txt chat.jsonl --json-field question,answer "
+      "-o model-mixed.gguf --config-k 4c8b --config-v 8c8b\n"
+      "Ctrl-C stops without writing (exit code 130).");
+  return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};
 }
 
 }  // namespace cqkv::app

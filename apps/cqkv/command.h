@@ -15,6 +15,7 @@ namespace cqkv::app {
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitFailure = 1;
 inline constexpr int kExitUsage = 2;
+inline constexpr int kExitInterrupted = 130;  // as shells count a SIGINT
 
 /// Wrong use of a command found after parsing: exit code 2.
 struct Usage {

@@ -207,7 +207,7 @@ Command add_perplexity(CLI::App& app) {
   parser
       ->add_option("--kv-codebook", flags->codebooks,
                    "Codebooks to compare; 'none' for 16-bit rows through the KV device")
-      ->type_name("FNAME ...");
+      ->type_name("FNAME");
   parser->add_option("-f,--file", flags->options.text_path, "The text to score")
       ->required()
       ->type_name("FNAME");

@@ -4,10 +4,38 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "calibration/fingerprint.h"
 #include "codebook_file/codebook_file.h"
 #include "codebook_file/model_shape.h"
+#include "command.h"
 
 namespace cqkv::app {
+namespace {
+
+// Two models of one shape differ in their norms; an unknown hash (0) proves nothing.
+Status check_fingerprint(const Codebook& codebook, const std::string& path,
+                         const ModelShape& model) {
+  const auto& wanted = codebook.origin.model_fingerprint;
+  if (wanted.empty()) {
+    return {};
+  }
+  const auto found = model_fingerprint(model.path);
+  if (!found.ok()) {
+    return found.status();
+  }
+  for (std::size_t il = 0; il < wanted.size() && il < found->size(); il++) {
+    if (wanted[il] != 0 && (*found)[il] != 0 && wanted[il] != (*found)[il]) {
+      return {StatusCode::kMismatch,
+              "codebook " + path + " was made for the weights of '" + codebook.origin.model_name +
+                  "', but " + model.path + " ('" + model.name + "') has others: layer " +
+                  std::to_string(il) + " has fingerprint " + hex64((*found)[il]) + ", want " +
+                  hex64(wanted[il]) + "; make a codebook for it with cqkv calibrate"};
+    }
+  }
+  return {};
+}
+
+}  // namespace
 
 std::string program_folder() {
   std::error_code error;
@@ -32,6 +60,7 @@ Status check_codebooks(const std::string& model_path, const std::vector<std::str
       return codebook.status();
     }
     CQKV_RETURN_IF_ERROR(check_fits(*codebook, path, *shape));
+    CQKV_RETURN_IF_ERROR(check_fingerprint(*codebook, path, *shape));
   }
   return {};
 }

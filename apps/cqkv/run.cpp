@@ -93,7 +93,7 @@ void add_common(CLI::App* parser, Flags& flags) {
       ->add_option("--kv-codebook", flags.codebooks,
                    "Its codebook; more than one for a model with a draft model")
       ->required()
-      ->type_name("FNAME ...");
+      ->type_name("FNAME");
   parser->add_flag("--print-command", flags.print, "Print what would be started, and stop");
 }
 

@@ -13,8 +13,10 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "kernels/dispatch.h"
 
@@ -43,33 +45,27 @@ int round_up(int n, int multiple) {
 // Memory that grows, aligned for vectors; contents are lost when it grows.
 class AlignedBuffer {
  public:
-  AlignedBuffer() = default;
-  AlignedBuffer(const AlignedBuffer&) = delete;
-  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
-
-  ~AlignedBuffer() { release(); }
-
   bool reserve(std::size_t bytes) {
     if (bytes <= size_) {
       return true;
     }
-    release();
-    data_ = static_cast<std::uint8_t*>(
-        ::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow));
+    data_.reset();  // before the new one, so that both need not fit
+    data_.reset(static_cast<std::uint8_t*>(
+        ::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow)));
     size_ = data_ == nullptr ? 0 : bytes;
     return data_ != nullptr;
   }
 
-  std::uint8_t* data() { return data_; }
+  std::uint8_t* data() { return data_.get(); }
 
  private:
-  void release() {
-    ::operator delete (data_, std::align_val_t{kAlignment});
-    data_ = nullptr;
-    size_ = 0;
-  }
+  struct Deleter {
+    void operator()(std::uint8_t* data) const {
+      ::operator delete (data, std::align_val_t{kAlignment});
+    }
+  };
 
-  std::uint8_t* data_ = nullptr;
+  std::unique_ptr<std::uint8_t, Deleter> data_;
   std::size_t size_ = 0;
 };
 

@@ -43,7 +43,7 @@ std::vector<double> stored_rows(const CacheSide& side, std::size_t n_cells, int 
   for (std::size_t cell = 0; cell < n_cells; cell++) {
     get_codes(layout, side.data, cell, codes.data());
     side.codebook->decode(codes.data(), 1, row.data(), row.size());
-    std::copy(row.begin(), row.end(), rows.begin() + cell * n_channels);
+    std::copy(row.begin(), row.end(), rows.data() + cell * n_channels);
   }
   return rows;
 }

@@ -72,8 +72,8 @@ struct PairPlace {
 };
 
 std::size_t padded_pairs(const RopeParams& params) {
-  const int lanes = kernels::kPairLanes;
-  return static_cast<std::size_t>((params.n_dims / 2 + lanes - 1) / lanes * lanes);
+  const std::size_t lanes = kernels::kPairLanes;
+  return (static_cast<std::size_t>(params.n_dims) / 2 + lanes - 1) / lanes * lanes;
 }
 
 // p = 64 h + l with 0 <= l < 64, also for p < 0.

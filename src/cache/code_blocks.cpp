@@ -57,14 +57,18 @@ unsigned get_code(int code_bits, const std::uint8_t* group, int cell) {
 
 using Codes8 = std::uint16_t __attribute__((vector_size(16)));
 
+Codes8 splat(unsigned value) {
+  const auto narrow = static_cast<std::uint16_t>(value);
+  return Codes8{narrow, narrow, narrow, narrow, narrow, narrow, narrow, narrow};
+}
+
 // Adds bit `bit` of the eight cells whose flags are the bits of `flags`.
 void add_bit(unsigned flags, int bit, std::uint16_t* codes) {
   constexpr Codes8 kCellBit = {1, 2, 4, 8, 16, 32, 64, 128};
   Codes8 values;
   std::memcpy(&values, codes, sizeof(values));
-  const Codes8 spread = static_cast<std::uint16_t>(flags) & kCellBit;
-  const auto set = __builtin_bit_cast(Codes8, spread != 0);
-  values |= set & static_cast<std::uint16_t>(1U << bit);
+  const auto set = __builtin_bit_cast(Codes8, (splat(flags) & kCellBit) != 0);
+  values |= set & splat(1U << bit);
   std::memcpy(codes, &values, sizeof(values));
 }
 

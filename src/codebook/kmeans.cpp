@@ -178,21 +178,25 @@ void KmeansSolver::Impl::prepare(const KmeansProblem& problem, KmeansResult& res
 
   double total = 0;
   mean_.fill(0);
+  std::array<float, kMaxDim> low{};
+  std::array<float, kMaxDim> high{};
+  low.fill(kInfinity);
+  high.fill(-kInfinity);
   for (std::size_t i = 0; i < n_; i++) {
     const double w = original_weight(problem, i);
     const float* x = problem.points + original_[i] * problem.point_stride;
     total += w;
     for (int j = 0; j < problem.dim; j++) {
       mean_[j] += w * static_cast<double>(x[j]);
+      low[j] = std::min(low[j], x[j]);
+      high[j] = std::max(high[j], x[j]);
     }
   }
   double largest = 0;
   for (int j = 0; j < problem.dim; j++) {
     mean_[j] /= total;
-    for (std::size_t i = 0; i < n_; i++) {
-      const float x = problem.points[original_[i] * problem.point_stride + j];
-      largest = std::max(largest, std::abs(static_cast<double>(x) - mean_[j]));
-    }
+    largest = std::max(
+        {largest, mean_[j] - static_cast<double>(low[j]), static_cast<double>(high[j]) - mean_[j]});
   }
   mean_weight_ = total / static_cast<double>(n_);
   scale_ = largest > 0 ? std::exp2(std::ceil(std::log2(largest))) : 1;

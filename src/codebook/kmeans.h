@@ -39,7 +39,7 @@ struct KmeansOptions {
   std::uint64_t seed = 1;
   std::uint64_t stream = 0;                      ///< Problems of one run use different streams.
   const std::atomic<bool>* cancelled = nullptr;  ///< Looked at once an iteration.
-  const kmeans::Kernels* kernels = nullptr;      ///< Null: the best of this processor.
+  const kmeans::Kernels* kernels = nullptr;      ///< Null: those of active_isa().
 };
 
 struct KmeansResult {
@@ -50,7 +50,7 @@ struct KmeansResult {
   /// Weighted squared distance to the weighted mean: the objective of one centroid.
   double spread = 0;
   int iterations = 0;             ///< Iterations done; see `history`.
-  bool converged = false;         ///< Stopped before max_iterations.
+  bool converged = false;         ///< Stopped by itself, not by max_iterations.
   bool uniform_fallback = false;  ///< All weights were zero: taken as all 1.
   int n_refilled = 0;             ///< Times a centroid without points was moved.
   std::size_t n_points = 0;       ///< Points with a weight above zero.
@@ -75,6 +75,8 @@ class KmeansSolver {
  public:
   KmeansSolver();
   ~KmeansSolver();
+  KmeansSolver(const KmeansSolver&) = delete;
+  KmeansSolver& operator=(const KmeansSolver&) = delete;
   KmeansSolver(KmeansSolver&&) noexcept;
   KmeansSolver& operator=(KmeansSolver&&) noexcept;
 
@@ -85,8 +87,8 @@ class KmeansSolver {
   ///   two, weights relative to their mean, so neither large offsets nor weights like
   ///   1e-30 lose precision. Distances in f32; sums, means and objectives in f64. The
   ///   final means are those of the points as given. The same seed and stream give the
-  ///   same bits on one instruction set; across instruction sets rounding differs, and
-  ///   with it, after many iterations, the local minimum found.
+  ///   same bits on one instruction set, and on AVX2 and AVX-512 alike; the scalar level
+  ///   rounds differently and may, after many iterations, find another local minimum.
   /// Cost: the start measures n_points * n_centroids distances, the second iteration up to
   ///   as many, later ones a few per cent of that.
   /// Source: Coupled Quantization (arXiv 2405.03917), section 3.2.1, equations 5 and 6.
@@ -99,7 +101,7 @@ class KmeansSolver {
 
 namespace kmeans {
 
-/// The kernels in use unless an option names others: the best of this processor.
+/// The kernels in use unless an option names others: those of cqkv::active_isa().
 const Kernels& active_kernels();
 
 /// All compiled levels that this processor can run, best first; the last is scalar.

@@ -1,30 +1,40 @@
-// Chooses the k-means kernels; see kmeans.h and kmeans_kernels.h.
+// Chooses the k-means kernels; see kmeans.h and kmeans_kernels.h. The level is that of
+// the attention kernels (cqkv/isa.h), so forcing one forces both.
 #include "codebook/kmeans_kernels.h"
+
+#include "cqkv/isa.h"
 
 #include "codebook/kmeans.h"
 
 namespace cqkv::kmeans {
+namespace {
 
-std::vector<const Kernels*> supported_kernels() {
-  std::vector<const Kernels*> levels;
+const Kernels& level(std::string_view name) {
 #ifdef CQKV_HAVE_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    levels.push_back(&kAvx512Kernels);
+  if (name == kAvx512Kernels.name) {
+    return kAvx512Kernels;
   }
 #endif
 #ifdef CQKV_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    levels.push_back(&kAvx2Kernels);
+  if (name == kAvx2Kernels.name) {
+    return kAvx2Kernels;
   }
 #endif
-  levels.push_back(&kScalarKernels);
+  return kScalarKernels;
+}
+
+}  // namespace
+
+std::vector<const Kernels*> supported_kernels() {
+  std::vector<const Kernels*> levels;
+  for (const std::string& name : supported_isas()) {
+    levels.push_back(&level(name));
+  }
   return levels;
 }
 
 const Kernels& active_kernels() {
-  static const Kernels* const best = supported_kernels().front();
-  return *best;
+  return level(active_isa());
 }
 
 }  // namespace cqkv::kmeans

@@ -30,7 +30,7 @@ struct LearnOptions {
   /// Called after each group with groups done and in all; from any thread, one at a time.
   std::function<void(int done, int total)> progress;
   const std::atomic<bool>* cancelled = nullptr;
-  const kmeans::Kernels* kernels = nullptr;  ///< Null: the best of this processor.
+  const kmeans::Kernels* kernels = nullptr;  ///< Null: those of active_isa().
 };
 
 /// What learning did. Objectives are sums over all groups.

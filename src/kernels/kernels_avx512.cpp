@@ -28,7 +28,7 @@ inline void widen_halves(const std::uint16_t* in, std::size_t n, float* out) {
 }  // namespace
 }  // namespace cqkv::kernels
 
-#include "kernels/kernels_impl.h"
+#include "kernels/kernels_impl.inc"
 
 namespace cqkv::kernels {
 

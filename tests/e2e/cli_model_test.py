@@ -1,0 +1,111 @@
+"""The command line of cqkv on a real model (SmolLM2-135M): perplexity against
+llama-perplexity, the device's uncoded mode, sizes, errors of texts, and Ctrl-C."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+CQKV = os.environ["CQKV_PROGRAM"]
+MAKE_CODEBOOK = os.environ["CQKV_MAKE_CODEBOOK"]
+MODEL = os.environ["CQKV_TEST_MODEL"]
+DATA = os.environ["CQKV_DATA"]
+LLAMA_PERPLEXITY = os.path.join(os.path.dirname(CQKV), "llama-perplexity")
+KEYS = ["ppl_base", "ppl", "ratio", "ratio_se", "kld_mean", "kld_p99", "top1", "bits_codes",
+        "bits_all_in", "cache_bytes", "cache_bytes_f16", "n_scored", "name", "path", "ppl_se"]
+N_CHANNELS = 30 * 2 * 192  # of one token of SmolLM2-135M
+
+
+def run(*arguments):
+    return subprocess.run([CQKV, *arguments], capture_output=True, text=True, timeout=900)
+
+
+class CliModelTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.text = os.path.join(self.folder.name, "text.txt")
+        with open(os.path.join(DATA, "wikitext2-test.txt"), "rb") as whole:
+            data = whole.read(6000)
+        with open(self.text, "wb") as out:
+            out.write(data)
+
+    def path(self, name):
+        return os.path.join(self.folder.name, name)
+
+    def perplexity(self, *arguments):
+        figures = self.path("figures.json")
+        result = run("perplexity", "-m", MODEL, "-f", self.text, "--json", figures, *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        with open(figures) as read:
+            return json.load(read), result
+
+    def test_same_digits_as_llama_perplexity(self):
+        ours, _ = self.perplexity("-c", "256", "--chunks", "2", "-b", "256")
+        theirs = subprocess.run([LLAMA_PERPLEXITY, "-m", MODEL, "-f", self.text, "-c", "256",
+                                 "--chunks", "2", "-b", "256", "-fa", "on"],
+                                capture_output=True, text=True, timeout=900)
+        found = re.search(r"PPL = ([\d.]+) \+/- ([\d.]+)", theirs.stdout + theirs.stderr)
+        self.assertIsNotNone(found, theirs.stderr[-2000:])
+        # The printed digits; half a unit for their rounding and 1e-6 for float sums of both
+        # (22.823249 and 22.823251 print differently).
+        self.assertAlmostEqual(ours["ppl_base"], float(found.group(1)), delta=0.5e-4 + 2e-6)
+        self.assertAlmostEqual(ours["ppl_base_se"], float(found.group(2)), delta=0.5e-5 + 2e-6)
+
+    def test_variants(self):
+        codebook = self.path("random.gguf")
+        subprocess.run([MAKE_CODEBOOK, codebook, "30", "8c8b", "3", "64", "llama"], check=True)
+        figures, result = self.perplexity("-c", "256", "--chunks", "1", "--score", "all",
+                                          "--no-bos", "--kv-codebook", codebook, "none",
+                                          "stock-nofa")
+        coded, none, stock = figures["codebooks"]
+        for entry in (coded, none, stock):
+            for key in KEYS:
+                self.assertIn(key, entry)
+            self.assertEqual(entry["n_scored"], 255)
+            self.assertEqual(entry["cache_bytes_f16"], 256 * N_CHANNELS * 2)
+        # The device's own 16-bit mode is as near to stock as stock's variants to each other.
+        self.assertLessEqual(none["kld_mean"], stock["kld_mean"] + 1e-6)
+        self.assertLess(stock["kld_mean"], 0.05)
+        # Random centroids are far off, but their bytes are right.
+        self.assertGreater(coded["kld_mean"], 1)
+        self.assertEqual(coded["bits_codes"], 1.0)
+        self.assertEqual(coded["cache_bytes"], 256 * N_CHANNELS // 8 + 256 * 4)
+        self.assertEqual(coded["cache_bytes_device"], coded["cache_bytes"])
+        self.assertAlmostEqual(coded["bits_all_in"], 1 + 32 / N_CHANNELS + 4096 / 256, places=9)
+        self.assertIn("perplexity", result.stderr)  # progress
+        self.assertNotIn("warning", result.stderr)
+
+    def test_text_too_short_or_missing(self):
+        result = run("perplexity", "-m", MODEL, "-f", self.text, "-c", "100000")
+        self.assertEqual(result.returncode, 1)
+        self.assertRegex(result.stderr, r"has \d+ tokens, want at least 100000")
+        result = run("perplexity", "-m", MODEL, "-f", self.path("none.txt"), "-c", "64")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("No such file", result.stderr)
+
+    def test_interrupted_calibration_leaves_nothing(self):
+        before = sorted(os.listdir(self.folder.name))
+        process = subprocess.Popen(
+            [CQKV, "calibrate", "-m", MODEL, "-f", os.path.join(DATA, "wikitext2-train-1200k.txt"),
+             "-o", self.path("out.gguf"), "--weights", "uniform"],
+            stderr=subprocess.PIPE, text=True)
+        try:
+            process.stderr.readline()  # the first progress
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        self.assertEqual(process.returncode, 130, errors)
+        self.assertIn("interrupted", errors)
+        self.assertEqual(sorted(os.listdir(self.folder.name)), before)
+
+
+if __name__ == "__main__":
+    sys.exit(unittest.main())

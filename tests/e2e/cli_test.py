@@ -1,0 +1,242 @@
+"""The command line of cqkv without a model: help, exit codes, messages, inspect, and
+what `run` would start. With a real model see cli_model_test.py."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+CQKV = os.environ["CQKV_PROGRAM"]
+MAKE_CODEBOOK = os.environ["CQKV_MAKE_CODEBOOK"]
+COMMANDS = ["calibrate", "perplexity", "run", "serve", "inspect", "info"]
+
+
+def run(*arguments, env=None):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_")}
+    environment.update(env or {})
+    return subprocess.run([CQKV, *arguments], capture_output=True, text=True, timeout=120,
+                          env=environment)
+
+
+def write_model(path, architecture="llama", name="Tiny", n_layers=2, n_kv_heads=2):
+    """A GGUF with the header of a model of heads of 16 channels, and no weights."""
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    def string_key(key, value):
+        return text(key) + struct.pack("<i", 8) + text(value)
+
+    def number_key(key, value):
+        return text(key) + struct.pack("<iI", 4, value)
+
+    keys = [string_key("general.architecture", architecture), string_key("general.name", name),
+            number_key(architecture + ".block_count", n_layers),
+            number_key(architecture + ".embedding_length", 64),
+            number_key(architecture + ".attention.head_count", 4),
+            number_key(architecture + ".attention.head_count_kv", n_kv_heads)]
+    with open(path, "wb") as out:
+        out.write(b"GGUF" + struct.pack("<Iqq", 3, 0, len(keys)) + b"".join(keys))
+
+
+class CliTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.model = self.path("model.gguf")
+        self.codebook = self.path("codebook.gguf")
+        write_model(self.model)
+        self.make_codebook(self.codebook)
+
+    def path(self, name):
+        return os.path.join(self.folder.name, name)
+
+    def make_codebook(self, path, n_layers=2, config="4c4b", n_kv_heads=2, architecture="llama"):
+        subprocess.run([MAKE_CODEBOOK, path, str(n_layers), config, str(n_kv_heads), "16",
+                        architecture], check=True)
+
+    def expect(self, result, code, *words):
+        self.assertEqual(result.returncode, code, result.stderr + result.stdout)
+        for word in words:
+            self.assertIn(word, result.stderr)
+        if code != 0:
+            self.assertTrue(result.stderr.startswith("cqkv"), result.stderr)
+
+    # Help and version
+
+    def test_help_names_every_command(self):
+        result = run("--help")
+        self.assertEqual(result.returncode, 0)
+        for command in COMMANDS:
+            self.assertIn(command, result.stdout)
+
+    def test_help_of_every_command_has_an_example(self):
+        for command in COMMANDS:
+            result = run(command, "--help")
+            self.assertEqual(result.returncode, 0, command)
+            self.assertIn("Example", result.stdout)
+            self.assertIn("cqkv " + command, result.stdout)
+            self.assertEqual(result.stderr, "")
+
+    def test_version(self):
+        result = run("--version")
+        self.assertEqual(result.returncode, 0)
+        self.assertRegex(result.stdout, r"^cqkv \d+\.\d+\.\d+\n$")
+
+    # Wrong use: exit code 2
+
+    def test_no_or_unknown_command(self):
+        self.expect(run(), 2)
+        self.expect(run("frobnicate"), 2)
+
+    def test_unknown_flag(self):
+        self.expect(run("inspect", "--frobnicate", self.codebook), 2, "cqkv inspect: ",
+                    "--frobnicate")
+        self.expect(run("info", "-z"), 2, "cqkv info: ")
+
+    def test_missing_arguments(self):
+        self.expect(run("calibrate", "-m", self.model), 2, "cqkv calibrate: ", "required")
+        self.expect(run("perplexity", "-m", self.model), 2, "cqkv perplexity: ", "required")
+        self.expect(run("run", "-m", self.model), 2, "--kv-codebook")
+        self.expect(run("inspect"), 2, "required")
+
+    def test_wrong_values(self):
+        text = self.path("text.txt")
+        base = ["calibrate", "-m", self.model, "-f", text, "-o", self.path("out.gguf")]
+        self.expect(run(*base, "--config", "9c9b"), 2, "9c9b", "8c8b")
+        self.expect(run(*base, "--config-k", "exact", "--config-v", "exact"), 2, "nothing to learn")
+        self.expect(run(*base, "--weights", "heavy"), 2, "heavy", "uniform")
+        self.expect(run(*base, "-t", "0"), 2)
+        base = ["perplexity", "-m", self.model, "-f", text]
+        self.expect(run(*base, "--score", "some"), 2, "some")
+        self.expect(run(*base, "-c", "many"), 2, "many")
+        self.expect(run(*base, "--kv-codebook", "stock-ub:x"), 2, "stock-ub:x")
+
+    def test_passthrough_only_where_it_goes_somewhere(self):
+        self.expect(run("inspect", self.codebook, "--", "-n", "1"), 2, "--")
+
+    # Failures: exit code 1
+
+    def test_wrong_files(self):
+        missing = self.path("missing.gguf")
+        text = self.path("text.txt")
+        self.expect(run("inspect", missing), 1, "cqkv inspect: ", missing, "No such file")
+        self.expect(run("inspect", self.folder.name), 1, "folder")
+        self.expect(run("inspect", self.model), 1, "kv_codebook")
+        self.expect(run("perplexity", "-m", missing, "-f", text), 1, missing)
+        self.expect(run("perplexity", "-m", self.codebook, "-f", text), 1, "kv_codebook", "model")
+        self.expect(run("run", "-m", missing, "--kv-codebook", self.codebook), 1, missing)
+        self.expect(run("run", "-m", self.model, "--kv-codebook", missing), 1, missing)
+
+    def test_truncated_codebook(self):
+        with open(self.codebook, "rb") as whole:
+            data = whole.read()
+        for n_bytes in (0, 10, 100, len(data) // 2, len(data) - 1):
+            with open(self.path("cut.gguf"), "wb") as cut:
+                cut.write(data[:n_bytes])
+            self.expect(run("inspect", self.path("cut.gguf")), 1, "cut.gguf")
+
+    def test_codebook_of_another_model_names_both(self):
+        for n_layers, architecture in ((2, "qwen2"), (3, "llama")):
+            other = self.path("other.gguf")
+            self.make_codebook(other, n_layers=n_layers, architecture=architecture)
+            for command in (["run"], ["serve"], ["perplexity", "-f", self.model]):
+                self.expect(run(*command, "-m", self.model, "--kv-codebook", other), 1,
+                            "'a model'", "'Tiny'", "cqkv calibrate")
+
+    def test_output_that_cannot_be_written_is_found_at_once(self):
+        base = ["calibrate", "-m", self.model, "-f", self.model]
+        self.expect(run(*base, "-o", self.path("none/out.gguf")), 1, "none/out.gguf", "No such file")
+        self.expect(run(*base, "-o", self.folder.name), 1, "not a file")
+        self.expect(run(*base, "-o", "/dev/null"), 1, "not a file")
+        self.assertEqual(sorted(os.listdir(self.folder.name)), ["codebook.gguf", "model.gguf"])
+
+    def test_unusable_instruction_set_is_an_error(self):
+        self.expect(run("info", env={"CQKV_FORCE_ISA": "abacus"}), 1, "abacus", "scalar")
+
+    # inspect and info
+
+    def test_inspect(self):
+        result = run("inspect", self.codebook)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for word in ("4c4b", "a model", "uniform", "one.txt", "0-1", "1.0000"):
+            self.assertIn(word, result.stdout)
+
+    def test_inspect_json(self):
+        result = run("inspect", "--json", self.codebook)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        data = json.loads(result.stdout)
+        self.assertEqual(len(data["layers"]), 2)
+        self.assertEqual(data["layers"][0]["k"]["config"], "4c4b")
+        self.assertEqual(data["layers"][1]["v"]["n_kv_heads"], 2)
+        self.assertEqual(data["bits_per_channel"], 1.0)
+        self.assertEqual(data["centroid_bytes"], 2 * 2 * 2 * 16 * 16 * 2)
+        self.assertRegex(data["identity"], "^[0-9a-f]{16}$")
+
+    def test_info(self):
+        result = run("info", "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        data = json.loads(result.stdout)
+        self.assertTrue(data["device_loads"], data)
+        self.assertEqual(data["devices"][0]["name"], "CQ0")
+        self.assertEqual(data["instruction_sets_supported"][-1], "scalar")
+        self.assertIn(data["instruction_set"], data["instruction_sets_supported"])
+        for key in ("cqkv", "ggml", "libllama"):
+            self.assertRegex(data[key], r"^\d+\.\d+")
+
+    def test_info_says_why_the_device_does_not_load(self):
+        result = run("info", "--json", env={"CQKV_DEVICE": self.model})
+        self.assertEqual(result.returncode, 0)
+        data = json.loads(result.stdout)
+        self.assertFalse(data["device_loads"])
+        self.assertIn(self.model, data["device_error"])
+
+    # run and serve
+
+    def start(self, command, *passthrough, env=None):
+        return run(command, "-m", self.model, "--kv-codebook", self.codebook, "--print-command",
+                   "--", *passthrough, env=env)
+
+    def test_what_run_and_serve_start(self):
+        for command, program in (("run", "llama-completion"), ("serve", "llama-server")):
+            result = self.start(command, "-n", "5", "-p", "two words")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn(f"/{program}' '-m' '{self.model}' '-dev' 'CQ0' '-ngl' '99' '-fa' 'on' "
+                          "'-fit' 'off' '-n' '5' '-p' 'two words'", result.stdout)
+            self.assertIn(f"CQKV_CODEBOOK='{self.codebook}'", result.stdout)
+            self.assertIn("libggml-cq.so'", result.stdout)
+        result = run("run", "-m", self.model, "--kv-codebook", self.codebook, "--chat",
+                     "--print-command")
+        self.assertIn("/llama-cli'", result.stdout)
+
+    def test_flags_that_would_switch_coding_off(self):
+        conflicts = [("-fa", "off"), ("--flash-attn", "0"), ("-nkvo",), ("--no-kv-offload",),
+                     ("-ctk", "q8_0"), ("--cache-type-k", "q4_0"), ("-ctv", "bf16"),
+                     ("--cache-type-v", "f32"), ("-dev", "none"), ("--device", "CUDA0"),
+                     ("-ngl", "0"), ("--n-gpu-layers", "3"), ("-fit", "on"), ("-m", "x")]
+        for conflict in conflicts:
+            for command in ("run", "serve"):
+                self.expect(self.start(command, "-n", "1", *conflict), 2, conflict[0],
+                            "conflicting", "after '--'")
+
+    def test_harmless_flags_pass(self):
+        for flags in (("-fa", "on"), ("-ctk", "f16"), ("-ctv", "f16"), ("-dev", "CQ0"),
+                      ("-ngl", "99"), ("-kvo",), ("-fit", "off")):
+            self.assertEqual(self.start("run", *flags).returncode, 0, flags)
+
+    def test_variables_that_would_switch_coding_off(self):
+        for name, value in (("LLAMA_ARG_CACHE_TYPE_K", "q8_0"), ("LLAMA_ARG_NO_KV_OFFLOAD", "1"),
+                            ("LLAMA_ARG_FLASH_ATTN", "off")):
+            self.expect(self.start("run", env={name: value}), 1, name, value)
+        self.assertEqual(self.start("run", env={"LLAMA_ARG_CACHE_TYPE_K": "f16"}).returncode, 0)
+
+    def test_colon_in_a_codebook_path(self):
+        odd = self.path("a:b.gguf")
+        os.rename(self.codebook, odd)
+        self.expect(run("run", "-m", self.model, "--kv-codebook", odd, "--print-command"), 1, odd)
+
+
+if __name__ == "__main__":
+    sys.exit(unittest.main())

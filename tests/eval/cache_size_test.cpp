@@ -1,0 +1,57 @@
+// Bytes and bits counted by hand for SmolLM2's shape (30 layers, 3 KV heads of 64).
+#include "eval/cache_size.h"
+
+#include <gtest/gtest.h>
+
+#include "support/codebooks.h"
+
+namespace cqkv::eval {
+namespace {
+
+ModelShape model_of(int n_layers, int n_kv_heads, int head_dim) {
+  ModelShape model;
+  model.layers.assign(static_cast<std::size_t>(n_layers), {n_kv_heads, head_dim, head_dim});
+  return model;
+}
+
+TEST(CacheSize, OneBit) {
+  const auto codebook = testing::random_codebook(30, {8, 8}, {8, 8}, 3, 64);
+  const CacheSize size = coded_cache_size(codebook, model_of(30, 3, 64), 2048);
+  EXPECT_EQ(size.n_channels, 30U * 2 * 192);
+  EXPECT_EQ(size.f16_bytes, 2048U * 11520 * 2);
+  EXPECT_EQ(size.code_bytes, size.f16_bytes / 16);
+  EXPECT_EQ(size.exact_bytes, 0U);
+  EXPECT_EQ(size.position_bytes, 2048U * 4);
+  EXPECT_EQ(size.codebook_bytes, 11520U * 256 * 2);
+  EXPECT_DOUBLE_EQ(size.bits_codes, 1.0);
+  // 1 bit + 32 bits of position over 11520 channels + centroids of 256 * 16 bits over 2048 tokens.
+  EXPECT_NEAR(size.bits_all_in, 1.0 + 32.0 / 11520 + 4096.0 / 2048, 1e-12);
+}
+
+TEST(CacheSize, PartOfABlockCostsAWholeOne) {
+  const auto codebook = testing::random_codebook(1, {8, 8}, {8, 8}, 1, 64);
+  EXPECT_EQ(coded_cache_size(codebook, model_of(1, 1, 64), 65).code_bytes, 2U * 2 * 64 * 8);
+}
+
+TEST(CacheSize, ExactSidesAndLayersCountAsSixteenBits) {
+  auto codebook = testing::random_codebook(2, {4, 8}, {}, 1, 64);
+  CacheSize size = coded_cache_size(codebook, model_of(2, 1, 64), 64);
+  EXPECT_EQ(size.exact_bytes, 2U * 64 * 64 * 2);
+  EXPECT_DOUBLE_EQ(size.bits_codes, (2.0 + 16.0) / 2);
+  codebook.layers[0] = LayerCodebook{};
+  size = coded_cache_size(codebook, model_of(2, 1, 64), 64);
+  EXPECT_DOUBLE_EQ(size.bits_codes, (16.0 + 16.0 + 2.0 + 16.0) / 4);
+}
+
+TEST(CacheSize, LayersWithoutACacheCostNothing) {
+  auto model = model_of(2, 1, 64);
+  model.layers[1].n_kv_heads = 0;
+  auto codebook = testing::random_codebook(2, {8, 8}, {8, 8}, 1, 64);
+  codebook.layers[1] = LayerCodebook{};
+  const CacheSize size = coded_cache_size(codebook, model, 64);
+  EXPECT_DOUBLE_EQ(size.bits_codes, 1.0);
+  EXPECT_EQ(size.exact_bytes, 0U);
+}
+
+}  // namespace
+}  // namespace cqkv::eval

@@ -1,0 +1,38 @@
+// The names of caches on the command line.
+#include "eval/variant.h"
+
+#include <gtest/gtest.h>
+
+namespace cqkv::eval {
+namespace {
+
+TEST(Variant, Names) {
+  const auto path = Variant::parse("folder/a.gguf");
+  ASSERT_TRUE(path.ok());
+  EXPECT_EQ(path->kind, CacheKind::kCoded);
+  EXPECT_EQ(path->codebook_path, "folder/a.gguf");
+  EXPECT_TRUE(path->uses_device());
+  const auto none = Variant::parse("none");
+  ASSERT_TRUE(none.ok());
+  EXPECT_EQ(none->kind, CacheKind::kUncoded);
+  EXPECT_EQ(none->codebook_path, "");
+  const auto stock = Variant::parse("stock-nofa");
+  ASSERT_TRUE(stock.ok());
+  EXPECT_EQ(stock->kind, CacheKind::kStock);
+  EXPECT_FALSE(stock->flash_attention);
+}
+
+TEST(Variant, MicroBatches) {
+  EXPECT_EQ(Variant::parse("stock-ub:32")->n_ubatch, 32);
+  const auto coded = Variant::parse("a.gguf@ub:2048");
+  ASSERT_TRUE(coded.ok());
+  EXPECT_EQ(coded->codebook_path, "a.gguf");
+  EXPECT_EQ(coded->n_ubatch, 2048);
+  for (const char* bad :
+       {"stock-ub:", "stock-ub:x", "stock-ub:0", "none@ub:-1", "a@ub:3x", "stock-ub:99999999999"}) {
+    EXPECT_EQ(Variant::parse(bad).status().code(), StatusCode::kInvalidArgument) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace cqkv::eval

@@ -1,0 +1,28 @@
+// Writes a codebook with random centroids, for tests of programs:
+//   make_codebook OUT N_LAYERS CONFIG N_KV_HEADS HEAD_DIM ARCHITECTURE
+#include <cstdio>
+#include <cstdlib>
+
+#include "codebook_file/codebook_file.h"
+#include "support/codebooks.h"
+
+int main(int argc, char** argv) {
+  if (argc != 7) {
+    std::fputs("make_codebook OUT N_LAYERS CONFIG N_KV_HEADS HEAD_DIM ARCHITECTURE\n", stderr);
+    return 2;
+  }
+  const auto spec = cqkv::CodecSpec::parse(argv[3]);
+  if (!spec.ok()) {
+    std::fprintf(stderr, "make_codebook: %s\n", spec.status().message().c_str());
+    return 2;
+  }
+  auto codebook = cqkv::testing::random_codebook(std::atoi(argv[2]), *spec, *spec,
+                                                 std::atoi(argv[4]), std::atoi(argv[5]));
+  codebook.origin.architecture = argv[6];
+  codebook.origin.model_fingerprint.clear();
+  const cqkv::Status status = cqkv::write_codebook(codebook, argv[1]);
+  if (!status.ok()) {
+    std::fprintf(stderr, "make_codebook: %s\n", status.message().c_str());
+  }
+  return status.ok() ? 0 : 1;
+}
