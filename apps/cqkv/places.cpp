@@ -6,15 +6,14 @@
 
 #include "calibration/fingerprint.h"
 #include "codebook_file/codebook_file.h"
-#include "codebook_file/model_shape.h"
+#include "codebook_file/kv_shape.h"
 #include "command.h"
 
 namespace cqkv::app {
 namespace {
 
 // Two models of one shape differ in their norms; an unknown hash (0) proves nothing.
-Status check_fingerprint(const Codebook& codebook, const std::string& path,
-                         const ModelShape& model) {
+Status check_fingerprint(const Codebook& codebook, const std::string& path, const KvShape& model) {
   const auto& wanted = codebook.origin.model_fingerprint;
   if (wanted.empty()) {
     return {};
@@ -50,7 +49,7 @@ std::string device_library() {
 }
 
 Status check_codebooks(const std::string& model_path, const std::vector<std::string>& codebooks) {
-  const auto shape = read_model_shape(model_path);
+  const auto shape = read_kv_shape(model_path);
   if (!shape.ok()) {
     return shape.status();
   }

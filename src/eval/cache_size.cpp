@@ -10,9 +10,9 @@ constexpr std::uint64_t kHalfBytes = 2;
 
 }  // namespace
 
-CacheSize plain_cache_size(const ModelShape& model, std::size_t n_cells) {
+CacheSize plain_cache_size(const KvShape& model, std::size_t n_cells) {
   CacheSize result;
-  for (const LayerShape& layer : model.layers) {
+  for (const LayerKvShape& layer : model.layers) {
     result.n_channels += layer.n_channels(KvKind::kKey) + layer.n_channels(KvKind::kValue);
   }
   result.f16_bytes = kHalfBytes * result.n_channels * n_cells;
@@ -22,7 +22,7 @@ CacheSize plain_cache_size(const ModelShape& model, std::size_t n_cells) {
   return result;
 }
 
-CacheSize coded_cache_size(const Codebook& codebook, const ModelShape& model, std::size_t n_cells) {
+CacheSize coded_cache_size(const Codebook& codebook, const KvShape& model, std::size_t n_cells) {
   CacheSize result = plain_cache_size(model, n_cells);
   result.exact_bytes = 0;
   result.position_bytes = sizeof(std::int32_t) * n_cells;

@@ -7,7 +7,7 @@
 
 #include "cqkv/codebook.h"
 
-#include "codebook_file/model_shape.h"
+#include "codebook_file/kv_shape.h"
 
 namespace cqkv::eval {
 
@@ -30,9 +30,9 @@ struct CacheSize {
 
 /// For one cache of `n_cells` cells. A model whose layers have caches of different
 /// sizes (sliding windows) is counted as if all had this one.
-CacheSize coded_cache_size(const Codebook& codebook, const ModelShape& model, std::size_t n_cells);
+CacheSize coded_cache_size(const Codebook& codebook, const KvShape& model, std::size_t n_cells);
 
 /// The stock cache.
-CacheSize plain_cache_size(const ModelShape& model, std::size_t n_cells);
+CacheSize plain_cache_size(const KvShape& model, std::size_t n_cells);
 
 }  // namespace cqkv::eval

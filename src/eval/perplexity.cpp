@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "codebook_file/codebook_file.h"
-#include "codebook_file/model_shape.h"
+#include "codebook_file/kv_shape.h"
 #include "core/parallel.h"
 #include "eval/kv_device.h"
 #include "eval/llama_objects.h"
@@ -72,7 +72,7 @@ class Evaluation {
   const PerplexityOptions& options_;
   const ProgressCallback& progress_;
   ThreadParallelFor threads_;
-  ModelShape shape_;
+  KvShape shape_;
   std::optional<KvDevice> device_;
   ModelHandle model_;
   ContextHandle base_;
@@ -107,7 +107,7 @@ Status Evaluation::check_options() const {
 
 // Everything that can be refused without loading weights.
 Status Evaluation::check_codebooks() {
-  auto shape = read_model_shape(options_.model_path);
+  auto shape = read_kv_shape(options_.model_path);
   if (!shape.ok()) {
     return shape.status();
   }

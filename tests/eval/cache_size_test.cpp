@@ -8,8 +8,8 @@
 namespace cqkv::eval {
 namespace {
 
-ModelShape model_of(int n_layers, int n_kv_heads, int head_dim) {
-  ModelShape model;
+KvShape model_of(int n_layers, int n_kv_heads, int head_dim) {
+  KvShape model;
   model.layers.assign(static_cast<std::size_t>(n_layers), {n_kv_heads, head_dim, head_dim});
   return model;
 }

@@ -11,7 +11,7 @@
 
 namespace cqkv {
 
-struct LayerShape {
+struct LayerKvShape {
   int n_kv_heads = 0;  ///< 0: no attention cache in this layer.
   int k_head_dim = 0;
   int v_head_dim = 0;
@@ -21,21 +21,20 @@ struct LayerShape {
   }
 };
 
-struct ModelShape {
+struct KvShape {
   std::string path;
   std::string architecture;
   std::string name;  ///< general.name; the file's name if absent.
-  std::vector<LayerShape> layers;
+  std::vector<LayerKvShape> layers;
 };
 
 /// kNotFound, kIoError or kCorrupt; the message begins with the path. Layers of a model
 /// with several head sizes (sliding windows) get the common one.
-Result<ModelShape> read_model_shape(const std::string& path);
+Result<KvShape> read_kv_shape(const std::string& path);
 
 /// kMismatch, with the names of both, unless architecture, number of layers and every
 /// coded tensor's heads agree. Equal shapes do not prove the same model: the
 /// fingerprint does.
-Status check_fits(const Codebook& codebook, const std::string& codebook_path,
-                  const ModelShape& model);
+Status check_fits(const Codebook& codebook, const std::string& codebook_path, const KvShape& model);
 
 }  // namespace cqkv

@@ -1,5 +1,5 @@
-// See model_shape.h.
-#include "codebook_file/model_shape.h"
+// See kv_shape.h.
+#include "codebook_file/kv_shape.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -23,7 +23,7 @@ class ShapeReader {
     shape_.path = path;
   }
 
-  Result<ModelShape> run();
+  Result<KvShape> run();
 
  private:
   std::string key(const char* name) const { return shape_.architecture + "." + name; }
@@ -37,7 +37,7 @@ class ShapeReader {
 
   GgufFields fields_;
   const gguf_context* header_;
-  ModelShape shape_;
+  KvShape shape_;
 };
 
 Result<std::optional<std::vector<std::uint32_t>>> ShapeReader::per_layer(const char* name) const {
@@ -138,7 +138,7 @@ Status ShapeReader::read_heads(std::uint32_t n_layers) {
   return {};
 }
 
-Result<ModelShape> ShapeReader::run() {
+Result<KvShape> ShapeReader::run() {
   CQKV_RETURN_IF_ERROR(read_names());
   const auto n_layers = fields_.get_u32(key("block_count"));
   if (!n_layers.ok()) {
@@ -162,7 +162,7 @@ std::string heads_text(int n_kv_heads, int head_dim) {
 
 }  // namespace
 
-Result<ModelShape> read_model_shape(const std::string& path) {
+Result<KvShape> read_kv_shape(const std::string& path) {
   try {
     const auto file = open_gguf(path);
     if (!file.ok()) {
@@ -175,7 +175,7 @@ Result<ModelShape> read_model_shape(const std::string& path) {
 }
 
 Status check_fits(const Codebook& codebook, const std::string& codebook_path,
-                  const ModelShape& model) {
+                  const KvShape& model) {
   const std::string names = "codebook " + codebook_path + " was made for " +
                             quoted(codebook.origin.model_name) + ", the model is " +
                             quoted(model.name) + ": ";
@@ -192,7 +192,7 @@ Status check_fits(const Codebook& codebook, const std::string& codebook_path,
   for (std::size_t il = 0; il < model.layers.size(); il++) {
     for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
       const TensorCodebook* tensor = codebook.layers[il].get(kind);
-      const LayerShape& layer = model.layers[il];
+      const LayerKvShape& layer = model.layers[il];
       const int head_dim = kind == KvKind::kKey ? layer.k_head_dim : layer.v_head_dim;
       if (tensor != nullptr &&
           (tensor->n_kv_heads() != layer.n_kv_heads || tensor->head_dim() != head_dim)) {

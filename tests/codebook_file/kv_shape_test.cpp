@@ -1,5 +1,5 @@
 // Reading a model's shape from its header, and telling codebooks of other models.
-#include "codebook_file/model_shape.h"
+#include "codebook_file/kv_shape.h"
 
 #include <functional>
 #include <vector>
@@ -16,10 +16,10 @@ namespace {
 using testing::random_codebook;
 using testing::TempFolder;
 
-class ModelShapeTest : public ::testing::Test {
+class KvShapeTest : public ::testing::Test {
  protected:
   // A model header of 2 layers, 4 heads, 2 KV heads of 16, after `change`.
-  Result<ModelShape> read(const std::function<void(gguf_context*)>& change = {}) const {
+  Result<KvShape> read(const std::function<void(gguf_context*)>& change = {}) const {
     gguf_context* header = gguf_init_empty();
     gguf_set_val_str(header, "general.architecture", "llama");
     gguf_set_val_str(header, "general.name", "Tiny");
@@ -33,13 +33,13 @@ class ModelShapeTest : public ::testing::Test {
     const std::string path = folder_.file("m.gguf");
     gguf_write_to_file(header, path.c_str(), true);
     gguf_free(header);
-    return read_model_shape(path);
+    return read_kv_shape(path);
   }
 
   TempFolder folder_;
 };
 
-TEST_F(ModelShapeTest, HeadsAndSizes) {
+TEST_F(KvShapeTest, HeadsAndSizes) {
   const auto shape = read();
   ASSERT_TRUE(shape.ok()) << shape.status().message();
   EXPECT_EQ(shape->architecture, "llama");
@@ -50,7 +50,7 @@ TEST_F(ModelShapeTest, HeadsAndSizes) {
   EXPECT_EQ(shape->layers[1].v_head_dim, 16);
 }
 
-TEST_F(ModelShapeTest, ExplicitLengthsAndHeadsByLayer) {
+TEST_F(KvShapeTest, ExplicitLengthsAndHeadsByLayer) {
   const auto shape = read([](gguf_context* header) {
     const std::int32_t heads[2] = {0, 4};
     gguf_set_arr_data(header, "llama.attention.head_count_kv", GGUF_TYPE_INT32, heads, 2);
@@ -64,7 +64,7 @@ TEST_F(ModelShapeTest, ExplicitLengthsAndHeadsByLayer) {
   EXPECT_EQ(shape->layers[1].v_head_dim, 24);
 }
 
-TEST_F(ModelShapeTest, NoKvHeadsMeansAllHeadsAndNoNameTheFile) {
+TEST_F(KvShapeTest, NoKvHeadsMeansAllHeadsAndNoNameTheFile) {
   const auto shape = read([](gguf_context* header) {
     gguf_remove_key(header, "llama.attention.head_count_kv");
     gguf_remove_key(header, "general.name");
@@ -74,7 +74,7 @@ TEST_F(ModelShapeTest, NoKvHeadsMeansAllHeadsAndNoNameTheFile) {
   EXPECT_EQ(shape->name, "m.gguf");
 }
 
-TEST_F(ModelShapeTest, NotAModel) {
+TEST_F(KvShapeTest, NotAModel) {
   const std::vector<std::function<void(gguf_context*)>> changes = {
       [](gguf_context* h) { gguf_set_val_str(h, "general.type", "adapter"); },
       [](gguf_context* h) { gguf_set_val_u32(h, "general.architecture", 1); },
@@ -91,14 +91,14 @@ TEST_F(ModelShapeTest, NotAModel) {
   }
 }
 
-TEST_F(ModelShapeTest, CodebookOfThisModel) {
+TEST_F(KvShapeTest, CodebookOfThisModel) {
   const auto shape = read();
   ASSERT_TRUE(shape.ok());
   EXPECT_TRUE(check_fits(random_codebook(2, {4, 4}, {8, 8}, 2, 16), "c.gguf", *shape).ok());
   EXPECT_TRUE(check_fits(random_codebook(2, {}, {8, 8}, 2, 16), "c.gguf", *shape).ok());
 }
 
-TEST_F(ModelShapeTest, CodebookOfAnotherModelNamesBoth) {
+TEST_F(KvShapeTest, CodebookOfAnotherModelNamesBoth) {
   const auto shape = read();
   ASSERT_TRUE(shape.ok());
   Codebook other_architecture = random_codebook(2, {4, 4}, {4, 4}, 2, 16);
