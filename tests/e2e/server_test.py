@@ -95,8 +95,8 @@ class ServerTest(unittest.TestCase):
         # Small and quick, but learned: a server on it speaks English.
         path = os.path.join(cls.folder.name, name)
         subprocess.run([CQKV, "calibrate", "-q", "-m", MODEL, "-f", os.path.join(DATA, text), "-o",
-                        path, "--config", "4c8b", "--weights", "uniform", "--n-tokens", "2048",
-                        "-c", "1024", "--max-iterations", "8"], check=True, timeout=600)
+                        path, "--config", "4c8b", "--weights", "uniform", "--n-tokens", "1024",
+                        "-c", "512", "--max-iterations", "8"], check=True, timeout=600)
         return path
 
     def start(self, *arguments, codebook=None):
@@ -105,7 +105,7 @@ class ServerTest(unittest.TestCase):
         return server
 
     def test_log_shows_the_coded_size(self):
-        server = self.start("-c", "1024", "-np", "1")
+        server = self.start("-c", "1024", "-np", "1", "-lv", "4")
         # 2 bits a channel, 30 layers, K and V, 192 channels, 1024 cells; 4 bytes a position.
         want = (30 * 2 * 192 * 2 // 8 * 1024 + 4 * 1024) / 1024 / 1024
         found = re.search(r"CQ0 KV buffer size = +([\d.]+) MiB", server.log_text())
