@@ -71,16 +71,19 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", spec.status().message().c_str());
     return 2;
   }
-  const int n_threads = std::atoi(arg(2, "2"));
+  const auto number = [&](int i, const char* standard) {
+    return std::strtod(arg(i, standard), nullptr);
+  };
+  const int n_threads = static_cast<int>(number(2, "2"));
   cqkv::LearnInput input;
   cqkv::LearnOptions options;
   options.kernels = find_level(arg(3, "best"));
-  options.max_iterations = std::atoi(arg(6, "100"));
-  options.tolerance = std::atof(arg(7, "1e-5"));
+  options.max_iterations = static_cast<int>(number(6, "100"));
+  options.tolerance = number(7, "1e-5");
   input.spec = *spec;
-  input.n_kv_heads = std::atoi(arg(4, "3"));
+  input.n_kv_heads = static_cast<int>(number(4, "3"));
   input.head_dim = kHeadDim;
-  input.n_tokens = static_cast<std::size_t>(std::atol(arg(5, "32768")));
+  input.n_tokens = static_cast<std::size_t>(number(5, "32768"));
   input.row_stride = static_cast<std::size_t>(input.n_kv_heads) * kHeadDim;
   const auto rows = make_rows(input.n_tokens, static_cast<int>(input.row_stride));
   const auto weights = make_weights(input.n_tokens * input.row_stride / spec->group_dim);

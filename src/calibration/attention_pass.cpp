@@ -69,8 +69,8 @@ void AttentionPass::pack_heads(const AttentionShape& shape, const AttentionRows&
   const auto stride = static_cast<std::ptrdiff_t>(shape.kv_stride());
   const auto pack = [&](const float* from, std::size_t head, bool transpose, dense::Packed& to) {
     const dense::View plain{from + head * shape.head_dim, stride, 1};
-    const dense::View view = transpose ? plain.transposed() : plain;
-    table_.pack(to, {0, to.n_inner, 0, to.n_columns}, view);
+    const dense::View view = transpose ? transposed(plain) : plain;
+    table_.pack(to.data.data(), to.n_inner, {0, to.n_inner, 0, to.n_columns}, view);
   };
   parallel_.run(static_cast<int>(2 * shape.n_kv_heads), [&](int task, int) {
     const std::size_t head = static_cast<std::size_t>(task) / 2;
@@ -96,7 +96,7 @@ void AttentionPass::score_block(const AttentionShape& shape, const AttentionRows
   dense::Product product;
   product.a = {queries, stride, 1};
   product.n_rows = block.n_queries;
-  product.b = &keys_transposed_[block.kv_head];
+  product.b = keys_transposed_[block.kv_head].view();
   product.n_columns = block.n_keys;
   product.c = scores;
   product.c_stride = score_stride(shape);
@@ -118,7 +118,7 @@ void AttentionPass::forward_block(const AttentionShape& shape, const AttentionRo
   dense::Product product;
   product.a = {scores, static_cast<std::ptrdiff_t>(stride), 1};
   product.n_rows = block.n_queries;
-  product.b = &values_[block.kv_head];
+  product.b = values_[block.kv_head].view();
   product.n_inner = block.n_keys;
   product.c = rows.out + block.first * shape.query_stride() + block.head * shape.head_dim;
   product.c_stride = shape.query_stride();
@@ -148,7 +148,7 @@ void AttentionPass::backward_block(const AttentionShape& shape, const AttentionR
   score_block(shape, rows, block, weights);
   // Gradient by the weights: dO V^T.
   const dense::View out{gradients.out + offset, query_stride, 1};
-  table_.multiply({out, block.n_queries, &values_transposed_[block.kv_head], 0, block.n_keys,
+  table_.multiply({out, block.n_queries, values_transposed_[block.kv_head].view(), 0, block.n_keys,
                    score_gradients, stride, false});
   const float scale = score_scale(shape);
   for (std::size_t i = 0; i < block.n_queries; i++) {
@@ -163,18 +163,20 @@ void AttentionPass::backward_block(const AttentionShape& shape, const AttentionR
     std::fill(g + token + 1, g + block.n_keys, 0.0F);
   }
   const dense::View by_query{score_gradients, static_cast<std::ptrdiff_t>(stride), 1};
-  table_.multiply({by_query, block.n_queries, &keys_[block.kv_head], block.n_keys, 0,
+  table_.multiply({by_query, block.n_queries, keys_[block.kv_head].view(), block.n_keys, 0,
                    gradients.queries + offset, shape.query_stride(), false});
   // Sums over the block's queries, for every key.
   const dense::PackPart all{0, block.n_queries, 0, shape.head_dim};
   scratch.queries.resize(block.n_queries, shape.head_dim, table_.panel);
   scratch.out.resize(block.n_queries, shape.head_dim, table_.panel);
-  table_.pack(scratch.queries, all, {rows.queries + offset, query_stride, 1});
-  table_.pack(scratch.out, all, out);
+  table_.pack(scratch.queries.data.data(), block.n_queries, all,
+              {rows.queries + offset, query_stride, 1});
+  table_.pack(scratch.out.data.data(), block.n_queries, all, out);
   const dense::View by_key{weights, 1, static_cast<std::ptrdiff_t>(stride)};
-  table_.multiply({by_query.transposed(), block.n_keys, &scratch.queries, 0, 0, key_sums,
+  table_.multiply({transposed(by_query), block.n_keys, scratch.queries.view(), 0, 0, key_sums,
                    shape.kv_stride(), true});
-  table_.multiply({by_key, block.n_keys, &scratch.out, 0, 0, value_sums, shape.kv_stride(), true});
+  table_.multiply(
+      {by_key, block.n_keys, scratch.out.view(), 0, 0, value_sums, shape.kv_stride(), true});
 }
 
 // Stretches of queries summed apart: enough tasks for many threads, little memory.

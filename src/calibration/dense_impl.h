@@ -1,13 +1,14 @@
 // The bodies behind dense.h's table, included once per instruction set by dense_*.cpp,
 // which define before: namespace level's kWidth (floats of a vector), kTileRows and
 // kTileVectors (accumulators of a product). GNU vector extensions, which g++ and clang
-// compile to the instructions that the file's flags allow; no other header may be
-// included here that defines inline functions, or they would leak into other files.
+// compile to the instructions that the file's flags allow. No header may be included here
+// that defines functions: compiled with these flags, they would leak into other files.
+#pragma once
+
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
-#include "calibration/dense.h"
+#include "calibration/dense_table.h"
 
 namespace cqkv::dense {
 namespace {
@@ -15,8 +16,9 @@ namespace {
 using Vector = float __attribute__((vector_size(kWidth * 4)));
 using Integers = std::int32_t __attribute__((vector_size(kWidth * 4)));
 
-constexpr std::size_t kPanel = kWidth * kTileVectors;
-constexpr std::size_t kInnerBlock = 256;  // a block of a panel stays in the first-level cache
+inline constexpr std::size_t kPanel = kWidth * kTileVectors;
+inline constexpr std::size_t kInnerBlock =
+    256;  // a block of a panel stays in the first-level cache
 
 inline Vector load(const float* data) {
   Vector value;
@@ -69,7 +71,7 @@ inline Vector exponential(Vector x) {
   return p * scale;
 }
 
-// Applies `body(offset, n)` to whole vectors and, through buffers, to the rest.
+// The last n < kWidth values; zeros fill the vector.
 inline Vector load_part(const float* data, std::size_t n) {
   float part[kWidth] = {};
   __builtin_memcpy(part, data, n * sizeof(float));
@@ -94,10 +96,10 @@ inline void pack_row(const float* in, std::ptrdiff_t stride, std::size_t width, 
   }
 }
 
-void pack(Packed& b, const PackPart& part, View values) {
+inline void pack(float* packed, std::size_t n_inner, const PackPart& part, View values) {
   for (std::size_t column = 0; column < part.n_columns; column += kPanel) {
     const std::size_t width = part.n_columns - column < kPanel ? part.n_columns - column : kPanel;
-    float* out = b.data.data() + (part.first_column + column) * b.n_inner + part.first_row * kPanel;
+    float* out = packed + (part.first_column + column) * n_inner + part.first_row * kPanel;
     const float* in = values.data + static_cast<std::ptrdiff_t>(column) * values.column_stride;
     for (std::size_t i = 0; i < part.n_rows; i++, in += values.row_stride, out += kPanel) {
       pack_row(in, values.column_stride, width, out);
@@ -160,43 +162,64 @@ struct Tiles<1> {
   static TileFunction of(std::size_t) { return &tile<1>; }
 };
 
+// A tile to compute: `n_columns` of its panel, the first of which is at c.
+struct TileTask {
+  TileFunction function;
+  View a;
+  const float* b;
+  std::size_t n_inner;
+  std::size_t n_rows;
+  std::size_t n_columns;
+  float* c;
+  std::size_t c_stride;
+  bool accumulate;
+};
+
+inline void run_tile(const TileTask& t, float* c, std::size_t c_stride) {
+  t.function(t.a.data, t.a.row_stride, t.a.column_stride, t.b, t.n_inner, c, c_stride,
+             t.accumulate);
+}
+
 // A tile that reaches beyond the last column, by way of a full tile beside.
-void edge_tile(TileFunction function, const Product& p, View a, const float* b, std::size_t n_inner,
-               std::size_t n_rows, std::size_t n_columns, float* c, bool accumulate) {
+inline void run_edge_tile(const TileTask& t) {
   float scratch[kTileRows * kPanel];
-  for (std::size_t i = 0; accumulate && i < n_rows; i++) {
-    __builtin_memcpy(scratch + i * kPanel, c + i * p.c_stride, n_columns * sizeof(float));
-    __builtin_memset(scratch + i * kPanel + n_columns, 0, (kPanel - n_columns) * sizeof(float));
+  for (std::size_t i = 0; t.accumulate && i < t.n_rows; i++) {
+    __builtin_memcpy(scratch + i * kPanel, t.c + i * t.c_stride, t.n_columns * sizeof(float));
+    __builtin_memset(scratch + i * kPanel + t.n_columns, 0, (kPanel - t.n_columns) * sizeof(float));
   }
-  function(a.data, a.row_stride, a.column_stride, b, n_inner, scratch, kPanel, accumulate);
-  for (std::size_t i = 0; i < n_rows; i++) {
-    __builtin_memcpy(c + i * p.c_stride, scratch + i * kPanel, n_columns * sizeof(float));
+  run_tile(t, scratch, kPanel);
+  for (std::size_t i = 0; i < t.n_rows; i++) {
+    __builtin_memcpy(t.c + i * t.c_stride, scratch + i * kPanel, t.n_columns * sizeof(float));
   }
 }
 
-// All row tiles of one panel, for inner indices [k0, k0 + n_inner).
-void multiply_panel(const Product& p, std::size_t k0, std::size_t n_inner, std::size_t column,
-                    std::size_t n_columns) {
-  const bool accumulate = p.accumulate || k0 > 0;
-  const float* b = p.b->data.data() + column * p.b->n_inner + k0 * kPanel;
-  const std::size_t width = n_columns - column < kPanel ? n_columns - column : kPanel;
+// All row tiles of the panel at `column`, for inner indices [k0, k0 + n_inner).
+inline void multiply_panel(const Product& p, std::size_t k0, std::size_t n_inner,
+                           std::size_t column, std::size_t n_columns) {
+  TileTask task{};
+  task.accumulate = p.accumulate || k0 > 0;
+  task.b = p.b.data + column * p.b.n_inner + k0 * kPanel;
+  task.n_inner = n_inner;
+  task.n_columns = n_columns - column < kPanel ? n_columns - column : kPanel;
+  task.c_stride = p.c_stride;
   for (std::size_t row = 0; row < p.n_rows; row += kTileRows) {
-    const std::size_t n_rows = p.n_rows - row < kTileRows ? p.n_rows - row : kTileRows;
-    View a = p.a.rows_from(row);
-    a.data += static_cast<std::ptrdiff_t>(k0) * a.column_stride;
-    float* c = p.c + row * p.c_stride + column;
-    const TileFunction function = Tiles<kTileRows>::of(n_rows);
-    if (width == kPanel) {
-      function(a.data, a.row_stride, a.column_stride, b, n_inner, c, p.c_stride, accumulate);
+    task.n_rows = p.n_rows - row < kTileRows ? p.n_rows - row : kTileRows;
+    task.function = Tiles<kTileRows>::of(task.n_rows);
+    task.a = p.a;
+    task.a.data += static_cast<std::ptrdiff_t>(row) * p.a.row_stride +
+                   static_cast<std::ptrdiff_t>(k0) * p.a.column_stride;
+    task.c = p.c + row * p.c_stride + column;
+    if (task.n_columns == kPanel) {
+      run_tile(task, task.c, task.c_stride);
     } else {
-      edge_tile(function, p, a, b, n_inner, n_rows, width, c, accumulate);
+      run_edge_tile(task);
     }
   }
 }
 
-void multiply(const Product& p) {
-  const std::size_t n_inner = p.n_inner == 0 ? p.b->n_inner : p.n_inner;
-  const std::size_t n_columns = p.n_columns == 0 ? p.b->n_columns : p.n_columns;
+inline void multiply(const Product& p) {
+  const std::size_t n_inner = p.n_inner == 0 ? p.b.n_inner : p.n_inner;
+  const std::size_t n_columns = p.n_columns == 0 ? p.b.n_columns : p.n_columns;
   for (std::size_t k0 = 0; k0 < n_inner; k0 += kInnerBlock) {
     const std::size_t n = n_inner - k0 < kInnerBlock ? n_inner - k0 : kInnerBlock;
     for (std::size_t column = 0; column < n_columns; column += kPanel) {
@@ -205,7 +228,7 @@ void multiply(const Product& p) {
   }
 }
 
-void exponentials(float* scores, std::size_t n, float scale, float lse) {
+inline void exponentials(float* scores, std::size_t n, float scale, float lse) {
   std::size_t i = 0;
   for (; i + kWidth <= n; i += kWidth) {
     store(scores + i, exponential(load(scores + i) * scale - lse));
@@ -215,7 +238,7 @@ void exponentials(float* scores, std::size_t n, float scale, float lse) {
   }
 }
 
-float largest(const float* values, std::size_t n) {
+inline float largest(const float* values, std::size_t n) {
   Vector most = splat(values[0]);
   std::size_t i = 0;
   for (; i + kWidth <= n; i += kWidth) {
@@ -231,7 +254,7 @@ float largest(const float* values, std::size_t n) {
   return result;
 }
 
-float softmax(float* scores, std::size_t n, float scale) {
+inline float softmax(float* scores, std::size_t n, float scale) {
   const float most = scale * largest(scores, n);  // scale > 0
   exponentials(scores, n, scale, most);
   Vector sums{};
@@ -250,13 +273,14 @@ float softmax(float* scores, std::size_t n, float scale) {
   return most + __builtin_logf(total);
 }
 
-void softmax_back(const float* weights, float* gradients, std::size_t n, float delta, float scale) {
+inline void softmax_back(const float* weights, float* gradients, std::size_t n, float delta,
+                         float scale) {
   for (std::size_t i = 0; i < n; i++) {
     gradients[i] = scale * weights[i] * (gradients[i] - delta);
   }
 }
 
-void swiglu(const float* gate, const float* up, float* out, std::size_t n) {
+inline void swiglu(const float* gate, const float* up, float* out, std::size_t n) {
   for (std::size_t i = 0; i < n; i += kWidth) {
     const std::size_t m = n - i < kWidth ? n - i : kWidth;
     const Vector g = load_part(gate + i, m);
@@ -264,8 +288,8 @@ void swiglu(const float* gate, const float* up, float* out, std::size_t n) {
   }
 }
 
-void swiglu_back(const float* gate, const float* up, const float* gradient, float* gate_gradient,
-                 float* up_gradient, std::size_t n) {
+inline void swiglu_back(const float* gate, const float* up, const float* gradient,
+                        float* gate_gradient, float* up_gradient, std::size_t n) {
   for (std::size_t i = 0; i < n; i += kWidth) {
     const std::size_t m = n - i < kWidth ? n - i : kWidth;
     const Vector g = load_part(gate + i, m);
@@ -277,7 +301,7 @@ void swiglu_back(const float* gate, const float* up, const float* gradient, floa
   }
 }
 
-float dot(const float* a, const float* b, std::size_t n) {
+inline float dot(const float* a, const float* b, std::size_t n) {
   Vector sums{};
   std::size_t i = 0;
   for (; i + kWidth <= n; i += kWidth) {
@@ -294,15 +318,16 @@ inline float inverse_rms(const float* x, std::size_t n, float epsilon) {
   return 1.0F / __builtin_sqrtf(dot(x, x, n) / static_cast<float>(n) + epsilon);
 }
 
-void rms_norm(const float* x, const float* weight, float* out, std::size_t n, float epsilon) {
+inline void rms_norm(const float* x, const float* weight, float* out, std::size_t n,
+                     float epsilon) {
   const float inverse = inverse_rms(x, n, epsilon);
   for (std::size_t i = 0; i < n; i++) {
     out[i] = x[i] * inverse * weight[i];
   }
 }
 
-void rms_norm_back(const float* x, const float* weight, const float* gradient, float* x_gradient,
-                   std::size_t n, float epsilon) {
+inline void rms_norm_back(const float* x, const float* weight, const float* gradient,
+                          float* x_gradient, std::size_t n, float epsilon) {
   // d/dx of x w / rms:  (w g - x (x . w g) / (n rms^2)) / rms
   const float inverse = inverse_rms(x, n, epsilon);
   Vector sums{};

@@ -17,11 +17,13 @@ namespace {
 // Reads entry i (0 for scalars) of an integer of any width. False for other types and
 // for unsigned values beyond int64.
 bool read_integer(gguf_type type, const void* data, std::size_t i, std::int64_t& out) {
-  const auto as = [&]<typename T>(T) {
-    T value;
+  const auto as = [&]<typename T>(T value) {
     std::memcpy(&value, static_cast<const char*>(data) + i * sizeof(T), sizeof(T));
-    out = static_cast<std::int64_t>(value);
-    return sizeof(T) < 8 || out >= 0 || T(-1) < T(0);
+    if (!std::in_range<std::int64_t>(value)) {
+      return false;
+    }
+    out = std::int64_t{0} + value;  // NOLINT(bugprone-signed-char-misuse): 8-bit numbers
+    return true;
   };
   switch (type) {
     case GGUF_TYPE_UINT8:

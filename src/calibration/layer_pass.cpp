@@ -23,7 +23,7 @@ void linear(const dense::Table& table, const float* a, std::size_t n_in, std::si
     accumulate = true;
   }
   table.multiply(
-      {{a, static_cast<std::ptrdiff_t>(n_in), 1}, n_rows, &b, 0, 0, c, n_out, accumulate});
+      {{a, static_cast<std::ptrdiff_t>(n_in), 1}, n_rows, b.view(), 0, 0, c, n_out, accumulate});
 }
 
 void add_to(const float* from, float* to, std::size_t n) {
@@ -178,7 +178,7 @@ void LayerPass::feed_forward_back(const LayerTensors& layer, const Rows& rows,
   float* norm = scratch.norm.data();
   linear(table_, gate, n_ff, rows.n, gate_, no_bias, norm);
   table_.multiply(
-      {{up, static_cast<std::ptrdiff_t>(n_ff), 1}, rows.n, &up_, 0, 0, norm, n_embd, true});
+      {{up, static_cast<std::ptrdiff_t>(n_ff), 1}, rows.n, up_.view(), 0, 0, norm, n_embd, true});
   const float* middle = activations.middle.data() + rows.first * n_embd;
   for (std::size_t i = 0; i < rows.n; i++) {
     table_.rms_norm_back(middle + i * n_embd, layer.ffn_norm.data(), norm + i * n_embd,
@@ -206,8 +206,8 @@ void LayerPass::project_back(const LayerTensors& layer, const RopeAngles& angles
   float* norm = scratch.norm.data();
   linear(table_, queries, n_q, rows.n, q_, {}, norm);
   const auto kv_stride = static_cast<std::ptrdiff_t>(n_kv);
-  table_.multiply({{keys, kv_stride, 1}, rows.n, &k_, 0, 0, norm, n_embd, true});
-  table_.multiply({{values, kv_stride, 1}, rows.n, &v_, 0, 0, norm, n_embd, true});
+  table_.multiply({{keys, kv_stride, 1}, rows.n, k_.view(), 0, 0, norm, n_embd, true});
+  table_.multiply({{values, kv_stride, 1}, rows.n, v_.view(), 0, 0, norm, n_embd, true});
   for (std::size_t i = 0; i < rows.n; i++) {
     const std::size_t row = (rows.first + i) * n_embd;
     table_.rms_norm_back(input + row, layer.attn_norm.data(), norm + i * n_embd, gradient + row,

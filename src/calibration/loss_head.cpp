@@ -41,7 +41,7 @@ void LossHead::compute_logits(const Chunk& chunk) {
     for_rows(chunk, [&](std::size_t first, std::size_t n_rows) {
       table_.multiply({{norm_.data() + first * n_embd, stride, 1},
                        n_rows,
-                       &weights_,
+                       weights_.view(),
                        0,
                        0,
                        logits_.data() + first * n_vocab + piece,
@@ -86,7 +86,7 @@ void LossHead::back(const Chunk& chunk, const float* hidden, float* gradient) {
     for_rows(chunk, [&](std::size_t first, std::size_t n_rows) {
       table_.multiply({{logits_.data() + first * n_vocab + piece, stride, 1},
                        n_rows,
-                       &weights_,
+                       weights_.view(),
                        0,
                        0,
                        norm_gradient_.data() + first * n_embd,

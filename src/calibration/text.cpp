@@ -75,14 +75,7 @@ class TokenStream {
     std::string line;
     while (piece.size() < kPieceBytes && std::getline(file_, line)) {
       n_lines_++;
-      if (json_) {
-        CQKV_RETURN_IF_ERROR(append_document(line, piece));
-        continue;
-      }
-      piece += line;
-      if (!file_.eof()) {
-        piece += '\n';
-      }
+      CQKV_RETURN_IF_ERROR(append_line(line, piece));
     }
     if (file_.bad()) {
       return io_error(path_ + ": reading failed after line " + std::to_string(n_lines_));
@@ -95,6 +88,15 @@ class TokenStream {
     tokens_.erase(tokens_.begin(), tokens_.begin() + static_cast<std::ptrdiff_t>(used_));
     used_ = 0;
     tokens_.insert(tokens_.end(), tokens->begin(), tokens->end());
+    return {};
+  }
+
+  Status append_line(const std::string& line, std::string& piece) const {
+    if (json_) {
+      return append_document(line, piece);
+    }
+    piece += line;
+    piece += file_.eof() ? "" : "\n";
     return {};
   }
 

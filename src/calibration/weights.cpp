@@ -54,7 +54,8 @@ void pack_weights(std::span<const PackRequest> requests, Direction direction,
     } else {
       part = {strip.row, strip.n_rows, 0, static_cast<std::size_t>(n_in)};
     }
-    table.pack(*request.packed, part, forward ? view.transposed() : view);
+    table.pack(request.packed->data.data(), request.packed->n_inner, part,
+               forward ? transposed(view) : view);
   });
 }
 

@@ -24,7 +24,9 @@ class ParallelFor {
  protected:
   ParallelFor() = default;
   ParallelFor(const ParallelFor&) = default;
+  ParallelFor(ParallelFor&&) = default;
   ParallelFor& operator=(const ParallelFor&) = default;
+  ParallelFor& operator=(ParallelFor&&) = default;
 };
 
 /// Starts its threads anew for each loop: right for loops of milliseconds and up.

@@ -45,6 +45,7 @@ void* get_base(ggml_backend_buffer_t buffer) { return contents(buffer).base(); }
 
 ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
   KvBuffer& kv = contents(buffer);
+  allocating_cache = false;  // placing a tensor asks for its size once more
   const std::size_t before = kv.extra_bytes();
   const Status status = kv.add(tensor);
   if (!status.ok()) {

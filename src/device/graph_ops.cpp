@@ -87,6 +87,10 @@ Result<RopeParams> rope_of(const ggml_tensor* node) {
     return unsupported("rotary embedding of mode " + std::to_string(mode) +
                        ": only normal (0) and NeoX (2) keys can be coded; run without a codebook");
   }
+  if (const auto offset = op_param<std::int32_t>(node, 15); offset != 0) {
+    return unsupported("rotary embedding that begins at channel " + std::to_string(offset) +
+                       ", want 0; run without a codebook");
+  }
   RopeParams params;
   params.n_dims = op_param<std::int32_t>(node, 1);
   params.mode = mode == 2 ? RopeMode::kNeox : RopeMode::kNormal;

@@ -23,7 +23,7 @@ class CodeBlocksTest : public testing::TestWithParam<int> {
   std::vector<std::uint16_t> random_codes(std::size_t n) {
     std::vector<std::uint16_t> codes(n);
     for (std::uint16_t& code : codes) {
-      code = static_cast<std::uint16_t>(rng_.below(std::uint64_t{1} << bits()));
+      code = static_cast<std::uint16_t>(rng.below(std::uint64_t{1} << bits()));
     }
     return codes;
   }
@@ -31,12 +31,12 @@ class CodeBlocksTest : public testing::TestWithParam<int> {
   ExactBuffer<std::uint8_t> random_bytes(std::size_t n) {
     ExactBuffer<std::uint8_t> bytes(n);
     for (std::uint8_t& byte : bytes) {
-      byte = static_cast<std::uint8_t>(rng_.below(256));
+      byte = static_cast<std::uint8_t>(rng.below(256));
     }
     return bytes;
   }
 
-  Rng rng_{99};
+  Rng rng{99};
 };
 
 INSTANTIATE_TEST_SUITE_P(Bits, CodeBlocksTest, testing::Range(1, kMaxCodeBits + 1));
@@ -64,7 +64,7 @@ TEST_P(CodeBlocksTest, GetsWhatWasPut) {
       put_codes(codes, tensor.data(), cell, model[cell].data());
     }
     for (int i = 0; i < 200; i++) {
-      const std::size_t cell = rng_.below(kCells);
+      const std::size_t cell = rng.below(kCells);
       model[cell] = random_codes(codes.n_codes());
       put_codes(codes, tensor.data(), cell, model[cell].data());
     }
@@ -98,21 +98,20 @@ TEST_P(CodeBlocksTest, NeighboursAreUntouched) {
 TEST_P(CodeBlocksTest, UnpacksWholeGroups) {
   const CodeLayout codes = layout(4);
   const auto tensor = random_bytes(codes.tensor_bytes(2 * kBlockCells));
-  for (std::size_t block = 0; block < 2; block++) {
-    for (int head = 0; head < codes.n_kv_heads; head++) {
-      for (int group = 0; group < codes.n_groups(); group++) {
-        // A copy of exactly the group's bytes: reading further is an error.
-        ExactBuffer<std::uint8_t> bytes(codes.group_bytes());
-        std::copy_n(tensor.data() + codes.group_offset(block, head, group), bytes.size(),
-                    bytes.data());
-        ExactBuffer<std::uint16_t> unpacked(kBlockCells);
-        unpack_group(bits(), bytes.data(), unpacked.data());
-        std::vector<std::uint16_t> row(codes.n_codes());
-        for (int t = 0; t < kBlockCells; t++) {
-          get_codes(codes, tensor.data(), block * kBlockCells + t, row.data());
-          ASSERT_EQ(unpacked[t], row[head * codes.n_groups() + group]) << "cell " << t;
-        }
-      }
+  std::vector<std::uint16_t> row(codes.n_codes());
+  for (int at = 0; at < 2 * codes.n_codes(); at++) {
+    const std::size_t block = at / codes.n_codes();
+    const int code = at % codes.n_codes();
+    // A copy of exactly the group's bytes: reading further is an error.
+    ExactBuffer<std::uint8_t> bytes(codes.group_bytes());
+    std::copy_n(
+        tensor.data() + codes.group_offset(block, code / codes.n_groups(), code % codes.n_groups()),
+        bytes.size(), bytes.data());
+    ExactBuffer<std::uint16_t> unpacked(kBlockCells);
+    unpack_group(bits(), bytes.data(), unpacked.data());
+    for (int t = 0; t < kBlockCells; t++) {
+      get_codes(codes, tensor.data(), block * kBlockCells + t, row.data());
+      ASSERT_EQ(unpacked[t], row[code]) << "block " << block << ", code " << code << ", cell " << t;
     }
   }
 }

@@ -48,9 +48,9 @@ void check_product(const Table& table, const Shape& s, bool transpose_a, bool ac
   const View view = transpose_a ? View{a.data(), 1, n_rows} : View{a.data(), n_inner, 1};
   Packed packed;
   packed.resize(s.n_inner, s.n_columns, table.panel);
-  table.pack(packed, {0, s.n_inner, 0, s.n_columns},
+  table.pack(packed.data.data(), packed.n_inner, {0, s.n_inner, 0, s.n_columns},
              {b.data(), static_cast<std::ptrdiff_t>(s.n_columns), 1});
-  table.multiply({view, s.n_rows, &packed, 0, 0, c.data(), stride, accumulate});
+  table.multiply({view, s.n_rows, packed.view(), 0, 0, c.data(), stride, accumulate});
   for (std::size_t i = 0; i < s.n_rows; i++) {
     for (std::size_t j = 0; j < stride; j++) {
       double sum = accumulate ? before[i * stride + j] : 0.0;
@@ -89,11 +89,12 @@ TEST_P(DenseTest, MultipliesByAPartOfThePackedMatrix) {
   const auto b = random_values(n * n, 2);
   Packed packed;
   packed.resize(n, n, table().panel);
-  table().pack(packed, {0, n, 0, n}, {b.data(), static_cast<std::ptrdiff_t>(n), 1});
+  table().pack(packed.data.data(), packed.n_inner, {0, n, 0, n},
+               {b.data(), static_cast<std::ptrdiff_t>(n), 1});
   const std::size_t n_inner = 33;
   const std::size_t n_columns = 41;
   std::vector<float> c(n, -1.0F);
-  table().multiply({{a.data(), 0, 1}, 1, &packed, n_inner, n_columns, c.data(), n, false});
+  table().multiply({{a.data(), 0, 1}, 1, packed.view(), n_inner, n_columns, c.data(), n, false});
   for (std::size_t j = 0; j < n; j++) {
     double sum = 0.0;
     for (std::size_t k = 0; k < n_inner; k++) {
@@ -112,13 +113,15 @@ TEST_P(DenseTest, PacksPartsLikeTheWhole) {
   Packed parts;
   whole.resize(n_rows, n_columns, table().panel);
   parts.resize(n_rows, n_columns, table().panel);
-  table().pack(whole, {0, n_rows, 0, n_columns}, {values.data(), stride, 1});
+  table().pack(whole.data.data(), whole.n_inner, {0, n_rows, 0, n_columns},
+               {values.data(), stride, 1});
   const std::size_t cut = 2 * table().panel;
   for (const std::size_t row : {std::size_t{0}, std::size_t{13}}) {
     const std::size_t n = row == 0 ? 13 : n_rows - 13;
     const float* from = values.data() + row * n_columns;
-    table().pack(parts, {row, n, 0, cut}, {from, stride, 1});
-    table().pack(parts, {row, n, cut, n_columns - cut}, {from + cut, stride, 1});
+    table().pack(parts.data.data(), parts.n_inner, {row, n, 0, cut}, {from, stride, 1});
+    table().pack(parts.data.data(), parts.n_inner, {row, n, cut, n_columns - cut},
+                 {from + cut, stride, 1});
   }
   for (std::size_t i = 0; i < whole.data.size(); i++) {
     ASSERT_EQ(whole.data.data()[i], parts.data.data()[i]);

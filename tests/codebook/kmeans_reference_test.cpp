@@ -24,8 +24,9 @@ struct Shape {
   int n_centroids;
 };
 
-void PrintTo(const Shape& shape, std::ostream* out) {
-  *out << shape.n_points << " points of " << shape.dim << ", " << shape.n_centroids << " centroids";
+std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  return out << shape.n_points << " points of " << shape.dim << ", " << shape.n_centroids
+             << " centroids";
 }
 
 // Weighted Lloyd in double; no bounds, no refilling.

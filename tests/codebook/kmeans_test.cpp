@@ -26,7 +26,7 @@ class Kmeans : public testing::TestWithParam<const kmeans::Kernels*> {
  protected:
   KmeansResult solve(const KmeansProblem& problem, KmeansOptions options = {}) {
     options.kernels = GetParam();
-    auto result = solver_.solve(problem, options);
+    auto result = solver.solve(problem, options);
     EXPECT_TRUE(result.ok()) << result.status().message();
     for (const float value : result->centroids) {
       EXPECT_TRUE(std::isfinite(value));
@@ -34,7 +34,7 @@ class Kmeans : public testing::TestWithParam<const kmeans::Kernels*> {
     return *std::move(result);
   }
 
-  KmeansSolver solver_;
+  KmeansSolver solver;
 };
 
 INSTANTIATE_TEST_SUITE_P(Levels, Kmeans, testing::ValuesIn(kmeans::supported_kernels()),
@@ -102,7 +102,7 @@ TEST_P(Kmeans, OnePlateauPerCentroidIsFoundExactly) {
   std::vector<float> points;
   for (std::size_t p = 0; p < 32 * 40; p++) {
     const std::size_t plateau = p * 7 % 32;
-    points.insert(points.end(), plateaus.begin() + plateau * 8, plateaus.begin() + plateau * 8 + 8);
+    points.insert(points.end(), plateaus.data() + plateau * 8, plateaus.data() + plateau * 8 + 8);
   }
   const auto result = solve(make_problem(points, 8, 32));
   EXPECT_EQ(result.objective, 0);
@@ -110,8 +110,8 @@ TEST_P(Kmeans, OnePlateauPerCentroidIsFoundExactly) {
   for (std::size_t q = 0; q < 32; q++) {
     bool found = false;
     for (std::size_t c = 0; c < 32; c++) {
-      found = found || std::equal(plateaus.begin() + q * 8, plateaus.begin() + q * 8 + 8,
-                                  result.centroids.begin() + c * 8);
+      found = found || std::equal(plateaus.data() + q * 8, plateaus.data() + q * 8 + 8,
+                                  result.centroids.data() + c * 8);
     }
     EXPECT_TRUE(found) << "plateau " << q;
   }
@@ -150,7 +150,7 @@ TEST_P(Kmeans, IntegerWeightEqualsCopies) {
   for (std::size_t p = 0; p < 400; p++) {
     weights.push_back(static_cast<float>(1 + p % 4));
     for (std::size_t copy = 0; copy < 1 + p % 4; copy++) {
-      copies.insert(copies.end(), points.begin() + p * 4, points.begin() + p * 4 + 4);
+      copies.insert(copies.end(), points.data() + p * 4, points.data() + p * 4 + 4);
     }
   }
   const auto weighted = solve(make_problem(points, 4, 16, &weights));
@@ -172,7 +172,7 @@ TEST_P(Kmeans, ZeroWeightEqualsAbsence) {
       weights[p] = 0;
     } else {
       kept_weights.push_back(weights[p]);
-      kept_points.insert(kept_points.end(), points.begin() + p * 8, points.begin() + p * 8 + 8);
+      kept_points.insert(kept_points.end(), points.data() + p * 8, points.data() + p * 8 + 8);
     }
   }
   const auto with_zeros = solve(make_problem(points, 8, 32, &weights));
@@ -308,7 +308,7 @@ TEST_P(Kmeans, StridesAreHonoured) {
   std::vector<float> wide_points(500 * 11, std::numeric_limits<float>::quiet_NaN());
   std::vector<float> wide_weights(500 * 3, -1.0F);
   for (std::size_t p = 0; p < 500; p++) {
-    std::copy_n(points.begin() + p * 8, 8, wide_points.begin() + p * 11);
+    std::copy_n(points.data() + p * 8, 8, wide_points.data() + p * 11);
     wide_weights[p * 3] = weights[p];
   }
   auto problem = make_problem(points, 8, 16, &weights);
@@ -326,7 +326,7 @@ TEST_P(Kmeans, StopsWhenCancelled) {
   options.kernels = GetParam();
   options.cancelled = &cancelled;
   const auto points = normal_points(100, 4, 33);
-  EXPECT_EQ(solver_.solve(make_problem(points, 4, 4), options).status().code(),
+  EXPECT_EQ(solver.solve(make_problem(points, 4, 4), options).status().code(),
             StatusCode::kCancelled);
 }
 
@@ -337,7 +337,7 @@ TEST_P(Kmeans, RefusesIllegalSizes) {
     KmeansOptions options;
     options.kernels = GetParam();
     options.max_iterations = max_iterations;
-    return solver_.solve(problem, options).status().code();
+    return solver.solve(problem, options).status().code();
   };
   EXPECT_EQ(code(good), StatusCode::kOk);
   EXPECT_EQ(code(good, -1), StatusCode::kInvalidArgument);
@@ -362,12 +362,12 @@ TEST_P(Kmeans, RefusesWhatIsNotFinite) {
   KmeansOptions options;
   options.kernels = GetParam();
   points[4 * 17 + 3] = std::numeric_limits<float>::quiet_NaN();
-  auto result = solver_.solve(make_problem(points, 4, 4), options);
+  auto result = solver.solve(make_problem(points, 4, 4), options);
   EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument);
   EXPECT_NE(result.status().message().find("point 17, channel 3"), std::string::npos);
   points[4 * 17 + 3] = 0;
   weights[5] = -1;
-  result = solver_.solve(make_problem(points, 4, 4, &weights), options);
+  result = solver.solve(make_problem(points, 4, 4, &weights), options);
   EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument);
   EXPECT_NE(result.status().message().find("weight 5"), std::string::npos);
 }

@@ -24,32 +24,32 @@ constexpr std::size_t kStride = kChannels + 3;
 
 class Learn : public testing::Test {
  protected:
-  Learn() : rows_(kTokens * kStride), weights_(kTokens * kChannels / 8) {
+  Learn() : rows(kTokens * kStride), weights(kTokens * kChannels / 8) {
     Rng rng(11);
-    for (float& value : rows_) {
+    for (float& value : rows) {
       value = static_cast<float>(rng.normal());
     }
-    for (float& value : weights_) {
+    for (float& value : weights) {
       value = static_cast<float>(1e-12 * std::exp(rng.normal()));
     }
-    input_.spec = {8, 5};
-    input_.n_kv_heads = kHeads;
-    input_.head_dim = kHeadDim;
-    input_.rows = rows_.data();
-    input_.n_tokens = kTokens;
-    input_.row_stride = kStride;
-    input_.weights = weights_;
+    input.spec = {8, 5};
+    input.n_kv_heads = kHeads;
+    input.head_dim = kHeadDim;
+    input.rows = rows.data();
+    input.n_tokens = kTokens;
+    input.row_stride = kStride;
+    input.weights = weights;
   }
 
   Result<LearnedTensor> learn(int n_threads) {
     ThreadParallelFor parallel(n_threads);
-    return learn_tensor_codebook(input_, options_, parallel);
+    return learn_tensor_codebook(input, options, parallel);
   }
 
-  std::vector<float> rows_;
-  std::vector<float> weights_;
-  LearnInput input_;
-  LearnOptions options_;
+  std::vector<float> rows;
+  std::vector<float> weights;
+  LearnInput input;
+  LearnOptions options;
 };
 
 TEST_F(Learn, SameBitsForAnyNumberOfThreads) {
@@ -81,7 +81,7 @@ TEST_F(Learn, GroupsAreIndependent) {
   // The second half of the channels becomes noise of another kind: the first head stays.
   for (std::size_t t = 0; t < kTokens; t++) {
     for (int c = kHeadDim; c < kChannels; c++) {
-      rows_[t * kStride + c] *= -3;
+      rows[t * kStride + c] *= -3;
     }
   }
   const auto changed = learn(2);
@@ -95,7 +95,7 @@ TEST_F(Learn, GroupsAreIndependent) {
 
 TEST_F(Learn, TensorsDrawDifferentStarts) {
   const auto first = learn(1);
-  options_.tensor = 1;
+  options.tensor = 1;
   const auto second = learn(1);
   ASSERT_TRUE(first.ok() && second.ok());
   EXPECT_FALSE(std::equal(first->codebook.centroids().begin(), first->codebook.centroids().end(),
@@ -103,9 +103,9 @@ TEST_F(Learn, TensorsDrawDifferentStarts) {
 }
 
 TEST_F(Learn, NoWeightsMeanEqualWeights) {
-  std::fill(weights_.begin(), weights_.end(), 0.25F);
+  std::fill(weights.begin(), weights.end(), 0.25F);
   const auto equal = learn(1);
-  input_.weights = {};
+  input.weights = {};
   const auto none = learn(1);
   ASSERT_TRUE(equal.ok() && none.ok());
   EXPECT_TRUE(std::equal(equal->codebook.centroids().begin(), equal->codebook.centroids().end(),
@@ -114,7 +114,7 @@ TEST_F(Learn, NoWeightsMeanEqualWeights) {
 
 TEST_F(Learn, WeightsOfOneGroupZeroAreReported) {
   for (std::size_t t = 0; t < kTokens; t++) {
-    weights_[t * kChannels / 8 + 3] = 0;
+    weights[t * kChannels / 8 + 3] = 0;
   }
   const auto learned = learn(2);
   ASSERT_TRUE(learned.ok());
@@ -126,13 +126,13 @@ TEST_F(Learn, CodingErrorIsTheObjective) {
   ASSERT_TRUE(learned.ok());
   std::vector<std::uint16_t> codes(kTokens * kChannels / 8);
   std::vector<float> decoded(kTokens * kStride);
-  learned->codebook.encode(rows_.data(), kTokens, kStride, codes.data());
+  learned->codebook.encode(rows.data(), kTokens, kStride, codes.data());
   learned->codebook.decode(codes.data(), kTokens, decoded.data(), kStride);
   double error = 0;
   for (std::size_t t = 0; t < kTokens; t++) {
     for (std::size_t c = 0; c < kChannels; c++) {
-      const double step = static_cast<double>(rows_[t * kStride + c] - decoded[t * kStride + c]);
-      error += static_cast<double>(weights_[t * kChannels / 8 + c / 8]) * step * step;
+      const double step = static_cast<double>(rows[t * kStride + c] - decoded[t * kStride + c]);
+      error += static_cast<double>(weights[t * kChannels / 8 + c / 8]) * step * step;
     }
   }
   // The codes are one assignment further (lower) and centroids rounded to 11 bits (higher,
@@ -142,7 +142,7 @@ TEST_F(Learn, CodingErrorIsTheObjective) {
 
 TEST_F(Learn, ReportsProgress) {
   std::vector<int> done;
-  options_.progress = [&](int n, int total) {
+  options.progress = [&](int n, int total) {
     EXPECT_EQ(total, kChannels / 8);
     done.push_back(n);
   };
@@ -154,13 +154,13 @@ TEST_F(Learn, ReportsProgress) {
 
 TEST_F(Learn, StopsWhenCancelled) {
   std::atomic<bool> cancelled{false};
-  options_.cancelled = &cancelled;
-  options_.progress = [&](int, int) { cancelled = true; };
+  options.cancelled = &cancelled;
+  options.progress = [&](int, int) { cancelled = true; };
   EXPECT_EQ(learn(2).status().code(), StatusCode::kCancelled);
 }
 
 TEST_F(Learn, ErrorsNameThePlace) {
-  rows_[kStride * 123 + kHeadDim + 17] = std::numeric_limits<float>::infinity();
+  rows[kStride * 123 + kHeadDim + 17] = std::numeric_limits<float>::infinity();
   const auto learned = learn(2);
   EXPECT_EQ(learned.status().code(), StatusCode::kInvalidArgument);
   EXPECT_NE(learned.status().message().find("KV head 1, group 2"), std::string::npos)
@@ -171,7 +171,7 @@ TEST_F(Learn, ErrorsNameThePlace) {
 
 TEST_F(Learn, RefusesCentroidsBeyondHalfFloats) {
   for (std::size_t t = 0; t < kTokens; t++) {
-    rows_[t * kStride + 5] += 70000;
+    rows[t * kStride + 5] += 70000;
   }
   const auto learned = learn(1);
   EXPECT_EQ(learned.status().code(), StatusCode::kInvalidArgument);
@@ -179,26 +179,26 @@ TEST_F(Learn, RefusesCentroidsBeyondHalfFloats) {
 }
 
 TEST_F(Learn, RefusesShapesThatDisagree) {
-  const auto code = [&](const LearnInput& input) {
+  const auto code = [&](const LearnInput& changed) {
     ThreadParallelFor parallel(1);
-    return learn_tensor_codebook(input, options_, parallel).status().code();
+    return learn_tensor_codebook(changed, options, parallel).status().code();
   };
-  auto bad = input_;
+  auto bad = input;
   bad.spec = {0, 0};
   EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
-  bad = input_;
+  bad = input;
   bad.head_dim = 36;  // Not a multiple of 8.
   EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
-  bad = input_;
+  bad = input;
   bad.n_kv_heads = 0;
   EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
-  bad = input_;
+  bad = input;
   bad.row_stride = kChannels - 1;
   EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
-  bad = input_;
+  bad = input;
   bad.weights = bad.weights.first(10);
   EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);
-  bad = input_;
+  bad = input;
   bad.n_tokens = 0;
   bad.weights = {};
   EXPECT_EQ(code(bad), StatusCode::kInvalidArgument);

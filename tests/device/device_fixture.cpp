@@ -235,7 +235,8 @@ std::vector<float> TestCache::evaluate(const Tokens& tokens, int stream) {
   ggml_backend_t backends[2] = {device_.get(), cpu_.get()};
   const ggml_backend_sched_ptr sched(
       ggml_backend_sched_new(backends, nullptr, 2, GGML_DEFAULT_GRAPH_SIZE, false, false));
-  if (!ggml_backend_sched_alloc_graph(sched.get(), graph)) {
+  planned_ = ggml_backend_sched_alloc_graph(sched.get(), graph);
+  if (!planned_) {
     return {};
   }
   for (const auto& given : inputs) {

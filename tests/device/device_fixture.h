@@ -80,6 +80,10 @@ class TestCache {
   /// of all streams. Result [layer][token][head][head_dim] flat.
   std::vector<float> evaluate(const Tokens& tokens, int stream = 0);
 
+  /// Whether the last graph could be planned: what cannot be served must fail here,
+  /// where a host still refuses the context, not when it computes.
+  bool planned() const { return planned_; }
+
   /// The context shift that llama.cpp builds: shifts[cell] for all cells.
   bool shift(const std::vector<std::int32_t>& shifts);
 
@@ -99,6 +103,7 @@ class TestCache {
                               int stream) const;
 
   CacheShape shape_;
+  bool planned_ = false;
   ggml_context_ptr context_;
   ggml_backend_ptr device_;
   ggml_backend_ptr cpu_;

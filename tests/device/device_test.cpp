@@ -299,6 +299,7 @@ TEST(Device, RefusesWhatItCannotServe) {
     TestCache cache(shape);
     ASSERT_TRUE(cache.ok());
     EXPECT_TRUE(cache.evaluate(run_of_tokens(0, 4)).empty());
+    EXPECT_FALSE(cache.planned());
     EXPECT_NE(Backend::get().last_error().find(want), std::string::npos)
         << "got: " << Backend::get().last_error();
     // A refusal of one graph must not stick to the next.

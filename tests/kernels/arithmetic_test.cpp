@@ -101,70 +101,84 @@ TEST_P(ArithmeticTest, RotatesPairsOfBothModes) {
   }
 }
 
+// A dot product in double, and the sum of its terms' sizes.
+struct Dot {
+  double sum = 0;
+  double size = 0;
+
+  void add(double a, double b) {
+    sum += a * b;
+    size += std::abs(a * b);
+  }
+};
+
+void expect_scores(const KernelTable& kernel, int head_dim, int n_rows) {
+  Rng rng(head_dim * 100 + n_rows);
+  const std::size_t stride = head_dim + 2;
+  const auto queries = random_floats(n_rows == 0 ? 0 : (n_rows - 1) * stride + head_dim, rng);
+  const auto keys = random_floats(static_cast<std::size_t>(head_dim) * kBlockCells, rng);
+  ExactBuffer<float> scores(static_cast<std::size_t>(n_rows) * kBlockCells);
+  kernel.score_rows(queries.data(), stride, n_rows, head_dim, keys.data(), scores.data());
+  for (int at = 0; at < n_rows * kBlockCells; at++) {
+    const float* query = queries.data() + at / kBlockCells * stride;
+    Dot want;
+    for (int d = 0; d < head_dim; d++) {
+      want.add(query[d], keys[d * kBlockCells + at % kBlockCells]);
+    }
+    ASSERT_NEAR(scores[at], want.sum, (head_dim + 1) * kEpsilon * want.size) << head_dim;
+  }
+  for (int r = 0; r < n_rows; r++) {
+    ExactBuffer<float> alone(kBlockCells);
+    kernel.score_rows(queries.data() + r * stride, stride, 1, head_dim, keys.data(), alone.data());
+    ASSERT_TRUE(same_bits(alone.data(), scores.data() + r * kBlockCells, kBlockCells))
+        << head_dim << " channels, row " << r << " of " << n_rows;
+  }
+}
+
 TEST_P(ArithmeticTest, ScoresRows) {
   for (const int head_dim : {1, 3, 24, 64, 80, 256}) {
     for (const int n_rows : {0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 25}) {
-      Rng rng(head_dim * 100 + n_rows);
-      const std::size_t stride = head_dim + 2;
-      const auto queries = random_floats(n_rows == 0 ? 0 : (n_rows - 1) * stride + head_dim, rng);
-      const auto keys = random_floats(static_cast<std::size_t>(head_dim) * kBlockCells, rng);
-      ExactBuffer<float> scores(static_cast<std::size_t>(n_rows) * kBlockCells);
-      kernel().score_rows(queries.data(), stride, n_rows, head_dim, keys.data(), scores.data());
-      for (int at = 0; at < n_rows * kBlockCells; at++) {
-        const int r = at / kBlockCells;
-        const int t = at % kBlockCells;
-        double sum = 0;
-        double size = 0;
-        for (int d = 0; d < head_dim; d++) {
-          const double term = double{queries[r * stride + d]} * keys[d * kBlockCells + t];
-          sum += term;
-          size += std::abs(term);
-        }
-        ASSERT_NEAR(scores[at], sum, (head_dim + 1) * kEpsilon * size) << head_dim;
-      }
-      for (int r = 0; r < n_rows; r++) {
-        ExactBuffer<float> alone(kBlockCells);
-        kernel().score_rows(queries.data() + r * stride, stride, 1, head_dim, keys.data(),
-                            alone.data());
-        ASSERT_TRUE(same_bits(alone.data(), scores.data() + r * kBlockCells, kBlockCells))
-            << head_dim << " channels, row " << r << " of " << n_rows;
-      }
+      expect_scores(kernel(), head_dim, n_rows);
     }
+  }
+}
+
+void expect_accumulated(const KernelTable& kernel, int n_channels, int n_rows) {
+  Rng rng(n_channels * 100 + n_rows);
+  const std::size_t stride = n_channels + 5;
+  const std::size_t out_stride = n_channels + 3;
+  const auto p = random_floats(static_cast<std::size_t>(n_rows) * kBlockCells, rng);
+  const auto values = random_floats((kBlockCells - 1) * stride + n_channels, rng);
+  const auto rescale = random_floats(n_rows, rng);
+  const auto before = random_floats((n_rows - 1) * out_stride + n_channels, rng);
+  ExactBuffer<float> out(before.size());
+  std::copy(before.begin(), before.end(), out.begin());
+  kernel.accumulate_rows(p.data(), n_rows, values.data(), stride, n_channels, rescale.data(),
+                         out.data(), out_stride);
+  for (int at = 0; at < n_rows * n_channels; at++) {
+    const int r = at / n_channels;
+    const int d = at % n_channels;
+    Dot want;
+    want.add(before[r * out_stride + d], rescale[r]);
+    for (int t = 0; t < kBlockCells; t++) {
+      want.add(p[r * kBlockCells + t], values[t * stride + d]);
+    }
+    ASSERT_NEAR(out[r * out_stride + d], want.sum, (kBlockCells + 2) * kEpsilon * want.size);
+  }
+  for (int r = 0; r < n_rows; r++) {
+    ExactBuffer<float> alone(n_channels);
+    std::copy_n(before.data() + r * out_stride, n_channels, alone.data());
+    kernel.accumulate_rows(p.data() + r * kBlockCells, 1, values.data(), stride, n_channels,
+                           rescale.data() + r, alone.data(), n_channels);
+    ASSERT_TRUE(same_bits(alone.data(), out.data() + r * out_stride, n_channels))
+        << n_channels << " channels, row " << r << " of " << n_rows;
   }
 }
 
 TEST_P(ArithmeticTest, AccumulatesRows) {
   for (const int n_channels : {16, 32, 48, 80, 128, 256}) {
     for (const int n_rows : {1, 2, 3, 4, 6, 7, 13}) {
-      Rng rng(n_channels * 100 + n_rows);
-      const std::size_t stride = n_channels + 5;
-      const auto p = random_floats(static_cast<std::size_t>(n_rows) * kBlockCells, rng);
-      const auto values = random_floats((kBlockCells - 1) * stride + n_channels, rng);
-      const auto rescale = random_floats(n_rows, rng);
-      const std::size_t out_stride = n_channels + 3;
-      const auto before = random_floats((n_rows - 1) * out_stride + n_channels, rng);
-      ExactBuffer<float> out(before.size());
-      std::copy(before.begin(), before.end(), out.begin());
-      kernel().accumulate_rows(p.data(), n_rows, values.data(), stride, n_channels, rescale.data(),
-                               out.data(), out_stride);
-      for (int r = 0; r < n_rows; r++) {
-        for (int d = 0; d < n_channels; d++) {
-          double sum = double{before[r * out_stride + d]} * rescale[r];
-          double size = std::abs(sum);
-          for (int t = 0; t < kBlockCells; t++) {
-            const double term = double{p[r * kBlockCells + t]} * values[t * stride + d];
-            sum += term;
-            size += std::abs(term);
-          }
-          ASSERT_NEAR(out[r * out_stride + d], sum, (kBlockCells + 2) * kEpsilon * size);
-        }
-        ExactBuffer<float> alone(n_channels);
-        std::copy_n(before.data() + r * out_stride, n_channels, alone.data());
-        kernel().accumulate_rows(p.data() + r * kBlockCells, 1, values.data(), stride, n_channels,
-                                 rescale.data() + r, alone.data(), n_channels);
-        ASSERT_TRUE(same_bits(alone.data(), out.data() + r * out_stride, n_channels))
-            << n_channels << " channels, row " << r << " of " << n_rows;
-      }
+      expect_accumulated(kernel(), n_channels, n_rows);
     }
   }
 }
@@ -218,7 +232,7 @@ TEST_P(ArithmeticTest, SoftmaxFollowsTheFormula) {
   constexpr int kRowsPerMask = 3;
   Rng rng(5);
   SoftmaxRows rows(kRows);
-  std::vector<double> maxima(kRows, kHidden);
+  std::vector<double> maxima(kRows, -std::numeric_limits<double>::infinity());
   std::vector<double> sums(kRows);
   for (int step = 0; step < 5; step++) {
     const auto raw = random_floats(rows.scores.size(), rng);

@@ -11,22 +11,23 @@ class DecodeTest : public KernelTest {};
 
 INSTANTIATE_TEST_SUITE_P(Levels, DecodeTest, all_levels(), level_name);
 
+void expect_decoded_channels(const KernelTable& kernel, int dim, int n_centroids) {
+  Rng rng(dim * 10000 + n_centroids);
+  const auto centroids = random_floats(static_cast<std::size_t>(n_centroids) * dim, rng);
+  auto codes = random_codes(kBlockCells, n_centroids, rng);
+  codes[kBlockCells - 1] = static_cast<std::uint16_t>(n_centroids - 1);
+  ExactBuffer<float> tile(static_cast<std::size_t>(dim) * kBlockCells);
+  kernel.decode_channels(centroids.data(), dim, codes.data(), tile.data());
+  for (int at = 0; at < dim * kBlockCells; at++) {
+    ASSERT_EQ(tile[at], centroids[codes[at % kBlockCells] * dim + at / kBlockCells])
+        << dim << " channels, " << n_centroids << " centroids, at " << at;
+  }
+}
+
 TEST_P(DecodeTest, ChannelsForEveryGroupDimAndCodeBits) {
   for (const int dim : {1, 2, 4, 8, 16}) {
     for (const int n_centroids : {2, 16, 256, 4096}) {
-      Rng rng(dim * 10000 + n_centroids);
-      const auto centroids = random_floats(static_cast<std::size_t>(n_centroids) * dim, rng);
-      auto codes = random_codes(kBlockCells, n_centroids, rng);
-      codes[kBlockCells - 1] = static_cast<std::uint16_t>(n_centroids - 1);
-      ExactBuffer<float> tile(static_cast<std::size_t>(dim) * kBlockCells);
-      kernel().decode_channels(centroids.data(), dim, codes.data(), tile.data());
-      for (int j = 0; j < dim; j++) {
-        for (int t = 0; t < kBlockCells; t++) {
-          ASSERT_EQ(tile[j * kBlockCells + t], centroids[codes[t] * dim + j])
-              << dim << " channels, " << n_centroids << " centroids, channel " << j << ", token "
-              << t;
-        }
-      }
+      expect_decoded_channels(kernel(), dim, n_centroids);
     }
   }
 }

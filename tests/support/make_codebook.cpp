@@ -1,5 +1,6 @@
 // Writes a codebook with random centroids, for tests of programs:
-//   make_codebook OUT N_LAYERS CONFIG N_KV_HEADS HEAD_DIM ARCHITECTURE
+//   make_codebook OUT N_LAYERS CONFIG N_KV_HEADS HEAD_DIM ARCHITECTURE [FINGERPRINT]
+// FINGERPRINT is that of every layer; without it the codebook names no model.
 #include <cstdio>
 #include <cstdlib>
 
@@ -15,8 +16,8 @@ int number(const char* text) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 7) {
-    std::fputs("make_codebook OUT N_LAYERS CONFIG N_KV_HEADS HEAD_DIM ARCHITECTURE\n", stderr);
+  if (argc != 7 && argc != 8) {
+    std::fputs("make_codebook OUT N_LAYERS CONFIG N_KV_HEADS HEAD_DIM ARCHITECTURE [FINGERPRINT]\n", stderr);
     return 2;
   }
   const auto spec = cqkv::CodecSpec::parse(argv[3]);
@@ -28,6 +29,11 @@ int main(int argc, char** argv) {
                                                  number(argv[5]));
   codebook.origin.architecture = argv[6];
   codebook.origin.model_fingerprint.clear();
+  if (argc == 8) {
+    codebook.origin.model_name = "another model";
+    codebook.origin.model_fingerprint.assign(codebook.layers.size(),
+                                             std::strtoull(argv[7], nullptr, 10));
+  }
   const cqkv::Status status = cqkv::write_codebook(codebook, argv[1]);
   if (!status.ok()) {
     std::fprintf(stderr, "make_codebook: %s\n", status.message().c_str());

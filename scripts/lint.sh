@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# clang-tidy over our sources (or the files given), with the compile commands of the
+# release build: run `make build` first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+command -v clang-tidy >/dev/null || { echo "install clang-tidy (Debian: clang-tidy)" >&2; exit 1; }
+[[ -f build/compile_commands.json ]] || { echo "run make build first" >&2; exit 1; }
+files=("$@")
+[[ ${#files[@]} -gt 0 ]] || mapfile -t files < <(git ls-files 'src/*.cpp' 'apps/*.cpp')
+printf '%s\n' "${files[@]}" | xargs -P "$(nproc)" -n 4 clang-tidy -p build --quiet

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The whole test suite: the release build with its end-to-end tests, and our own
+# code's tests once more under the address and undefined-behaviour sanitizers.
+# Ends with ctest's summary of the release run. Long model runs are left to
+# `make slow`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1}
+export LSAN_OPTIONS=${LSAN_OPTIONS:-suppressions=$PWD/tests/lsan.supp:print_suppressions=0}
+
+scripts/build.sh release
+scripts/build.sh asan
+ctest --preset asan
+ctest --preset release
