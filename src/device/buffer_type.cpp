@@ -166,7 +166,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, std::size_t 
     report_error("out of memory: " + std::to_string(size) + " bytes for a buffer");
     return nullptr;
   }
-  static const ggml_backend_buffer_i kInterface = {
+  static constexpr ggml_backend_buffer_i kInterface = {
       .free_buffer = free_buffer,
       .get_base = get_base,
       .init_tensor = init_tensor,

@@ -53,6 +53,8 @@ class KvBuffer {
   ~KvBuffer();
   KvBuffer(const KvBuffer&) = delete;
   KvBuffer& operator=(const KvBuffer&) = delete;
+  KvBuffer(KvBuffer&&) = delete;
+  KvBuffer& operator=(KvBuffer&&) = delete;
 
   void* base() const { return memory_; }
 
