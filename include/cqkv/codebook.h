@@ -89,8 +89,8 @@ struct CodebookOrigin {
   std::string architecture;  ///< The model's general.architecture: "llama".
   std::string model_name;    ///< The model's general.name.
   std::string license;
-  std::string weighting;     ///< "uniform" or "fisher".
-  std::string tool_version;  ///< The cqkv that made it.
+  std::string weighting;              ///< "uniform" or "fisher".
+  std::string tool_version;           ///< The cqkv that made it.
   std::vector<std::string> datasets;  ///< File names of the calibration texts.
   std::uint32_t n_tokens = 0;
   std::uint32_t ctx_size = 0;

@@ -52,9 +52,13 @@ inline Status unsupported(std::string message) {
   return {StatusCode::kUnsupported, std::move(message)};
 }
 
-inline Status corrupt(std::string message) { return {StatusCode::kCorrupt, std::move(message)}; }
+inline Status corrupt(std::string message) {
+  return {StatusCode::kCorrupt, std::move(message)};
+}
 
-inline Status io_error(std::string message) { return {StatusCode::kIoError, std::move(message)}; }
+inline Status io_error(std::string message) {
+  return {StatusCode::kIoError, std::move(message)};
+}
 
 /// A value, or the Status that says why there is none. Reading the value of a
 /// failed result is a programming error.
@@ -97,10 +101,10 @@ class [[nodiscard]] Result {
 }  // namespace cqkv
 
 /// Returns from the enclosing function if `expr` is a failed Status.
-#define CQKV_RETURN_IF_ERROR(expr)          \
-  do {                                      \
-    ::cqkv::Status cqkv_status_ = (expr);   \
-    if (!cqkv_status_.ok()) {               \
-      return cqkv_status_;                  \
-    }                                       \
+#define CQKV_RETURN_IF_ERROR(expr)        \
+  do {                                    \
+    ::cqkv::Status cqkv_status_ = (expr); \
+    if (!cqkv_status_.ok()) {             \
+      return cqkv_status_;                \
+    }                                     \
   } while (false)

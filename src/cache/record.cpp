@@ -60,7 +60,9 @@ void unpack(const CodeLayout& layout, const std::uint8_t* in, std::uint16_t* cod
   }
 }
 
-Status mismatch(std::string message) { return {StatusCode::kMismatch, std::move(message)}; }
+Status mismatch(std::string message) {
+  return {StatusCode::kMismatch, std::move(message)};
+}
 
 }  // namespace
 
@@ -92,8 +94,9 @@ Result<RowContent> read_record(const CodeLayout& layout, std::span<const std::ui
                    std::to_string(record_bytes(layout)));
   }
   if (get<std::uint16_t>(row, 0) != kRecordTag) {
-    return mismatch("the saved row holds plain 16-bit data, not codes: it was saved without a "
-                    "codebook; process the prompt again");
+    return mismatch(
+        "the saved row holds plain 16-bit data, not codes: it was saved without a "
+        "codebook; process the prompt again");
   }
   if (row[2] != kRecordVersion) {
     return corrupt("record version " + std::to_string(row[2]) + ", want " +

@@ -22,8 +22,9 @@
 #include <cstdint>
 #include <span>
 
-#include "cache/code_blocks.h"
 #include "cqkv/status.h"
+
+#include "cache/code_blocks.h"
 
 namespace cqkv {
 

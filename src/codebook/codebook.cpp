@@ -55,10 +55,9 @@ Result<TensorCodebook> TensorCodebook::create(CodecSpec spec, int n_kv_heads, in
   }
   const std::size_t want = static_cast<std::size_t>(n_kv_heads) * head_dim * spec.n_centroids();
   if (centroids.size() != want) {
-    return invalid_argument("codebook " + spec.name() + ": got " +
-                            std::to_string(centroids.size()) +
-                            " centroid values, want KV heads * head size * 2^bits = " +
-                            std::to_string(want));
+    return invalid_argument(
+        "codebook " + spec.name() + ": got " + std::to_string(centroids.size()) +
+        " centroid values, want KV heads * head size * 2^bits = " + std::to_string(want));
   }
   TensorCodebook result;
   result.spec_ = spec;
@@ -67,10 +66,9 @@ Result<TensorCodebook> TensorCodebook::create(CodecSpec spec, int n_kv_heads, in
   for (std::size_t i = 0; i < centroids.size(); i++) {
     const float rounded = half_to_float(float_to_half(centroids[i]));
     if (!std::isfinite(rounded)) {
-      return invalid_argument("codebook " + spec.name() + ": centroid value " +
-                              std::to_string(centroids[i]) + " (" +
-                              at_group(i, spec, head_dim / spec.group_dim) +
-                              ") is not finite as a 16-bit float");
+      return invalid_argument(
+          "codebook " + spec.name() + ": centroid value " + std::to_string(centroids[i]) + " (" +
+          at_group(i, spec, head_dim / spec.group_dim) + ") is not finite as a 16-bit float");
     }
     centroids[i] = rounded;
   }

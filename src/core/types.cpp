@@ -22,7 +22,9 @@ const char* parse_number(const char* begin, const char* end, char suffix, int& o
 
 }  // namespace
 
-std::string_view kv_kind_name(KvKind kind) { return kind == KvKind::kKey ? "key" : "value"; }
+std::string_view kv_kind_name(KvKind kind) {
+  return kind == KvKind::kKey ? "key" : "value";
+}
 
 std::string CodecSpec::name() const {
   if (exact()) {
@@ -63,9 +65,8 @@ Status CodecSpec::check(int head_dim) const {
                             std::to_string(kMaxCodeBits) + " bits");
   }
   if (head_dim % group_dim != 0) {
-    return invalid_argument("configuration " + name() + ": groups of " +
-                            std::to_string(group_dim) + " channels do not divide the head size " +
-                            std::to_string(head_dim));
+    return invalid_argument("configuration " + name() + ": groups of " + std::to_string(group_dim) +
+                            " channels do not divide the head size " + std::to_string(head_dim));
   }
   return {};
 }

@@ -2,16 +2,17 @@
 // cache into its buffers, that computes nothing but the operations on caches.
 // Everything else it refuses, so weights and all other nodes stay on the CPU.
 // What it computes is in graph_ops.h, its memory in kv_buffer.h.
-#include <ggml-backend-impl.h>
-#include <ggml-impl.h>
-#include <unistd.h>
-
 #include <cstring>
 #include <new>
 #include <string>
 #include <string_view>
 
+#include <ggml-backend-impl.h>
+#include <ggml-impl.h>
+#include <unistd.h>
+
 #include "cqkv/isa.h"
+
 #include "device/graph_ops.h"
 #include "device/kv_buffer.h"
 #include "device/omp_parallel.h"
@@ -33,9 +34,13 @@ struct Backend {
   ggml_backend_set_n_threads_t set_cpu_threads = nullptr;
 };
 
-Backend& context_of(ggml_backend_t backend) { return *static_cast<Backend*>(backend->context); }
+Backend& context_of(ggml_backend_t backend) {
+  return *static_cast<Backend*>(backend->context);
+}
 
-const char* backend_name(ggml_backend_t /*backend*/) { return "CQ0"; }
+const char* backend_name(ggml_backend_t /*backend*/) {
+  return "CQ0";
+}
 
 void backend_free(ggml_backend_t backend) {
   if (context_of(backend).cpu != nullptr) {
@@ -110,7 +115,9 @@ ggml_guid_t backend_guid() {
 
 // ---- Device ----------------------------------------------------------------
 
-const char* device_name(ggml_backend_dev_t /*device*/) { return "CQ0"; }
+const char* device_name(ggml_backend_dev_t /*device*/) {
+  return "CQ0";
+}
 
 const char* device_description(ggml_backend_dev_t /*device*/) {
   return "cqkv: coupled-quantized KV cache";
@@ -146,9 +153,9 @@ ggml_backend_t device_init_backend(ggml_backend_dev_t device, const char* /*para
   auto* context = new Backend();
   context->cpu = cpu;
   // NOLINTNEXTLINE(cppcoreguidelines-pro-type-reinterpret-cast): ggml hands functions out as void*
-  context->set_cpu_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
-      ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu_device),
-                                        "ggml_backend_set_n_threads"));
+  context->set_cpu_threads =
+      reinterpret_cast<ggml_backend_set_n_threads_t>(ggml_backend_reg_get_proc_address(
+          ggml_backend_dev_backend_reg(cpu_device), "ggml_backend_set_n_threads"));
   auto* backend = new ggml_backend{};
   backend->guid = backend_guid();
   backend->iface.get_name = backend_name;
@@ -171,8 +178,8 @@ bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* node) 
     case NodeKind::kForeign:
       return false;
     case NodeKind::kPlain:
-      return ggml_backend_dev_supports_op(
-          ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), node);
+      return ggml_backend_dev_supports_op(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU),
+                                          node);
     case NodeKind::kCoded: {
       const Status status = check_coded(node);
       if (!status.ok()) {
@@ -190,9 +197,13 @@ bool device_supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t 
 
 // ---- Registry --------------------------------------------------------------
 
-const char* registry_name(ggml_backend_reg_t /*registry*/) { return "CQ"; }
+const char* registry_name(ggml_backend_reg_t /*registry*/) {
+  return "CQ";
+}
 
-std::size_t registry_count(ggml_backend_reg_t /*registry*/) { return 1; }
+std::size_t registry_count(ggml_backend_reg_t /*registry*/) {
+  return 1;
+}
 
 ggml_backend_dev_t registry_device(ggml_backend_reg_t /*registry*/, std::size_t /*index*/) {
   return &the_device;

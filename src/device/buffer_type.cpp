@@ -2,10 +2,10 @@
 //
 // Views of coded tensors have nominal offsets, so row numbers come from view_offs
 // and the row size, and nothing is ever read or written at data + offset.
-#include <ggml-impl.h>
-
 #include <atomic>
 #include <cstring>
+
+#include <ggml-impl.h>
 
 #include "device/kv_buffer.h"
 #include "device/refusal.h"
@@ -39,9 +39,13 @@ RowRange row_range(const CodedTensor& coded, const ggml_tensor* tensor, std::siz
               begin + size <= coded.n_cells * coded.row_bytes};
 }
 
-void free_buffer(ggml_backend_buffer_t buffer) { delete &contents(buffer); }
+void free_buffer(ggml_backend_buffer_t buffer) {
+  delete &contents(buffer);
+}
 
-void* get_base(ggml_backend_buffer_t buffer) { return contents(buffer).base(); }
+void* get_base(ggml_backend_buffer_t buffer) {
+  return contents(buffer).base();
+}
 
 ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
   KvBuffer& kv = contents(buffer);
@@ -147,7 +151,9 @@ void clear(ggml_backend_buffer_t buffer, std::uint8_t value) {
   }
 }
 
-const char* type_name(ggml_backend_buffer_type_t /*type*/) { return "CQ0"; }
+const char* type_name(ggml_backend_buffer_type_t /*type*/) {
+  return "CQ0";
+}
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, std::size_t size) {
   const bool refused = take_refusal();
@@ -182,7 +188,9 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, std::size_t 
   return ggml_backend_buffer_init(type, kInterface, kv.release(), size);
 }
 
-std::size_t get_alignment(ggml_backend_buffer_type_t /*type*/) { return 64; }
+std::size_t get_alignment(ggml_backend_buffer_type_t /*type*/) {
+  return 64;
+}
 
 std::size_t get_alloc_size(ggml_backend_buffer_type_t /*type*/, const ggml_tensor* tensor) {
   if (!is_cache_like(tensor->name) || tensor->view_src != nullptr) {
@@ -201,7 +209,9 @@ std::size_t get_alloc_size(ggml_backend_buffer_type_t /*type*/, const ggml_tenso
   return layout.tensor_bytes(static_cast<std::size_t>(tensor->ne[1] * tensor->ne[2]));
 }
 
-bool is_host(ggml_backend_buffer_type_t /*type*/) { return false; }
+bool is_host(ggml_backend_buffer_type_t /*type*/) {
+  return false;
+}
 
 }  // namespace
 
@@ -224,8 +234,12 @@ bool is_ours(const ggml_tensor* tensor) {
   return root->buffer != nullptr && root->buffer->buft == &buffer_type;
 }
 
-KvBuffer& buffer_of(const ggml_tensor* tensor) { return contents(root_of(tensor)->buffer); }
+KvBuffer& buffer_of(const ggml_tensor* tensor) {
+  return contents(root_of(tensor)->buffer);
+}
 
-std::uint64_t newest_cache_bytes() { return cache_bytes; }
+std::uint64_t newest_cache_bytes() {
+  return cache_bytes;
+}
 
 }  // namespace cqkv::device

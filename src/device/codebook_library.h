@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cqkv/codebook.h"
+
 #include "device/names.h"
 
 namespace cqkv::device {

@@ -149,10 +149,10 @@ Status verify_model(CodedTensor& tensor, const ggml_tensor* rows) {
   std::vector<std::uint8_t> bytes(ggml_nbytes(weight));
   ggml_backend_tensor_get(weight, bytes.data(), 0, bytes.size());
   if (hash_bytes(bytes.data(), bytes.size()) != origin.model_fingerprint[layer]) {
-    return {StatusCode::kMismatch,
-            "codebook " + tensor.book->path + " was learned on model '" + origin.model_name +
-                "', but the weight " + name + " of the model being run differs; use the codebook "
-                "of this model or make one with cqkv calibrate"};
+    return {StatusCode::kMismatch, "codebook " + tensor.book->path + " was learned on model '" +
+                                       origin.model_name + "', but the weight " + name +
+                                       " of the model being run differs; use the codebook "
+                                       "of this model or make one with cqkv calibrate"};
   }
   tensor.verified = true;
   return {};
@@ -324,10 +324,10 @@ Result<CellRange> cells_of(const ggml_tensor* view) {
   const ggml_tensor* root = root_of(view);
   const std::size_t offset = view->view_src != nullptr ? view->view_offs : 0;
   CellRange range{offset / root->nb[1], view->nb[3] / root->nb[1]};
-  if (offset % root->nb[1] != 0 || view->nb[1] != root->nb[1] ||
-      range.first % kBlockCells != 0 || (view->ne[3] > 1 && range.stride % kBlockCells != 0)) {
-    return unsupported(std::string("a view of '") + root->name +
-                       "' does not begin at a block of " + std::to_string(kBlockCells) +
+  if (offset % root->nb[1] != 0 || view->nb[1] != root->nb[1] || range.first % kBlockCells != 0 ||
+      (view->ne[3] > 1 && range.stride % kBlockCells != 0)) {
+    return unsupported(std::string("a view of '") + root->name + "' does not begin at a block of " +
+                       std::to_string(kBlockCells) +
                        " cells; use a context size that is a multiple of 256");
   }
   return range;
@@ -339,10 +339,10 @@ Status check_side(const ggml_tensor* view) {
   if (coded != nullptr && (view->ne[0] != coded->codebook->head_dim() ||
                            view->ne[2] != coded->codebook->n_kv_heads())) {
     return {StatusCode::kMismatch,
-            "codebook " + coded->book->path + ": " +
-                std::to_string(coded->codebook->n_kv_heads()) + " KV heads of " +
-                std::to_string(coded->codebook->head_dim()) + " channels, the model has " +
-                std::to_string(view->ne[2]) + " of " + std::to_string(view->ne[0])};
+            "codebook " + coded->book->path + ": " + std::to_string(coded->codebook->n_kv_heads()) +
+                " KV heads of " + std::to_string(coded->codebook->head_dim()) +
+                " channels, the model has " + std::to_string(view->ne[2]) + " of " +
+                std::to_string(view->ne[0])};
   }
   if (coded == nullptr && view->type != GGML_TYPE_F16) {
     return unsupported(std::string("cache type ") + ggml_type_name(view->type) +
@@ -357,16 +357,19 @@ Status check_attention(const ggml_tensor* node) {
   const ggml_tensor* v = node->src[2];
   const ggml_tensor* mask = node->src[3];
   if (op_param<float>(node, 1) != 0.0F) {
-    return unsupported("attention with linear position bias (ALiBi) on coded caches is not "
-                       "implemented; run this model without a codebook");
+    return unsupported(
+        "attention with linear position bias (ALiBi) on coded caches is not "
+        "implemented; run this model without a codebook");
   }
   if (op_param<float>(node, 2) != 0.0F) {
-    return unsupported("attention with logit softcapping on coded caches is not implemented; run "
-                       "this model without a codebook");
+    return unsupported(
+        "attention with logit softcapping on coded caches is not implemented; run "
+        "this model without a codebook");
   }
   if (node->src[4] != nullptr) {
-    return unsupported("attention sinks (learned logits) on coded caches are not implemented; run "
-                       "this model without a codebook");
+    return unsupported(
+        "attention sinks (learned logits) on coded caches are not implemented; run "
+        "this model without a codebook");
   }
   if (q->type != GGML_TYPE_F32 || (mask != nullptr && mask->type != GGML_TYPE_F16) ||
       !is_our_cache(k) || !is_our_cache(v)) {

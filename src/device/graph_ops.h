@@ -9,9 +9,10 @@
 
 #include <ggml.h>
 
+#include "cqkv/status.h"
+
 #include "attention/attention.h"
 #include "core/parallel.h"
-#include "cqkv/status.h"
 
 namespace cqkv::device {
 

@@ -40,7 +40,9 @@ std::unique_ptr<KvBuffer> KvBuffer::create(std::size_t size,
   return buffer;
 }
 
-KvBuffer::~KvBuffer() { std::free(memory_); }
+KvBuffer::~KvBuffer() {
+  std::free(memory_);
+}
 
 const TensorCodebook* codebook_for(const CodebookLibrary& library, const ggml_tensor* tensor,
                                    const LoadedCodebook** book) {

@@ -4,14 +4,14 @@
 // operations do with them is in graph_ops.h.
 #pragma once
 
-#include <ggml-backend-impl.h>
-#include <ggml.h>
-
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <span>
 #include <vector>
+
+#include <ggml-backend-impl.h>
+#include <ggml.h>
 
 #include "attention/rope.h"
 #include "cache/cell_table.h"
@@ -89,8 +89,7 @@ class KvBuffer {
 
   /// Nominal rows [first, first + n) of a coded tensor out and in, as records.
   void read_rows(const CodedTensor& tensor, std::size_t first, std::span<std::uint8_t> rows) const;
-  void write_rows(const CodedTensor& tensor, std::size_t first,
-                  std::span<const std::uint8_t> rows);
+  void write_rows(const CodedTensor& tensor, std::size_t first, std::span<const std::uint8_t> rows);
 
   /// Copies cells of one coded tensor within this buffer (a stream to another).
   void copy_rows(const CodedTensor& tensor, std::size_t from, std::size_t to, std::size_t n);
@@ -102,8 +101,8 @@ class KvBuffer {
  private:
   KvBuffer() = default;
   std::string summary() const;
-  void restore_row(const CodedTensor& tensor, std::size_t cell,
-                   std::span<const std::uint8_t> row, std::vector<std::uint16_t>& codes);
+  void restore_row(const CodedTensor& tensor, std::size_t cell, std::span<const std::uint8_t> row,
+                   std::vector<std::uint16_t>& codes);
 
   std::uint8_t* memory_ = nullptr;
   std::size_t size_ = 0;

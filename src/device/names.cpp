@@ -26,7 +26,9 @@ std::optional<CacheName> parse_cache_name(const char* name) {
   return result;
 }
 
-bool is_cache_like(const char* name) { return std::strncmp(name, "cache_", 6) == 0; }
+bool is_cache_like(const char* name) {
+  return std::strncmp(name, "cache_", 6) == 0;
+}
 
 bool is_noop(ggml_op op) {
   return op == GGML_OP_NONE || op == GGML_OP_VIEW || op == GGML_OP_RESHAPE ||

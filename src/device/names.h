@@ -2,9 +2,9 @@
 // that are not part of an API is here.
 #pragma once
 
-#include <ggml.h>
-
 #include <optional>
+
+#include <ggml.h>
 
 #include "cqkv/types.h"
 

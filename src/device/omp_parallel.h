@@ -2,9 +2,9 @@
 // with ggml's CPU backend when both run from the same thread.
 #pragma once
 
-#include <omp.h>
-
 #include <atomic>
+
+#include <omp.h>
 
 #include "core/parallel.h"
 

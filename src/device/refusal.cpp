@@ -1,9 +1,9 @@
 // See refusal.h.
 #include "device/refusal.h"
 
-#include <ggml-impl.h>
-
 #include <mutex>
+
+#include <ggml-impl.h>
 
 namespace cqkv::device {
 namespace {

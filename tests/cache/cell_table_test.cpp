@@ -1,9 +1,9 @@
 // CellTable against the plain rules of its header.
 #include "cache/cell_table.h"
 
-#include <gtest/gtest.h>
-
 #include <array>
+
+#include <gtest/gtest.h>
 
 namespace cqkv {
 namespace {

@@ -2,9 +2,9 @@
 // that does not belong. What is not here: the device's use of them (tests/device).
 #include "cache/record.h"
 
-#include <gtest/gtest.h>
-
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "core/rng.h"
 
@@ -73,13 +73,13 @@ TEST(Record, RefusesWhatDoesNotBelong) {
     RecordHeader want = kHeader;
     return read_record(layout, row, want, back.data()).status().code();
   };
-  EXPECT_EQ(code_after(0, 0), StatusCode::kMismatch);     // plain data
-  EXPECT_EQ(code_after(2, 2), StatusCode::kCorrupt);      // version
-  EXPECT_EQ(code_after(3, 0), StatusCode::kMismatch);     // a key
-  EXPECT_EQ(code_after(3, 9), StatusCode::kMismatch);     // no kind at all
-  EXPECT_EQ(code_after(8, 0), StatusCode::kMismatch);     // another codebook
-  EXPECT_EQ(code_after(16, 8), StatusCode::kMismatch);    // another layer
-  EXPECT_EQ(code_after(18, 99), StatusCode::kCorrupt);    // another number of codes
+  EXPECT_EQ(code_after(0, 0), StatusCode::kMismatch);   // plain data
+  EXPECT_EQ(code_after(2, 2), StatusCode::kCorrupt);    // version
+  EXPECT_EQ(code_after(3, 0), StatusCode::kMismatch);   // a key
+  EXPECT_EQ(code_after(3, 9), StatusCode::kMismatch);   // no kind at all
+  EXPECT_EQ(code_after(8, 0), StatusCode::kMismatch);   // another codebook
+  EXPECT_EQ(code_after(16, 8), StatusCode::kMismatch);  // another layer
+  EXPECT_EQ(code_after(18, 99), StatusCode::kCorrupt);  // another number of codes
   RecordHeader want = kHeader;
   const std::span<const std::uint8_t> cut(good.data(), record_bytes(layout) - 1);
   EXPECT_EQ(read_record(layout, cut, want, back.data()).status().code(), StatusCode::kCorrupt);

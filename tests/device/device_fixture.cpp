@@ -1,11 +1,11 @@
 // See device_fixture.h.
 #include "device/device_fixture.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+
+#include <unistd.h>
 
 #include "codebook_file/codebook_file.h"
 #include "core/half.h"
@@ -64,7 +64,8 @@ const Backend& Backend::get() {
 }
 
 std::string Backend::set_codebook(const std::string& path) const {
-  const char* error = proc<const char* (*)(const char*)>(registry, "cqkv_set_codebook")(path.c_str());
+  const char* error =
+      proc<const char* (*)(const char*)>(registry, "cqkv_set_codebook")(path.c_str());
   return error == nullptr ? "" : error;
 }
 
@@ -133,8 +134,8 @@ TestCache::TestCache(const CacheShape& shape, int n_threads) : shape_(shape) {
   const int n_embd = shape.n_kv_heads * shape.head_dim;
   for (int layer = 0; layer < shape.n_layers; layer++) {
     for (const char kind : {'k', 'v'}) {
-      ggml_tensor* tensor = ggml_new_tensor_3d(context_.get(), shape.type, n_embd, shape.n_cells,
-                                               shape.n_streams);
+      ggml_tensor* tensor =
+          ggml_new_tensor_3d(context_.get(), shape.type, n_embd, shape.n_cells, shape.n_streams);
       ggml_format_name(tensor, "cache_%c_l%d", kind, layer);
       (kind == 'k' ? k_ : v_).push_back(tensor);
     }
@@ -181,7 +182,8 @@ std::vector<float> TestCache::evaluate(const Tokens& tokens, int stream) {
   std::vector<std::uint16_t> mask(static_cast<std::size_t>(n) * shape_.n_cells);
   for (std::int64_t t = 0; t < n; t++) {
     for (int cell = 0; cell < shape_.n_cells; cell++) {
-      const int position = cell_positions_[static_cast<std::size_t>(stream) * shape_.n_cells + cell];
+      const int position =
+          cell_positions_[static_cast<std::size_t>(stream) * shape_.n_cells + cell];
       const bool visible = position >= 0 && position <= tokens.positions[t];
       mask[t * shape_.n_cells + cell] = float_to_half(visible ? 0.0F : -INFINITY);
     }
@@ -190,9 +192,9 @@ std::vector<float> TestCache::evaluate(const Tokens& tokens, int stream) {
   if (shape_.rope_mode == GGML_ROPE_TYPE_MROPE) {
     all_positions.resize(static_cast<std::size_t>(4 * n));
   }
-  ggml_tensor* positions = input(
-      ggml_new_tensor_1d(c, GGML_TYPE_I32, static_cast<std::int64_t>(all_positions.size())),
-      all_positions);
+  ggml_tensor* positions =
+      input(ggml_new_tensor_1d(c, GGML_TYPE_I32, static_cast<std::int64_t>(all_positions.size())),
+            all_positions);
   ggml_tensor* cells = input(ggml_new_tensor_1d(c, GGML_TYPE_I64, n), tokens.cells);
   ggml_tensor* mask_in = input(ggml_new_tensor_2d(c, GGML_TYPE_F16, shape_.n_cells, n), mask);
   ggml_cgraph* graph = ggml_new_graph(c);
@@ -267,9 +269,9 @@ bool TestCache::shift(const std::vector<std::int32_t>& shifts) {
   ggml_cgraph* graph = ggml_new_graph(c);
   for (ggml_tensor* cache : k_) {
     const std::size_t row = cache->nb[1];
-    ggml_tensor* view = ggml_view_3d(c, cache, shape_.head_dim, shape_.n_kv_heads,
-                                     shape_.n_cells * shape_.n_streams, row / shape_.n_kv_heads,
-                                     row, 0);
+    ggml_tensor* view =
+        ggml_view_3d(c, cache, shape_.head_dim, shape_.n_kv_heads,
+                     shape_.n_cells * shape_.n_streams, row / shape_.n_kv_heads, row, 0);
     ggml_build_forward_expand(
         graph, ggml_rope_ext_inplace(c, view, amount, nullptr, shape_.head_dim, shape_.rope_mode, 0,
                                      10000.0F, 1.0F, 0.0F, 1.0F, 32.0F, 1.0F));

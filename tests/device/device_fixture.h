@@ -4,17 +4,17 @@
 // whole programs are tested in tests/e2e.
 #pragma once
 
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
 #include <ggml-alloc.h>
 #include <ggml-backend.h>
 #include <ggml-cpp.h>
 #include <ggml-cpu.h>
 #include <ggml.h>
 #include <gtest/gtest.h>
-
-#include <cstdint>
-#include <functional>
-#include <string>
-#include <vector>
 
 #include "cqkv/codebook.h"
 

@@ -50,8 +50,8 @@ TEST(Device, ComputesNothingButTheCache) {
   const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 8, nullptr, true}));
   ggml_tensor* weight = ggml_new_tensor_2d(context.get(), GGML_TYPE_F16, 64, 64);
   ggml_tensor* x = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, 64, 4);
-  EXPECT_FALSE(ggml_backend_dev_supports_op(Backend::get().device,
-                                            ggml_mul_mat(context.get(), weight, x)));
+  EXPECT_FALSE(
+      ggml_backend_dev_supports_op(Backend::get().device, ggml_mul_mat(context.get(), weight, x)));
   EXPECT_FALSE(ggml_backend_dev_supports_op(Backend::get().device, ggml_add(context.get(), x, x)));
 }
 
@@ -77,8 +77,8 @@ TEST(Device, LosslessCodebookGivesExactAttention) {
     const Tokens tokens = run_of_tokens(0, 16);
     const std::vector<float> want = plain_result(shape, tokens);
     // 1c12b: 4096 levels a channel, here a fine grid of +-5.
-    Codebook grid = random_codebook(shape.n_layers, {1, 12}, {1, 12}, shape.n_kv_heads,
-                                    shape.head_dim, 1);
+    Codebook grid =
+        random_codebook(shape.n_layers, {1, 12}, {1, 12}, shape.n_kv_heads, shape.head_dim, 1);
     for (auto& layer : grid.layers) {
       for (auto* side : {&layer.k, &layer.v}) {
         std::vector<float> levels(static_cast<std::size_t>(128) * 4096);
@@ -130,7 +130,8 @@ TEST_P(BatchInvariance, DoesNotDependOnBatchesOrThreads) {
           const auto got = part.begin() + static_cast<std::ptrdiff_t>(layer * count * per_token);
           const auto expected =
               want.begin() + static_cast<std::ptrdiff_t>((layer * n + first) * per_token);
-          ASSERT_TRUE(std::equal(got, got + static_cast<std::ptrdiff_t>(count * per_token), expected))
+          ASSERT_TRUE(
+              std::equal(got, got + static_cast<std::ptrdiff_t>(count * per_token), expected))
               << "batches of " << step << ", " << n_threads << " threads, layer " << layer;
         }
       }
@@ -154,7 +155,8 @@ TEST(Device, OneSideMayBeExact) {
   const Tokens tokens = run_of_tokens(0, 70);
   const std::vector<float> plain = plain_result(shape, tokens);
   for (const auto& [k, v] : {std::pair{k2Bit, kExact}, std::pair{kExact, k2Bit}}) {
-    use_codebook(random_codebook(shape.n_layers, k, v, shape.n_kv_heads, shape.head_dim, 3), "half");
+    use_codebook(random_codebook(shape.n_layers, k, v, shape.n_kv_heads, shape.head_dim, 3),
+                 "half");
     TestCache cache(shape);
     ASSERT_TRUE(cache.ok()) << Backend::get().last_error();
     const std::vector<float> got = cache.evaluate(tokens);
@@ -294,8 +296,9 @@ TEST(Device, ShiftKeepsRelativePositions) {
 
 TEST(Device, RefusesWhatItCannotServe) {
   const auto refused = [](CacheShape shape, const std::string& want) {
-    use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 11),
-                 "refuse");
+    use_codebook(
+        random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 11),
+        "refuse");
     TestCache cache(shape);
     ASSERT_TRUE(cache.ok());
     EXPECT_TRUE(cache.evaluate(run_of_tokens(0, 4)).empty());

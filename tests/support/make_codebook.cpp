@@ -17,7 +17,8 @@ int number(const char* text) {
 
 int main(int argc, char** argv) {
   if (argc != 7 && argc != 8) {
-    std::fputs("make_codebook OUT N_LAYERS CONFIG N_KV_HEADS HEAD_DIM ARCHITECTURE [FINGERPRINT]\n", stderr);
+    std::fputs("make_codebook OUT N_LAYERS CONFIG N_KV_HEADS HEAD_DIM ARCHITECTURE [FINGERPRINT]\n",
+               stderr);
     return 2;
   }
   const auto spec = cqkv::CodecSpec::parse(argv[3]);
