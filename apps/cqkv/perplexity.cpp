@@ -37,7 +37,11 @@ double mebibytes(std::uint64_t bytes) {
 }
 
 std::string variant_name(const VariantReport& report) {
-  return report.codebook_name.empty() ? report.variant.text : report.codebook_name;
+  if (report.codebook_name.empty()) {
+    return report.variant.text;
+  }
+  const int n_ubatch = report.variant.n_ubatch;
+  return report.codebook_name + (n_ubatch > 0 ? format(" @ub:%d", n_ubatch) : std::string());
 }
 
 void print_header(const Flags& flags, const PerplexityReport& report) {

@@ -21,8 +21,6 @@
 namespace cqkv {
 namespace {
 
-constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
-
 std::string hex(std::uint64_t value) {
   std::array<char, 17> text{};
   std::snprintf(text.data(), text.size(), "%016llx", static_cast<unsigned long long>(value));

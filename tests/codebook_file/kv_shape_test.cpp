@@ -30,13 +30,13 @@ class KvShapeTest : public ::testing::Test {
     if (change) {
       change(header);
     }
-    const std::string path = folder_.file("m.gguf");
+    const std::string path = folder.file("m.gguf");
     gguf_write_to_file(header, path.c_str(), true);
     gguf_free(header);
     return read_kv_shape(path);
   }
 
-  TempFolder folder_;
+  TempFolder folder;
 };
 
 TEST_F(KvShapeTest, HeadsAndSizes) {
