@@ -486,7 +486,10 @@ Status check_shift(const ggml_tensor* node) {
 Status run_shift(ggml_tensor* node) {
   KvBuffer& buffer = buffer_of(node);
   const CodedTensor* tensor = buffer.coded(node);
-  if (buffer.position_owner() != nullptr && buffer.position_owner() != tensor) {
+  if (buffer.position_owner() == nullptr) {
+    buffer.set_position_owner(tensor);  // a restored state, shifted before anything was stored
+  }
+  if (buffer.position_owner() != tensor) {
     return {};  // the owner shifts for all layers
   }
   std::vector<std::int32_t> shifts(static_cast<std::size_t>(ggml_nelements(node->src[1])));

@@ -273,6 +273,29 @@ TEST(Device, ShiftMovesPositionsOnly) {
   expect_same(shifted.evaluate(run_of_tokens(100, 2)), straight.evaluate(run_of_tokens(100, 2)));
 }
 
+// Nothing was stored in the restored cache, so no layer has read positions yet; the
+// shift must still count once and not once a layer.
+TEST(Device, ShiftOfARestoredStateCountsOnce) {
+  const CacheShape shape;
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 15),
+               "restored_shift");
+  TestCache original(shape);
+  original.evaluate(run_of_tokens(0, 64));
+  TestCache restored(shape);
+  for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+    for (int layer = 0; layer < shape.n_layers; layer++) {
+      restored.restore(kind, layer, 0, original.save(kind, layer, 0, 64));
+    }
+  }
+  restored.positions_of_cells() = original.positions_of_cells();
+  const std::vector<std::int32_t> amount(256, 7);
+  ASSERT_TRUE(restored.shift(amount));
+  ASSERT_TRUE(original.shift(amount));
+  Tokens next = run_of_tokens(71, 2);
+  next.cells = {64, 65};
+  expect_same(restored.evaluate(next), original.evaluate(next));
+}
+
 // What RoPE promises: only differences of positions matter, so shifting all tokens
 // and the queries alike changes nothing but rounding.
 TEST(Device, ShiftKeepsRelativePositions) {
