@@ -38,7 +38,7 @@ python3 scripts/demo_table.py "$folder/figures.json"
 
 echo
 echo "== Generating from the 2-bit cache (llama-completion, unmodified)"
-"$cqkv" run -m "$model" --kv-codebook "${codebooks[0]}" -- -no-cnv -n 80 --temp 0 -c 2048 \
-  -t "$threads" -p "The three most important inventions in the history of mankind are" \
+"$cqkv" run -m "$model" --kv-codebook "${codebooks[0]}" -- -no-cnv -n 80 -c 2048 \
+  --temp 0.7 --seed 7 --repeat-penalty 1.1 -t "$threads" -p "The three most important inventions in the history of mankind are" \
   2>"$folder/run.log" || { tail -n 20 "$folder/run.log" >&2; exit 1; }
 echo
