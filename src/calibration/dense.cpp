@@ -1,9 +1,10 @@
 // Which of the tables of dense.h this processor can run.
 #include "calibration/dense.h"
 
-#include <cstdlib>
-#include <string_view>
+#include <string>
 #include <vector>
+
+#include "cqkv/isa.h"
 
 namespace cqkv::dense {
 
@@ -35,24 +36,16 @@ const std::vector<const Table*>& tables() {
   return all;
 }
 
-const Table& choose() {
-  const char* forced = std::getenv("CQKV_FORCE_ISA");
-  if (forced == nullptr || *forced == '\0') {
-    return *tables().front();
-  }
-  for (const Table* table : tables()) {
-    if (std::string_view(table->name) == forced) {
-      return *table;
-    }
-  }
-  return *tables().back();
-}
-
 }  // namespace
 
 const Table& table() {
-  static const Table& chosen = choose();
-  return chosen;
+  const std::string level = active_isa();
+  for (const Table* table : tables()) {
+    if (table->name == level) {
+      return *table;
+    }
+  }
+  return *tables().back();  // level "scalar"
 }
 
 std::size_t n_tables() {

@@ -66,8 +66,7 @@ struct Packed {
   PackedView view() const { return {data.data(), n_inner, n_columns}; }
 };
 
-/// The best table that this processor can run, or the one CQKV_FORCE_ISA names if it
-/// is among them ("avx512", "avx2"; anything else means the portable one).
+/// The table of active_isa() (cqkv/isa.h); the portable one for level "scalar".
 const Table& table();
 
 /// All tables that this processor can run, the portable one last, for tests.
