@@ -106,6 +106,8 @@ nlohmann::ordered_json variant_json(const VariantReport& report) {
   out["ppl_se"] = s.ppl_se;
   out["ratio"] = s.ratio;
   out["ratio_se"] = s.ratio_se;
+  out["ratio_se_chunks"] = s.ratio_se_chunks;
+  out["chunk_ratios"] = s.chunk_ratios;
   out["kld_mean"] = s.kld_mean;
   out["kld_se"] = s.kld_se;
   out["kld_p99"] = s.kld_p99;

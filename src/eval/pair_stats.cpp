@@ -40,9 +40,17 @@ void PairStats::add(const LogitComparison& token) {
   nll_base_.add(token.nll_base);
   nll_other_.add(token.nll_other);
   difference_.add(token.nll_other - token.nll_base);
+  chunk_difference_.add(token.nll_other - token.nll_base);
   divergence_.add(token.kl_divergence);
   n_same_top_ += token.same_top ? 1 : 0;
   divergences_.push_back(static_cast<float>(token.kl_divergence));
+}
+
+void PairStats::end_chunk() {
+  if (chunk_difference_.count() > 0) {
+    chunk_differences_.push_back(chunk_difference_.mean());
+  }
+  chunk_difference_ = {};
 }
 
 PairSummary PairStats::summary() const {
@@ -57,6 +65,12 @@ PairSummary PairStats::summary() const {
   result.ppl_se = result.ppl * nll_other_.standard_error();
   result.ratio = std::exp(difference_.mean());
   result.ratio_se = result.ratio * difference_.standard_error();
+  RunningMean chunks;
+  for (const double difference : chunk_differences_) {
+    chunks.add(difference);
+    result.chunk_ratios.push_back(std::exp(difference));
+  }
+  result.ratio_se_chunks = result.ratio * chunks.standard_error();
   result.kld_mean = divergence_.mean();
   result.kld_se = divergence_.standard_error();
   std::vector<float> divergences = divergences_;

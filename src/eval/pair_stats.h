@@ -40,6 +40,11 @@ struct PairSummary {
   double ppl_se = 0;
   double ratio = 0;     ///< exp(mean(nll_other - nll_base))
   double ratio_se = 0;  ///< ratio * standard error of the differences: paired.
+  /// exp(mean(nll_other - nll_base)) of each chunk. Chunks of a text differ by more than
+  /// ratio_se says, which takes tokens as independent.
+  std::vector<double> chunk_ratios;
+  /// ratio * standard error of the chunks' log ratios; 0 below two chunks.
+  double ratio_se_chunks = 0;
   double kld_mean = 0;
   double kld_se = 0;
   double kld_p99 = 0;
@@ -51,6 +56,9 @@ class PairStats {
  public:
   void add(const LogitComparison& token);
 
+  /// The tokens since the last call were one chunk.
+  void end_chunk();
+
   PairSummary summary() const;
 
  private:
@@ -58,6 +66,8 @@ class PairStats {
   RunningMean nll_other_;
   RunningMean difference_;
   RunningMean divergence_;
+  RunningMean chunk_difference_;           // of the chunk being added
+  std::vector<double> chunk_differences_;  // means of the finished ones
   std::size_t n_same_top_ = 0;
   std::vector<float> divergences_;
 };

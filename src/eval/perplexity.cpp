@@ -365,6 +365,9 @@ Status Evaluation::run_chunk(int chunk) {
   for (int begin = 0; begin < options_.n_ctx; begin += n_step_) {
     CQKV_RETURN_IF_ERROR(run_step(chunk, begin, std::min(begin + n_step_, options_.n_ctx)));
   }
+  for (const auto& contender : contenders_) {
+    contender->stats.end_chunk();
+  }
   return {};
 }
 

@@ -78,6 +78,31 @@ TEST(PairStats, PairedStandardErrorByHand) {
 }
 
 // Over many repetitions the standard error must be the spread of the estimate.
+TEST(PairStats, ChunksByHand) {
+  PairStats stats;
+  const auto add = [&](double difference) {
+    LogitComparison token;
+    token.nll_base = 1.0;
+    token.nll_other = 1.0 + difference;
+    stats.add(token);
+  };
+  // Two chunks with mean differences 0.2 and 0.6: standard deviation 0.4 / sqrt(2), so
+  // the standard error of their mean is 0.2.
+  add(0.1);
+  add(0.3);
+  stats.end_chunk();
+  add(0.6);
+  add(0.6);
+  stats.end_chunk();
+  stats.end_chunk();  // nothing since the last
+  const PairSummary summary = stats.summary();
+  ASSERT_EQ(summary.chunk_ratios.size(), 2U);
+  EXPECT_NEAR(summary.chunk_ratios[0], std::exp(0.2), 1e-12);
+  EXPECT_NEAR(summary.chunk_ratios[1], std::exp(0.6), 1e-12);
+  EXPECT_NEAR(summary.ratio, std::exp(0.4), 1e-12);
+  EXPECT_NEAR(summary.ratio_se_chunks, 0.2 * std::exp(0.4), 1e-12);
+}
+
 TEST(PairStats, StandardErrorIsTheSpreadOfTheRatio) {
   RunningMean ratios;
   RunningMean errors;
