@@ -10,6 +10,7 @@
 #include "codebook_file/codebook_file.h"
 #include "core/half.h"
 #include "core/rng.h"
+#include "support/codebooks.h"
 
 namespace cqkv::device {
 namespace {
@@ -89,15 +90,9 @@ Codebook random_codebook(int n_layers, CodecSpec k, CodecSpec v, int n_kv_heads,
       if (spec.exact()) {
         continue;
       }
-      Rng rng(seed, layer * 2 + (kind == KvKind::kKey ? 0 : 1));
-      std::vector<float> centroids(static_cast<std::size_t>(n_kv_heads) * head_dim *
-                                   spec.n_centroids());
-      for (auto& value : centroids) {
-        value = static_cast<float>(rng.normal());
-      }
-      auto made = TensorCodebook::create(spec, n_kv_heads, head_dim, std::move(centroids));
-      EXPECT_TRUE(made.ok()) << made.status().message();
-      (kind == KvKind::kKey ? sides.k : sides.v).push_back(std::move(*made));
+      const std::uint64_t stream = layer * 2ULL + (kind == KvKind::kKey ? 0 : 1);
+      (kind == KvKind::kKey ? sides.k : sides.v)
+          .push_back(testing::random_tensor(spec, n_kv_heads, head_dim, seed * 1000 + stream));
     }
     codebook.layers.push_back(std::move(sides));
   }
