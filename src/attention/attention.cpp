@@ -3,7 +3,8 @@
 // makes results independent of the cut is here:
 //
 //   for every range of kRangeCells cells, ascending       (a partial softmax state)
-//     for every block of 64 cells, ascending              (one step of the state)
+//     for every block of 64 cells, ascending              (one step of the state for
+//       the cells seen coded, then one for those seen exactly)
 //   states of the ranges are merged in ascending order
 //
 // A task owns a tile of queries and some KV heads; with few queries and many
@@ -26,6 +27,9 @@ namespace {
 constexpr int kBlocksPerRange = static_cast<int>(kRangeCells / kBlockCells);
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr std::uint16_t kHalfMinusInfinity = 0xFC00;
+// What the queries of a tile see of a block.
+constexpr unsigned kSeesCoded = 1;
+constexpr unsigned kSeesExact = 2;
 // Rows (queries times heads of a KV head) that share one decoded block: with 128,
 // decoding and rotating is a few percent of the work.
 constexpr int kTileRows = 128;
@@ -166,13 +170,14 @@ struct Scratch {
   float* queries = nullptr;  // [kv_per_task, tile_rows, head_dim_k]
   SoftmaxState total;        // [kv_per_task, tile_rows]
   SoftmaxState part;
-  float* scores = nullptr;   // [tile_rows, 64]
-  float* rescale = nullptr;  // [tile_rows]
-  float* keys = nullptr;     // [head_dim_k, 64]
-  float* values = nullptr;   // [64, value_stride]
-  float* rows = nullptr;     // [64, head_dim_k], plain keys before transposition
-  float* mask = nullptr;     // [tile_queries, 64]
-  float* cosines = nullptr;  // [head_dim_k / 2, 64]
+  float* scores = nullptr;      // [tile_rows, 64]
+  float* rescale = nullptr;     // [tile_rows]
+  float* keys = nullptr;        // [head_dim_k, 64]
+  float* values = nullptr;      // [64, value_stride]
+  float* rows = nullptr;        // [64, head_dim_k], plain keys before transposition
+  float* mask = nullptr;        // [tile_queries, 64]
+  float* exact_mask = nullptr;  // the same, of the cells seen exactly
+  float* cosines = nullptr;     // [head_dim_k / 2, 64]
   float* sines = nullptr;
   std::int32_t* positions = nullptr;  // [64]
   std::uint16_t* codes = nullptr;     // [64]
@@ -188,6 +193,7 @@ struct Scratch {
     values = carver.take<float>(static_cast<std::size_t>(plan.value_stride) * kBlockCells);
     rows = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
     mask = carver.take<float>(static_cast<std::size_t>(plan.tile_queries) * kBlockCells);
+    exact_mask = carver.take<float>(static_cast<std::size_t>(plan.tile_queries) * kBlockCells);
     cosines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
     sines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
     positions = carver.take<std::int32_t>(kBlockCells);
@@ -245,9 +251,15 @@ class Operator {
   Scratch scratch_of(int thread) const;
   SoftmaxState partial_of(int tile, int kv_head, int range) const;
 
-  bool sees(int tile, int block) const {
-    return visible_[static_cast<std::size_t>(tile) * plan_.n_blocks + block] != 0;
+  // What the queries of a tile see of a block: kSeesCoded, kSeesExact, both or nothing.
+  unsigned sees(int tile, int block) const {
+    return visible_[static_cast<std::size_t>(tile) * plan_.n_blocks + block];
   }
+
+  bool has_exact_rows(int block) const;
+  bool is_exact(int query, std::size_t cell) const;
+  bool is_visible(int query, std::size_t cell) const;
+  unsigned scan_exact_block(int tile, int block) const;
 
   bool sees_range(int tile, int range) const;
   void scan_mask(int tile);
@@ -259,9 +271,17 @@ class Operator {
   void run_range(const Part& part, int range, const Scratch& scratch) const;
   void prepare_block(const Part& part, int block, const Scratch& scratch) const;
   void load_mask(const Part& part, std::size_t cell, int n_cells, float* mask) const;
+  void split_mask(const Part& part, int block, const Scratch& scratch) const;
+  void step(const Part& part, int kv, int block, bool exact, const Scratch& scratch) const;
   void load_angles(const Part& part, std::size_t cell, int n_cells, const Scratch& scratch) const;
   void load_keys(int kv_head, int block, const Scratch& scratch) const;
-  void load_values(int kv_head, int block, const Scratch& scratch) const;
+  void load_exact_keys(int kv_head, int block, const Scratch& scratch) const;
+  void rotate_keys(const Scratch& scratch) const;
+  void load_values(int kv_head, int block, bool exact, const Scratch& scratch) const;
+  void decode_rows(const CacheSide& side, int kv_head, int block, int head_dim,
+                   const Scratch& scratch, float* rows, std::size_t stride) const;
+  void add_exact(const ExactRows::Side& side, int kv_head, int block, int head_dim, float* rows,
+                 std::size_t stride) const;
   void load_plain(const CacheSide& side, int kv_head, int block, int head_dim, float* rows,
                   std::size_t stride) const;
   void write_out(const Part& part, const SoftmaxState& state) const;
@@ -329,8 +349,55 @@ void Operator::scan_mask(int tile) {
       const std::size_t offset = static_cast<std::size_t>(block) * sizeof(hidden);
       seen = std::memcmp(row + offset, hidden, bytes) != 0;
     }
-    visible_[static_cast<std::size_t>(tile) * plan_.n_blocks + block] = seen ? 1 : 0;
+    const unsigned what = !seen                   ? 0
+                          : has_exact_rows(block) ? scan_exact_block(tile, block)
+                                                  : kSeesCoded;
+    visible_[static_cast<std::size_t>(tile) * plan_.n_blocks + block] =
+        static_cast<std::uint8_t>(what);
   }
+}
+
+bool Operator::has_exact_rows(int block) const {
+  if (call_.exact == nullptr) {
+    return false;
+  }
+  const std::int32_t* rows = call_.exact->rows + static_cast<std::size_t>(block) * kBlockCells;
+  return std::any_of(rows, rows + cells_of(block), [](std::int32_t row) { return row >= 0; });
+}
+
+// Only where has_exact_rows.
+bool Operator::is_exact(int query, std::size_t cell) const {
+  const ExactRows& exact = *call_.exact;
+  const std::int32_t row = exact.rows[cell];
+  const std::int64_t ahead =
+      static_cast<std::int64_t>(exact.query_positions[query]) - call_.positions[cell];
+  return row >= 0 && (ahead < exact.window || exact.sinks[row] != 0);
+}
+
+bool Operator::is_visible(int query, std::size_t cell) const {
+  std::uint16_t value = 0;
+  if (call_.mask != nullptr) {
+    std::memcpy(&value, call_.mask + query * call_.mask_bytes + cell * sizeof(value),
+                sizeof(value));
+  }
+  return value != kHalfMinusInfinity;
+}
+
+unsigned Operator::scan_exact_block(int tile, int block) const {
+  const Part part = part_of(tile, 0, 1);
+  const std::size_t first = static_cast<std::size_t>(block) * kBlockCells;
+  unsigned seen = 0;
+  for (int i = part.first_query; i < part.first_query + part.n_queries; i++) {
+    for (std::size_t cell = first; cell < first + cells_of(block); cell++) {
+      if (is_visible(i, cell)) {
+        seen |= is_exact(i, cell) ? kSeesExact : kSeesCoded;
+      }
+    }
+    if (seen == (kSeesCoded | kSeesExact)) {
+      break;
+    }
+  }
+  return seen;
 }
 
 void Operator::gather_queries(const Part& part, const Scratch& scratch) const {
@@ -389,12 +456,31 @@ void Operator::load_angles(const Part& part, std::size_t cell, int n_cells,
   call_.rope->block(scratch.positions, scratch.cosines, scratch.sines);
 }
 
-// What the KV heads of a task share: the mask and the angles.
+// Leaves in the mask what is seen coded, in the exact mask what is seen exactly.
+void Operator::split_mask(const Part& part, int block, const Scratch& scratch) const {
+  const std::size_t first = static_cast<std::size_t>(block) * kBlockCells;
+  const int n_cells = cells_of(block);
+  for (int i = 0; i < part.n_queries; i++) {
+    float* coded = scratch.mask + static_cast<std::size_t>(i) * kBlockCells;
+    float* exact = scratch.exact_mask + static_cast<std::size_t>(i) * kBlockCells;
+    std::fill_n(exact, kBlockCells, kMinusInfinity);
+    for (int t = 0; t < n_cells; t++) {
+      if (is_exact(part.first_query + i, first + t)) {
+        std::swap(coded[t], exact[t]);
+      }
+    }
+  }
+}
+
+// What the KV heads of a task share: the masks and the angles.
 void Operator::prepare_block(const Part& part, int block, const Scratch& scratch) const {
   const std::size_t cell = static_cast<std::size_t>(block) * kBlockCells;
   load_mask(part, cell, cells_of(block), scratch.mask);
   if (call_.rope != nullptr && call_.k.codebook != nullptr) {
     load_angles(part, cell, cells_of(block), scratch);
+  }
+  if ((sees(part.tile, block) & kSeesExact) != 0) {
+    split_mask(part, block, scratch);
   }
 }
 
@@ -432,6 +518,10 @@ void Operator::load_keys(int kv_head, int block, const Scratch& scratch) const {
     codes += layout.group_bytes();
     tile += static_cast<std::size_t>(spec.group_dim) * kBlockCells;
   }
+  rotate_keys(scratch);
+}
+
+void Operator::rotate_keys(const Scratch& scratch) const {
   if (call_.rope != nullptr) {
     const RopeParams& rope = call_.rope->params();
     const bool neox = rope.mode == RopeMode::kNeox;
@@ -440,45 +530,101 @@ void Operator::load_keys(int kv_head, int block, const Scratch& scratch) const {
   }
 }
 
-void Operator::load_values(int kv_head, int block, const Scratch& scratch) const {
-  const auto stride = static_cast<std::size_t>(plan_.value_stride);
-  const TensorCodebook* codebook = call_.v.codebook;
+// The keys of a block, with their residuals where cells have exact rows.
+void Operator::load_exact_keys(int kv_head, int block, const Scratch& scratch) const {
+  const TensorCodebook* codebook = call_.k.codebook;
   if (codebook == nullptr) {
-    load_plain(call_.v, kv_head, block, call_.head_dim_v, scratch.values, stride);
+    load_keys(kv_head, block, scratch);  // exact as they are
     return;
   }
-  const CodecSpec spec = codebook->spec();
-  const CodeLayout layout = {spec, call_.n_kv_heads, call_.head_dim_v};
-  const std::uint8_t* codes = call_.v.data + layout.group_offset(block, kv_head, 0);
+  const auto stride = static_cast<std::size_t>(call_.head_dim_k);
+  decode_rows(call_.k, kv_head, block, call_.head_dim_k, scratch, scratch.rows, stride);
+  add_exact(call_.exact->k, kv_head, block, call_.head_dim_k, scratch.rows, stride);
+  kernel_.transpose_rows(scratch.rows, stride, call_.head_dim_k, scratch.keys);
+  rotate_keys(scratch);
+}
+
+// Adds the residuals of one head of the cells of a block that have exact rows.
+void Operator::add_exact(const ExactRows::Side& side, int kv_head, int block, int head_dim,
+                         float* rows, std::size_t stride) const {
+  const ExactRowLayout layout{call_.n_kv_heads * head_dim};
+  const std::int32_t* row_of = call_.exact->rows + static_cast<std::size_t>(block) * kBlockCells;
+  for (int t = 0; t < cells_of(block); t++) {
+    const std::int32_t row = row_of[t];
+    if (row >= 0) {
+      const bool pool = row < call_.exact->n_pool;
+      const auto index = static_cast<std::size_t>(pool ? row : row - call_.exact->n_pool);
+      add_exact_row(layout, (pool ? side.pool : side.batch) + index * layout.row_bytes(),
+                    kv_head * head_dim, head_dim, rows + t * stride);
+    }
+  }
+}
+
+// Decodes the rows of one head of a block, token by token.
+void Operator::decode_rows(const CacheSide& side, int kv_head, int block, int head_dim,
+                           const Scratch& scratch, float* rows, std::size_t stride) const {
+  const CodecSpec spec = side.codebook->spec();
+  const CodeLayout layout = {spec, call_.n_kv_heads, head_dim};
+  const std::uint8_t* codes = side.data + layout.group_offset(block, kv_head, 0);
   for (int g = 0; g < layout.n_groups(); g++) {
     unpack_group(spec.code_bits, codes, scratch.codes);
-    kernel_.decode_tokens(codebook->group(kv_head, g), spec.group_dim, scratch.codes,
-                          scratch.values + static_cast<std::size_t>(g) * spec.group_dim, stride);
+    kernel_.decode_tokens(side.codebook->group(kv_head, g), spec.group_dim, scratch.codes,
+                          rows + static_cast<std::size_t>(g) * spec.group_dim, stride);
     codes += layout.group_bytes();
   }
 }
 
+void Operator::load_values(int kv_head, int block, bool exact, const Scratch& scratch) const {
+  const auto stride = static_cast<std::size_t>(plan_.value_stride);
+  if (call_.v.codebook == nullptr) {
+    load_plain(call_.v, kv_head, block, call_.head_dim_v, scratch.values, stride);
+    return;
+  }
+  decode_rows(call_.v, kv_head, block, call_.head_dim_v, scratch, scratch.values, stride);
+  if (exact) {
+    add_exact(call_.exact->v, kv_head, block, call_.head_dim_v, scratch.values, stride);
+  }
+}
+
+// One step of the softmax states of KV head number `kv` of the task, with the cells of a
+// block that are seen coded, or with those that are seen exactly.
+void Operator::step(const Part& part, int kv, int block, bool exact, const Scratch& scratch) const {
+  const auto query_stride = static_cast<std::size_t>(call_.head_dim_k);
+  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels_v);
+  const int kv_head = part.first_kv + kv;
+  if (exact) {
+    load_exact_keys(kv_head, block, scratch);
+  } else {
+    load_keys(kv_head, block, scratch);
+  }
+  kernel_.score_rows(scratch.queries + kv * part.n_rows * query_stride, query_stride, part.n_rows,
+                     call_.head_dim_k, scratch.keys, scratch.scores);
+  kernel_.softmax_rows(scratch.scores, part.n_rows, call_.scale,
+                       exact ? scratch.exact_mask : scratch.mask, plan_.heads_per_kv, state.maxima,
+                       state.sums, scratch.rescale);
+  load_values(kv_head, block, exact, scratch);
+  kernel_.accumulate_rows(scratch.scores, part.n_rows, scratch.values,
+                          static_cast<std::size_t>(plan_.value_stride), plan_.channels_v,
+                          scratch.rescale, state.out, static_cast<std::size_t>(plan_.channels_v));
+}
+
 // Leaves the states of one range in scratch.part.
 void Operator::run_range(const Part& part, int range, const Scratch& scratch) const {
-  const auto query_stride = static_cast<std::size_t>(call_.head_dim_k);
   const int last = std::min((range + 1) * kBlocksPerRange, plan_.n_blocks);
   scratch.part.clear(part.n_kv * part.n_rows, plan_.channels_v);
   for (int block = range * kBlocksPerRange; block < last; block++) {
-    if (!sees(part.tile, block)) {
+    const unsigned seen = sees(part.tile, block);
+    if (seen == 0) {
       continue;
     }
     prepare_block(part, block, scratch);
     for (int kv = 0; kv < part.n_kv; kv++) {
-      const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels_v);
-      load_keys(part.first_kv + kv, block, scratch);
-      kernel_.score_rows(scratch.queries + kv * part.n_rows * query_stride, query_stride,
-                         part.n_rows, call_.head_dim_k, scratch.keys, scratch.scores);
-      kernel_.softmax_rows(scratch.scores, part.n_rows, call_.scale, scratch.mask,
-                           plan_.heads_per_kv, state.maxima, state.sums, scratch.rescale);
-      load_values(part.first_kv + kv, block, scratch);
-      kernel_.accumulate_rows(
-          scratch.scores, part.n_rows, scratch.values, static_cast<std::size_t>(plan_.value_stride),
-          plan_.channels_v, scratch.rescale, state.out, static_cast<std::size_t>(plan_.channels_v));
+      if ((seen & kSeesCoded) != 0) {
+        step(part, kv, block, false, scratch);
+      }
+      if ((seen & kSeesExact) != 0) {
+        step(part, kv, block, true, scratch);
+      }
     }
   }
 }
@@ -587,6 +733,21 @@ Status check_side(const CacheSide& side, std::string_view name, int n_kv_heads, 
   return {};
 }
 
+Status check_exact(const AttentionCall& call) {
+  const ExactRows& exact = *call.exact;
+  if (exact.rows == nullptr || exact.sinks == nullptr || exact.query_positions == nullptr ||
+      call.positions == nullptr) {
+    return invalid_argument("attention: exact rows without rows, sinks or positions");
+  }
+  const auto incomplete = [](const CacheSide& side, const ExactRows::Side& rows) {
+    return side.codebook != nullptr && (rows.pool == nullptr || rows.batch == nullptr);
+  };
+  if (incomplete(call.k, exact.k) || incomplete(call.v, exact.v)) {
+    return invalid_argument("attention: a coded side without exact rows");
+  }
+  return {};
+}
+
 Status check(const AttentionCall& call) {
   if (call.n_kv_heads <= 0 || call.n_heads <= 0 || call.n_heads % call.n_kv_heads != 0) {
     return invalid_argument("attention: got " + std::to_string(call.n_heads) + " heads and " +
@@ -608,6 +769,9 @@ Status check(const AttentionCall& call) {
   CQKV_RETURN_IF_ERROR(check_side(call.k, "keys", call.n_kv_heads, call.head_dim_k, call.n_cells));
   CQKV_RETURN_IF_ERROR(
       check_side(call.v, "values", call.n_kv_heads, call.head_dim_v, call.n_cells));
+  if (call.exact != nullptr) {
+    CQKV_RETURN_IF_ERROR(check_exact(call));
+  }
   if (call.rope != nullptr && call.k.codebook != nullptr) {
     if (call.positions == nullptr && call.n_cells > 0) {
       return invalid_argument("attention: keys are to be rotated, but there are no positions");

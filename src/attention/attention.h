@@ -16,6 +16,7 @@
 
 #include "attention/rope.h"
 #include "cache/code_blocks.h"
+#include "cache/exact_row.h"
 #include "core/parallel.h"
 
 namespace cqkv {
@@ -29,6 +30,24 @@ struct CacheSide {
   /// Plain rows: bytes from row to row and from head to head, f16 elements.
   std::size_t row_bytes = 0;
   std::size_t head_bytes = 0;
+};
+
+/// Exact rows beside the codes (cache/exact_row.h): query i uses the exact row of cell t if
+/// the cell has one and either it is a sink or query_positions[i] - positions[t] < window;
+/// every other cell that it sees counts as coded. Sides without a codebook are exact anyway.
+struct ExactRows {
+  /// Of one side: where rows of the pool and of the batch begin; null where not coded.
+  struct Side {
+    const std::uint8_t* pool = nullptr;
+    const std::uint8_t* batch = nullptr;
+  };
+
+  const std::int32_t* rows = nullptr;   ///< [n_cells]: < 0 none; < n_pool pool; else batch.
+  const std::uint8_t* sinks = nullptr;  ///< For each row, pool and batch.
+  std::int32_t n_pool = 0;
+  const std::int32_t* query_positions = nullptr;  ///< [n_queries]
+  int window = 0;
+  Side k, v;
 };
 
 /// One call: n_queries queries of n_heads heads over one stream.
@@ -47,6 +66,8 @@ struct AttentionCall {
   /// keys are not rotated.
   const std::int32_t* positions = nullptr;
   const RopeTable* rope = nullptr;
+  /// Null: no cell has an exact row. Needs `positions`.
+  const ExactRows* exact = nullptr;
 
   /// f32, element (head h, query i, channel d) at queries + h * query_head_bytes + i * query_bytes
   /// + 4 d.
@@ -87,7 +108,8 @@ class AttentionWorkspace {
 /// @return kInvalidArgument if shapes disagree (nothing is written), kResourceExhausted
 ///   if scratch memory cannot be had.
 /// Numerics: f32; every row is computed in an order fixed by cell indices alone:
-///   blocks of 64 cells inside ranges of kRangeCells cells, ranges merged in order.
+///   blocks of 64 cells inside ranges of kRangeCells cells, ranges merged in order; in a
+///   block first the cells that the query sees coded, then those that it sees exactly.
 /// Threads: parallel over KV heads, tiles of queries and (few queries) ranges.
 Status attend(const AttentionCall& call, ParallelFor& parallel, AttentionWorkspace& workspace);
 

@@ -23,9 +23,27 @@ double float_at(const std::uint8_t* bytes) {
   return value;
 }
 
-// Rows as stored, decoded: [n_cells, n_kv_heads, head_dim].
-std::vector<double> stored_rows(const CacheSide& side, std::size_t n_cells, int n_kv_heads,
-                                int head_dim) {
+// Adds the residual of one row, spelled out.
+void add_residual(const ExactRows& exact, const ExactRows::Side& side, std::int32_t row,
+                  int n_channels, double* to) {
+  const ExactRowLayout layout{n_channels};
+  const std::uint8_t* bytes = row < exact.n_pool
+                                  ? side.pool + row * layout.row_bytes()
+                                  : side.batch + (row - exact.n_pool) * layout.row_bytes();
+  for (int i = 0; i < n_channels; i++) {
+    const double scale = float_at(bytes + i / 32 * sizeof(float));
+    to[i] += scale * static_cast<std::int8_t>(bytes[layout.residual_offset() + i]);
+  }
+}
+
+// Rows as stored, decoded: [n_cells, n_kv_heads, head_dim]; with `exact`, those of cells
+// that have an exact row are that row.
+std::vector<double> stored_rows(const AttentionCall& call, KvKind kind, bool exact) {
+  const bool is_key = kind == KvKind::kKey;
+  const CacheSide& side = is_key ? call.k : call.v;
+  const std::size_t n_cells = call.n_cells;
+  const int n_kv_heads = call.n_kv_heads;
+  const int head_dim = is_key ? call.head_dim_k : call.head_dim_v;
   const int n_channels = n_kv_heads * head_dim;
   std::vector<double> rows(n_cells * n_channels);
   if (side.codebook == nullptr) {
@@ -44,6 +62,10 @@ std::vector<double> stored_rows(const CacheSide& side, std::size_t n_cells, int 
     get_codes(layout, side.data, cell, codes.data());
     side.codebook->decode(codes.data(), 1, row.data(), row.size());
     std::copy(row.begin(), row.end(), rows.data() + cell * n_channels);
+    if (exact && call.exact != nullptr && call.exact->rows[cell] >= 0) {
+      add_residual(*call.exact, is_key ? call.exact->k : call.exact->v, call.exact->rows[cell],
+                   n_channels, rows.data() + cell * n_channels);
+    }
   }
   return rows;
 }
@@ -63,14 +85,23 @@ void rotate(const RopeParams& params, std::int32_t position, double* head) {
   }
 }
 
+// The rule of the window, for a cell that the query sees.
+bool is_exact(const AttentionCall& call, int query, std::size_t cell) {
+  if (call.exact == nullptr || call.exact->rows[cell] < 0) {
+    return false;
+  }
+  return call.exact->sinks[call.exact->rows[cell]] != 0 ||
+         call.exact->query_positions[query] - call.positions[cell] < call.exact->window;
+}
+
 double mask_at(const AttentionCall& call, int query, std::size_t cell) {
   return call.mask == nullptr ? 0.0 : half_at(call.mask + query * call.mask_bytes + cell * 2);
 }
 
 }  // namespace
 
-std::vector<double> reference_keys(const AttentionCall& call) {
-  std::vector<double> keys = stored_rows(call.k, call.n_cells, call.n_kv_heads, call.head_dim_k);
+std::vector<double> reference_keys(const AttentionCall& call, bool exact) {
+  std::vector<double> keys = stored_rows(call, KvKind::kKey, exact);
   if (call.rope != nullptr && call.k.codebook != nullptr) {
     for (std::size_t i = 0; i < call.n_cells * call.n_kv_heads; i++) {
       rotate(call.rope->params(), call.positions[i / call.n_kv_heads],
@@ -80,13 +111,14 @@ std::vector<double> reference_keys(const AttentionCall& call) {
   return keys;
 }
 
-std::vector<double> reference_values(const AttentionCall& call) {
-  return stored_rows(call.v, call.n_cells, call.n_kv_heads, call.head_dim_v);
+std::vector<double> reference_values(const AttentionCall& call, bool exact) {
+  return stored_rows(call, KvKind::kValue, exact);
 }
 
 std::vector<double> reference_attend(const AttentionCall& call) {
-  const std::vector<double> keys = reference_keys(call);
-  const std::vector<double> values = reference_values(call);
+  const std::vector<double> keys[2] = {reference_keys(call, false), reference_keys(call, true)};
+  const std::vector<double> values[2] = {reference_values(call, false),
+                                         reference_values(call, true)};
   std::vector<double> out(static_cast<std::size_t>(call.n_queries) * call.n_heads *
                           call.head_dim_v);
   std::vector<double> scores(call.n_cells);
@@ -97,7 +129,8 @@ std::vector<double> reference_attend(const AttentionCall& call) {
     const std::uint8_t* q = call.queries + head * call.query_head_bytes + query * call.query_bytes;
     double top = -std::numeric_limits<double>::infinity();
     for (std::size_t t = 0; t < call.n_cells; t++) {
-      const double* key = keys.data() + (t * call.n_kv_heads + kv_head) * call.head_dim_k;
+      const double* key = keys[is_exact(call, query, t) ? 1 : 0].data() +
+                          (t * call.n_kv_heads + kv_head) * call.head_dim_k;
       double dot = 0;
       for (int d = 0; d < call.head_dim_k; d++) {
         dot += float_at(q + d * sizeof(float)) * key[d];
@@ -112,7 +145,8 @@ std::vector<double> reference_attend(const AttentionCall& call) {
     double* to = out.data() + static_cast<std::size_t>(row) * call.head_dim_v;
     for (std::size_t t = 0; t < call.n_cells; t++) {
       const double p = std::exp(scores[t] - top);
-      const double* value = values.data() + (t * call.n_kv_heads + kv_head) * call.head_dim_v;
+      const double* value = values[is_exact(call, query, t) ? 1 : 0].data() +
+                            (t * call.n_kv_heads + kv_head) * call.head_dim_v;
       sum += p;
       for (int d = 0; d < call.head_dim_v; d++) {
         to[d] += p * value[d];

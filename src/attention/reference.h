@@ -12,10 +12,11 @@ namespace cqkv {
 /// Angles are RopeFrequencies' times the position, without further rounding.
 std::vector<double> reference_attend(const AttentionCall& call);
 
-/// The keys [n_cells, n_kv_heads, head_dim_k] that the queries are multiplied with.
-std::vector<double> reference_keys(const AttentionCall& call);
+/// The keys [n_cells, n_kv_heads, head_dim_k] that the queries are multiplied with; `exact`:
+/// of the exact rows where cells have one.
+std::vector<double> reference_keys(const AttentionCall& call, bool exact = false);
 
 /// The values [n_cells, n_kv_heads, head_dim_v].
-std::vector<double> reference_values(const AttentionCall& call);
+std::vector<double> reference_values(const AttentionCall& call, bool exact = false);
 
 }  // namespace cqkv

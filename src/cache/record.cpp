@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -60,6 +61,26 @@ void unpack(const CodeLayout& layout, const std::uint8_t* in, std::uint16_t* cod
   }
 }
 
+constexpr std::uint8_t kExactFlag = 1;
+constexpr std::uint8_t kSinkFlag = 2;
+
+// A scale that is not finite would spoil more than its own row.
+Status check_exact(const CodeLayout& layout, std::span<const std::uint8_t> row) {
+  if (!record_holds_exact_row(layout, row.size())) {
+    return corrupt("record with an exact row, for which a row of " + std::to_string(row.size()) +
+                   " bytes has no room");
+  }
+  const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
+  for (std::size_t i = 0; i < exact.n_scales(); i++) {
+    const auto scale = get<float>(row, record_bytes(layout) + i * sizeof(float));
+    if (!std::isfinite(scale)) {
+      return corrupt("record with an exact row whose scale " + std::to_string(i) +
+                     " is not finite");
+    }
+  }
+  return {};
+}
+
 Status mismatch(std::string message) {
   return {StatusCode::kMismatch, std::move(message)};
 }
@@ -71,8 +92,13 @@ std::size_t record_bytes(const CodeLayout& layout) {
   return kRecordHeaderBytes + (bits + 7) / 8;
 }
 
+bool record_holds_exact_row(const CodeLayout& layout, std::size_t row_bytes) {
+  const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
+  return record_bytes(layout) + exact.row_bytes() <= row_bytes;
+}
+
 void write_record(const CodeLayout& layout, const RecordHeader& header, const std::uint16_t* codes,
-                  std::span<std::uint8_t> row) {
+                  std::span<const std::uint8_t> exact, std::span<std::uint8_t> row) {
   std::fill(row.begin(), row.end(), std::uint8_t{0});
   put(row, 0, kRecordTag);
   put(row, 2, kRecordVersion);
@@ -81,13 +107,17 @@ void write_record(const CodeLayout& layout, const RecordHeader& header, const st
   put(row, 8, header.identity);
   put(row, 16, static_cast<std::uint16_t>(header.layer));
   put(row, 18, static_cast<std::uint16_t>(layout.n_codes()));
+  put(row, 20,
+      static_cast<std::uint8_t>((exact.empty() ? 0 : kExactFlag) | (header.sink ? kSinkFlag : 0)));
   pack(layout, codes, row.data() + kRecordHeaderBytes);
+  std::copy(exact.begin(), exact.end(),
+            row.begin() + static_cast<std::ptrdiff_t>(record_bytes(layout)));
 }
 
-Result<RowContent> read_record(const CodeLayout& layout, std::span<const std::uint8_t> row,
-                               RecordHeader& want, std::uint16_t* codes) {
+Result<RecordRow> read_record(const CodeLayout& layout, std::span<const std::uint8_t> row,
+                              RecordHeader& want, std::uint16_t* codes) {
   if (std::all_of(row.begin(), row.end(), [](std::uint8_t byte) { return byte == 0; })) {
-    return RowContent::kEmpty;
+    return RecordRow();
   }
   if (row.size() < record_bytes(layout)) {
     return corrupt("record: row of " + std::to_string(row.size()) + " bytes, want at least " +
@@ -120,8 +150,18 @@ Result<RowContent> read_record(const CodeLayout& layout, std::span<const std::ui
                    std::to_string(layout.n_codes()));
   }
   want.position = get<std::int32_t>(row, 4);
+  if (want.position < 0) {
+    return corrupt("record of position " + std::to_string(want.position) + ", want at least 0");
+  }
+  want.sink = (row[20] & kSinkFlag) != 0;
+  RecordRow result{.content = RowContent::kRecord, .exact = {}};
+  if ((row[20] & kExactFlag) != 0) {
+    CQKV_RETURN_IF_ERROR(check_exact(layout, row));
+    const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
+    result.exact = row.subspan(record_bytes(layout), exact.row_bytes());
+  }
   unpack(layout, row.data() + kRecordHeaderBytes, codes);
-  return RowContent::kRecord;
+  return result;
 }
 
 }  // namespace cqkv

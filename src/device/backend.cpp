@@ -222,6 +222,19 @@ const char* set_codebook(const char* paths) {
   return nullptr;
 }
 
+// Negative numbers: the codebook's own window.
+void set_window(int window, int sinks, int n_sequences) {
+  WindowChoice choice;
+  if (window >= 0) {
+    choice.window = window;
+  }
+  if (sinks >= 0) {
+    choice.sinks = sinks;
+  }
+  choice.n_sequences = n_sequences;
+  set_window_choice(choice);
+}
+
 const char* last_error_text() {
   static thread_local std::string text;
   text = last_error();
@@ -236,6 +249,9 @@ void* registry_proc(ggml_backend_reg_t /*registry*/, const char* name) {
   }
   if (wanted == "cqkv_set_codebook") {
     return reinterpret_cast<void*>(set_codebook);
+  }
+  if (wanted == "cqkv_set_window") {
+    return reinterpret_cast<void*>(set_window);
   }
   if (wanted == "cqkv_last_error") {
     return reinterpret_cast<void*>(last_error_text);

@@ -201,12 +201,10 @@ std::size_t get_alloc_size(ggml_backend_buffer_type_t /*type*/, const ggml_tenso
   if (!library.ok() || tensor->type != GGML_TYPE_F16) {
     return ggml_nbytes(tensor);  // refused with its reason when the tensor is added
   }
-  const TensorCodebook* codebook = codebook_for(**library, tensor, nullptr);
-  if (codebook == nullptr) {
-    return ggml_nbytes(tensor);
-  }
-  const CodeLayout layout{codebook->spec(), codebook->n_kv_heads(), codebook->head_dim()};
-  return layout.tensor_bytes(static_cast<std::size_t>(tensor->ne[1] * tensor->ne[2]));
+  const LoadedCodebook* book = nullptr;
+  const TensorCodebook* codebook = codebook_for(**library, tensor, &book);
+  return codebook == nullptr ? ggml_nbytes(tensor)
+                             : coded_size(**library, tensor, *book, *codebook).total();
 }
 
 bool is_host(ggml_backend_buffer_type_t /*type*/) {

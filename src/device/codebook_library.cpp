@@ -1,7 +1,10 @@
 // See codebook_library.h.
 #include "device/codebook_library.h"
 
+#include <algorithm>
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 
 #include "codebook_file/codebook_file.h"
@@ -11,11 +14,71 @@ namespace {
 
 std::mutex library_mutex;
 std::shared_ptr<const CodebookLibrary> library_in_use;  // guarded by library_mutex
+std::optional<WindowChoice> window_choice;              // guarded by library_mutex
+
+constexpr int kMaxWindow = 1 << 20;
+
+// A number from the environment; nothing if the variable is not set or empty.
+Status read_number(const char* name, int lowest, std::optional<int>& out) {
+  const char* text = std::getenv(name);
+  if (text == nullptr || *text == 0) {
+    return {};
+  }
+  const char* end = text + std::strlen(text);
+  int value = 0;
+  const auto [rest, error] = std::from_chars(text, end, value);
+  if (error != std::errc() || rest != end || value < lowest || value > kMaxWindow) {
+    return invalid_argument(std::string(name) + ": got '" + text + "', want a number from " +
+                            std::to_string(lowest) + " to " + std::to_string(kMaxWindow));
+  }
+  out = value;
+  return {};
+}
 
 }  // namespace
 
+Result<WindowChoice> WindowChoice::from_environment() {
+  WindowChoice result;
+  std::optional<int> n_sequences;
+  CQKV_RETURN_IF_ERROR(read_number("CQKV_WINDOW", 0, result.window));
+  CQKV_RETURN_IF_ERROR(read_number("CQKV_SINKS", 0, result.sinks));
+  CQKV_RETURN_IF_ERROR(read_number("CQKV_SEQUENCES", 1, n_sequences));
+  result.n_sequences = n_sequences.value_or(result.n_sequences);
+  return result;
+}
+
+void set_window_choice(const WindowChoice& choice) {
+  const std::lock_guard lock(library_mutex);
+  window_choice = choice;
+}
+
+Result<WindowChoice> current_window_choice() {
+  const std::lock_guard lock(library_mutex);
+  return window_choice ? Result<WindowChoice>(*window_choice) : WindowChoice::from_environment();
+}
+
+WindowSpec CodebookLibrary::window_of(const LoadedCodebook& book) const {
+  const auto bounded = [](std::uint32_t value) {
+    return static_cast<int>(std::min<std::uint32_t>(value, kMaxWindow));
+  };
+  return {.window = window_.window.value_or(bounded(book.codebook.window)),
+          .sinks = window_.sinks.value_or(bounded(book.codebook.sinks))};
+}
+
+std::size_t CodebookLibrary::pool_rows(const WindowSpec& spec, std::size_t n_streams,
+                                       std::size_t cells_per_stream) const {
+  // Separate streams hold one sequence each.
+  const int n_sequences = n_streams > 1 ? 1 : window_.n_sequences;
+  return window_rows(spec, cells_per_stream, static_cast<std::size_t>(n_sequences));
+}
+
 Result<std::shared_ptr<const CodebookLibrary>> CodebookLibrary::load(const std::string& paths) {
   auto library = std::make_shared<CodebookLibrary>();
+  const Result<WindowChoice> choice = current_window_choice();
+  if (!choice.ok()) {
+    return choice.status();
+  }
+  library->window_ = *choice;
   std::size_t begin = 0;
   while (begin < paths.size()) {
     std::size_t end = paths.find(':', begin);
@@ -52,13 +115,19 @@ const LoadedCodebook* CodebookLibrary::match(const CacheName& name, std::int64_t
 }
 
 Result<std::shared_ptr<const CodebookLibrary>> current_library() {
+  {
+    const std::lock_guard lock(library_mutex);
+    if (library_in_use != nullptr) {
+      return library_in_use;
+    }
+  }
+  const char* paths = std::getenv("CQKV_CODEBOOK");
+  auto loaded = CodebookLibrary::load(paths == nullptr ? "" : paths);
+  if (!loaded.ok()) {
+    return loaded.status();
+  }
   const std::lock_guard lock(library_mutex);
   if (library_in_use == nullptr) {
-    const char* paths = std::getenv("CQKV_CODEBOOK");
-    auto loaded = CodebookLibrary::load(paths == nullptr ? "" : paths);
-    if (!loaded.ok()) {
-      return loaded.status();
-    }
     library_in_use = *loaded;
   }
   return library_in_use;

@@ -1,19 +1,33 @@
 // The codebooks that the device may use: read from the paths in CQKV_CODEBOOK (or
 // set by a program through cqkv_set_codebook), matched to cache tensors by layer
 // and width. Whether a codebook really belongs to the model is checked later, by
-// fingerprint, when the graph shows the model's weights (graph_ops.h).
+// fingerprint, when the graph shows the model's weights (graph_ops.h). Also how large
+// the exact window of their caches is.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cqkv/codebook.h"
 
+#include "cache/exact_window.h"
 #include "device/names.h"
 
 namespace cqkv::device {
+
+/// What overrides the codebooks' own windows, and how many sequences a cache with one
+/// stream is to be prepared for: the device is not told by the host.
+struct WindowChoice {
+  std::optional<int> window;
+  std::optional<int> sinks;
+  int n_sequences = 4;  ///< llama-server's default number of slots.
+
+  /// From CQKV_WINDOW, CQKV_SINKS and CQKV_SEQUENCES.
+  static Result<WindowChoice> from_environment();
+};
 
 struct LoadedCodebook {
   std::string path;
@@ -28,12 +42,20 @@ class CodebookLibrary {
 
   bool empty() const { return books_.empty(); }
 
+  /// The window of caches coded with this codebook.
+  WindowSpec window_of(const LoadedCodebook& book) const;
+
+  /// Rows of the pool of one stream out of n_streams with that window.
+  std::size_t pool_rows(const WindowSpec& spec, std::size_t n_streams,
+                        std::size_t cells_per_stream) const;
+
   /// The first codebook that has this layer and, where it codes this side, this
   /// many channels; null if none.
   const LoadedCodebook* match(const CacheName& name, std::int64_t n_channels) const;
 
  private:
   std::vector<std::unique_ptr<const LoadedCodebook>> books_;
+  WindowChoice window_;
 };
 
 /// The library for caches allocated from now on. Loaded from the environment on
@@ -42,5 +64,11 @@ Result<std::shared_ptr<const CodebookLibrary>> current_library();
 
 /// Replaces it.
 void set_current_library(std::shared_ptr<const CodebookLibrary> library);
+
+/// Replaces the window of libraries loaded from now on; the environment no longer counts.
+void set_window_choice(const WindowChoice& choice);
+
+/// The one set, or that of the environment.
+Result<WindowChoice> current_window_choice();
 
 }  // namespace cqkv::device

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "core/half.h"
@@ -221,7 +223,7 @@ void compute_angles(PositionBatch& batch, const RopeParams& params) {
 // Takes the graph's positions if this is the first rotated key layer of the buffer,
 // and makes sure that the batch's angles are those of this layer.
 Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, const ggml_tensor* rope,
-                  std::int64_t n_tokens) {
+                  std::span<const std::size_t> cells) {
   Result<RopeParams> params = rope_of(rope);
   if (!params.ok()) {
     return params.status();
@@ -233,14 +235,16 @@ Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, const ggml_tensor* rope
   bool fresh = false;
   if (buffer.position_owner() == &tensor) {
     const ggml_tensor* positions = rope->src[1];
-    batch.positions.resize(static_cast<std::size_t>(n_tokens));
+    batch.positions.resize(cells.size());
     ggml_backend_tensor_get(positions, batch.positions.data(), 0,
                             batch.positions.size() * sizeof(std::int32_t));
+    buffer.begin_tokens(batch.positions, cells);
     fresh = true;
   }
-  if (batch.positions.size() != static_cast<std::size_t>(n_tokens)) {
+  if (batch.positions.size() != cells.size()) {
     return {StatusCode::kInternal, "layer " + std::to_string(tensor.name.layer) + " stores " +
-                                       std::to_string(n_tokens) + " keys, the first layer stored " +
+                                       std::to_string(cells.size()) +
+                                       " keys, the first layer stored " +
                                        std::to_string(batch.positions.size())};
   }
   if (fresh || !(batch.rope == *params)) {
@@ -251,8 +255,21 @@ Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, const ggml_tensor* rope
   return {};
 }
 
+void write_exact_rows(const CodedTensor& tensor, const GraphScratch& scratch, std::int64_t first,
+                      std::int64_t last, std::uint8_t* exact) {
+  const auto n_channels = static_cast<std::size_t>(tensor.codebook->n_channels());
+  const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
+  std::vector<float> decoded(n_channels);
+  for (auto t = static_cast<std::size_t>(first); t < static_cast<std::size_t>(last); t++) {
+    tensor.codebook->decode(scratch.codes.data() + t * n_codes, 1, decoded.data(), n_channels);
+    write_exact_row(tensor.exact, scratch.rows.data() + t * n_channels, decoded.data(),
+                    exact + t * tensor.exact.row_bytes());
+  }
+}
+
+// Codes of all rows into scratch.codes and, unless `exact` is null, what the codes lose.
 void encode_rows(const CodedTensor& tensor, const ggml_tensor* rows, const PositionBatch* batch,
-                 ParallelFor& parallel, GraphScratch& scratch) {
+                 std::uint8_t* exact, ParallelFor& parallel, GraphScratch& scratch) {
   constexpr std::int64_t kChunk = 16;  // tokens of one task
   const auto n_tokens = rows->ne[1];
   const auto n_channels = static_cast<std::size_t>(tensor.codebook->n_channels());
@@ -276,38 +293,47 @@ void encode_rows(const CodedTensor& tensor, const ggml_tensor* rows, const Posit
     tensor.codebook->encode(scratch.rows.data() + static_cast<std::size_t>(first) * n_channels,
                             static_cast<std::size_t>(last - first), n_channels,
                             scratch.codes.data() + static_cast<std::size_t>(first) * n_codes);
+    if (exact != nullptr) {
+      write_exact_rows(tensor, scratch, first, last, exact);
+    }
   };
   parallel.run(static_cast<int>((n_tokens + kChunk - 1) / kChunk), task);
 }
 
-Status run_store(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch) {
-  const ggml_tensor* rows = node->src[0];
+Status read_cells(const ggml_tensor* node, const CodedTensor& tensor,
+                  std::vector<std::size_t>& cells) {
   const ggml_tensor* index = node->src[1];
-  KvBuffer& buffer = buffer_of(node);
-  CodedTensor& tensor = *buffer.coded(node);
-  const ggml_tensor* producer = producer_of(rows);
-  const bool rotated = tensor.name.kind == KvKind::kKey && producer->op == GGML_OP_ROPE;
-  if (rotated) {
-    CQKV_RETURN_IF_ERROR(begin_keys(buffer, tensor, producer, rows->ne[1]));
-  } else {
-    tensor.rotated = false;
-  }
-  encode_rows(tensor, rows, rotated ? &buffer.batch() : nullptr, parallel, scratch);
-  const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
-  for (std::int64_t t = 0; t < rows->ne[1]; t++) {
+  cells.clear();
+  for (std::int64_t t = 0; t < node->src[0]->ne[1]; t++) {
     const std::int64_t cell = cell_of(index, t);
     if (cell < 0 || static_cast<std::size_t>(cell) >= tensor.n_cells) {
       return {StatusCode::kInternal, node_text(node) + ": cell " + std::to_string(cell) +
                                          " of a cache of " + std::to_string(tensor.n_cells)};
     }
-    put_codes(tensor.layout, tensor.codes, static_cast<std::size_t>(cell),
-              scratch.codes.data() + static_cast<std::size_t>(t) * n_codes);
-    if (rotated) {
-      buffer.cells().set(static_cast<std::size_t>(cell),
-                         buffer.batch().positions[static_cast<std::size_t>(t)]);
-    } else {
-      buffer.cells().occupy(static_cast<std::size_t>(cell));
-    }
+    cells.push_back(static_cast<std::size_t>(cell));
+  }
+  return {};
+}
+
+Status run_store(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch) {
+  const ggml_tensor* rows = node->src[0];
+  KvBuffer& buffer = buffer_of(node);
+  CodedTensor& tensor = *buffer.coded(node);
+  CQKV_RETURN_IF_ERROR(read_cells(node, tensor, scratch.cells));
+  const ggml_tensor* producer = producer_of(rows);
+  const bool rotated =
+      tensor.name.kind == KvKind::kKey && producer != nullptr && producer->op == GGML_OP_ROPE;
+  tensor.rotated = rotated;
+  if (rotated) {
+    CQKV_RETURN_IF_ERROR(begin_keys(buffer, tensor, producer, scratch.cells));
+  }
+  std::uint8_t* exact =
+      buffer.uses_window(tensor) ? buffer.begin_exact_rows(tensor, scratch.cells.size()) : nullptr;
+  encode_rows(tensor, rows, rotated ? &buffer.batch() : nullptr, exact, parallel, scratch);
+  const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
+  for (std::size_t t = 0; t < scratch.cells.size(); t++) {
+    put_codes(tensor.layout, tensor.codes, scratch.cells[t], scratch.codes.data() + t * n_codes);
+    buffer.cells().occupy(scratch.cells[t]);
   }
   return {};
 }
@@ -351,6 +377,15 @@ Status check_side(const ggml_tensor* view) {
   return {};
 }
 
+// Layers that have no cache of their own read that of a layer before them.
+void note_reader(const ggml_tensor* queries, const ggml_tensor* cache) {
+  CodedTensor* tensor = buffer_of(cache).coded(cache);
+  const std::optional<int> layer = layer_of_queries(root_of(queries)->name);
+  if (tensor != nullptr && layer && *layer != tensor->name.layer) {
+    tensor->read_by_others = true;
+  }
+}
+
 Status check_attention(const ggml_tensor* node) {
   const ggml_tensor* q = node->src[0];
   const ggml_tensor* k = node->src[1];
@@ -376,7 +411,10 @@ Status check_attention(const ggml_tensor* node) {
     return unsupported(node_text(node) + ": queries, mask or caches are of an unexpected kind");
   }
   CQKV_RETURN_IF_ERROR(check_side(k));
-  return check_side(v);
+  CQKV_RETURN_IF_ERROR(check_side(v));
+  note_reader(q, k);
+  note_reader(q, v);
+  return {};
 }
 
 CacheSide side_of(const ggml_tensor* view, std::size_t first_cell) {
@@ -447,6 +485,93 @@ AttentionCall call_of(const ggml_tensor* node, std::int64_t stream) {
   return call;
 }
 
+// The positions of a stream's queries: the graph's tokens, stream by stream.
+std::span<const std::int32_t> query_positions(const KvBuffer& buffer, const ggml_tensor* node,
+                                              std::int64_t stream) {
+  const auto n_queries = static_cast<std::size_t>(node->src[0]->ne[1]);
+  return std::span(buffer.batch().positions)
+      .subspan(static_cast<std::size_t>(stream) * n_queries, n_queries);
+}
+
+// With the first attention of a graph: which rows stay exact after it.
+Status plan_window(KvBuffer& buffer, const ggml_tensor* node, const CellRange& cells) {
+  const ggml_tensor* k = node->src[1];
+  const auto n_tokens = static_cast<std::size_t>(node->src[0]->ne[1] * k->ne[3]);
+  if (n_tokens != buffer.batch().positions.size()) {
+    return {StatusCode::kUnsupported, node_text(node) + ": " + std::to_string(n_tokens) +
+                                          " queries, but " +
+                                          std::to_string(buffer.batch().positions.size()) +
+                                          " tokens were stored; run with --window 0 --sinks 0"};
+  }
+  if (!buffer.window().needs_plan()) {
+    return {};
+  }
+  for (std::int64_t stream = 0; stream < k->ne[3]; stream++) {
+    const std::size_t first = cells.first + static_cast<std::size_t>(stream) * cells.stride;
+    const AttentionCall call = call_of(node, stream);
+    buffer.window().plan(first, call.n_cells, query_positions(buffer, node, stream),
+                         buffer.cells().positions(first), {call.mask, call.mask_bytes});
+  }
+  buffer.window().finish_plan();
+  return {};
+}
+
+// The exact rows of a coded side; no pool where the side is plain or has no window.
+Result<ExactRows::Side> exact_side(KvBuffer& buffer, const CodedTensor* tensor) {
+  if (tensor == nullptr) {
+    return ExactRows::Side{};
+  }
+  const std::uint8_t* batch = buffer.exact_rows(*tensor);
+  if (batch == nullptr) {
+    return unsupported(layer_text(*tensor) +
+                       " are read after another layer stored its own; run with --window 0 "
+                       "--sinks 0");
+  }
+  return ExactRows::Side{tensor->pool, batch};
+}
+
+// What all streams of an attention node share of its exact rows; nothing without a window.
+Result<std::optional<ExactRows>> exact_rows_of(KvBuffer& buffer, const ggml_tensor* node,
+                                               const CellRange& cells) {
+  const CodedTensor* k = buffer.coded(node->src[1]);
+  const CodedTensor* v = buffer.coded(node->src[2]);
+  if (!buffer.uses_window(k != nullptr ? *k : *v)) {
+    return std::optional<ExactRows>();
+  }
+  CQKV_RETURN_IF_ERROR(plan_window(buffer, node, cells));
+  const auto k_side = exact_side(buffer, k);
+  const auto v_side = exact_side(buffer, v);
+  if (!k_side.ok() || !v_side.ok()) {
+    return k_side.ok() ? v_side.status() : k_side.status();
+  }
+  ExactRows rows;
+  rows.sinks = buffer.window().sinks();
+  rows.n_pool = static_cast<std::int32_t>(buffer.window().n_slots());
+  rows.window = buffer.window().spec().window;
+  rows.k = *k_side;
+  rows.v = *v_side;
+  return std::optional(rows);
+}
+
+void set_rotation(KvBuffer& buffer, const CodedTensor& keys, AttentionCall& call) {
+  RopeTable& table = buffer.rope_table(keys.rope);
+  const auto& positions = buffer.batch().positions;
+  if (!positions.empty()) {
+    table.reserve(*std::max_element(positions.begin(), positions.end()) + 1);
+  }
+  call.rope = &table;
+}
+
+// After attention: rows that stay exact go to the pool, unless other layers still read them.
+void move_exact_rows(KvBuffer& buffer, const ggml_tensor* node) {
+  for (const ggml_tensor* view : {node->src[1], node->src[2]}) {
+    CodedTensor* tensor = buffer.coded(view);
+    if (tensor != nullptr && !tensor->read_by_others) {
+      buffer.move_exact_rows(*tensor);
+    }
+  }
+}
+
 Status run_attention(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch) {
   const ggml_tensor* k = node->src[1];
   const ggml_tensor* v = node->src[2];
@@ -454,22 +579,29 @@ Status run_attention(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scr
   const CellRange k_cells = *cells_of(k);
   const CellRange v_cells = *cells_of(v);
   const CodedTensor* coded_keys = buffer.coded(k);
+  Result<std::optional<ExactRows>> exact = exact_rows_of(buffer, node, k_cells);
+  if (!exact.ok()) {
+    return exact.status();
+  }
   for (std::int64_t stream = 0; stream < k->ne[3]; stream++) {
     AttentionCall call = call_of(node, stream);
     const std::size_t first = k_cells.first + static_cast<std::size_t>(stream) * k_cells.stride;
     call.k = side_of(k, first);
     call.v = side_of(v, v_cells.first + static_cast<std::size_t>(stream) * v_cells.stride);
+    call.positions = buffer.cells().positions(first);
     if (coded_keys != nullptr && coded_keys->rotated) {
-      call.positions = buffer.cells().positions(first);
-      RopeTable& table = buffer.rope_table(coded_keys->rope);
-      const auto& positions = buffer.batch().positions;
-      if (!positions.empty()) {
-        table.reserve(*std::max_element(positions.begin(), positions.end()) + 1);
-      }
-      call.rope = &table;
+      set_rotation(buffer, *coded_keys, call);
+    }
+    if (*exact) {
+      (*exact)->rows = buffer.window().rows(first);
+      (*exact)->query_positions = query_positions(buffer, node, stream).data();
+      call.exact = &**exact;
     }
     CQKV_RETURN_IF_ERROR(check_visible(buffer.cells(), first, call.n_cells, call));
     CQKV_RETURN_IF_ERROR(attend(call, parallel, scratch.attention));
+  }
+  if (*exact) {
+    move_exact_rows(buffer, node);
   }
   return {};
 }
@@ -494,6 +626,7 @@ Status run_shift(ggml_tensor* node) {
   }
   std::vector<std::int32_t> shifts(static_cast<std::size_t>(ggml_nelements(node->src[1])));
   ggml_backend_tensor_get(node->src[1], shifts.data(), 0, shifts.size() * sizeof(std::int32_t));
+  buffer.settle();
   buffer.cells().shift(shifts);
   return {};
 }

@@ -35,6 +35,7 @@ struct GraphScratch {
   AttentionWorkspace attention;
   std::vector<float> rows;
   std::vector<std::uint16_t> codes;
+  std::vector<std::size_t> cells;
 };
 
 /// Runs a kCoded node. Checks it first, as a backstop.

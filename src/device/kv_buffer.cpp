@@ -7,6 +7,8 @@
 #include <cstring>
 #include <new>
 
+#include <ggml-impl.h>
+
 #include "device/refusal.h"
 
 namespace cqkv::device {
@@ -60,6 +62,39 @@ const TensorCodebook* codebook_for(const CodebookLibrary& library, const ggml_te
   return found->codebook.layers[static_cast<std::size_t>(name->layer)].get(name->kind);
 }
 
+CodedSize coded_size(const CodebookLibrary& library, const ggml_tensor* tensor,
+                     const LoadedCodebook& book, const TensorCodebook& codebook) {
+  const auto cells_per_stream = static_cast<std::size_t>(tensor->ne[1]);
+  const auto n_streams = static_cast<std::size_t>(tensor->ne[2]);
+  const CodeLayout layout{codebook.spec(), codebook.n_kv_heads(), codebook.head_dim()};
+  const WindowSpec window = library.window_of(book);
+  const std::size_t n_rows = n_streams * library.pool_rows(window, n_streams, cells_per_stream);
+  return {.code_bytes = layout.tensor_bytes(n_streams * cells_per_stream),
+          .pool_bytes = n_rows * ExactRowLayout{codebook.n_channels()}.row_bytes()};
+}
+
+// All caches of a buffer belong to one set of cells.
+Status KvBuffer::configure_window(const ggml_tensor* tensor, const LoadedCodebook& book) {
+  const auto cells_per_stream = static_cast<std::size_t>(tensor->ne[1]);
+  const auto n_streams = static_cast<std::size_t>(tensor->ne[2]);
+  const WindowSpec spec = library_->window_of(book);
+  if (state_owner_ == nullptr) {
+    window_.configure(spec, n_streams, cells_per_stream,
+                      library_->pool_rows(spec, n_streams, cells_per_stream));
+    return {};
+  }
+  const bool same = spec == window_.spec() && cells_per_stream == n_stream_cells_ &&
+                    n_streams * cells_per_stream == cells_.size();
+  if (window_.enabled() && !same) {
+    return unsupported(std::string(tensor->name) + ": got " + std::to_string(n_streams) + " x " +
+                       std::to_string(cells_per_stream) + " cells, want the " +
+                       std::to_string(cells_.size() / n_stream_cells_) + " x " +
+                       std::to_string(n_stream_cells_) +
+                       " of the other caches in its buffer; run with --window 0 --sinks 0");
+  }
+  return {};
+}
+
 Status KvBuffer::add(ggml_tensor* tensor) {
   if (tensor->view_src != nullptr || !is_cache_like(tensor->name)) {
     return {};
@@ -88,6 +123,11 @@ Status KvBuffer::add(ggml_tensor* tensor) {
                        std::to_string(record_bytes(coded->layout)) + " bytes does not fit into " +
                        std::to_string(coded->row_bytes) + "; use fewer bits per channel");
   }
+  CQKV_RETURN_IF_ERROR(configure_window(tensor, *book));
+  const CodedSize size = coded_size(*library_, tensor, *book, *codebook);
+  coded->exact = {codebook->n_channels()};
+  coded->pool = size.pool_bytes == 0 ? nullptr : coded->codes + size.pool_offset();
+  n_stream_cells_ = static_cast<std::size_t>(tensor->ne[1]);
   cells_.grow(coded->n_cells);
   if (state_owner_ == nullptr) {
     state_owner_ = coded.get();
@@ -116,15 +156,99 @@ void KvBuffer::clear(std::uint8_t value) {
     std::memset(memory_, value, size_);
   }
   cells_.clear();
+  window_.clear();
 }
 
+// ---- Exact rows ------------------------------------------------------------
+
+void KvBuffer::begin_tokens(std::span<const std::int32_t> positions,
+                            std::span<const std::size_t> cells) {
+  settle();
+  for (std::size_t i = 0; i < cells.size(); i++) {
+    cells_.set(cells[i], positions[i]);
+  }
+  if (window_.enabled()) {
+    window_.begin(positions, cells);
+  }
+}
+
+bool KvBuffer::uses_window(const CodedTensor& tensor) const {
+  return window_.enabled() && position_owner_ != nullptr &&
+         tensor.name.layer >= position_owner_->name.layer;
+}
+
+BatchRows& KvBuffer::batch_rows(const CodedTensor& tensor) {
+  if (tensor.read_by_others) {
+    return own_rows_[&tensor];
+  }
+  return tensor.name.kind == KvKind::kKey ? key_rows_ : value_rows_;
+}
+
+std::uint8_t* KvBuffer::begin_exact_rows(CodedTensor& tensor, std::size_t n_tokens) {
+  BatchRows& rows = batch_rows(tensor);
+  rows.owner = &tensor;
+  rows.bytes.resize(std::max(rows.bytes.size(), n_tokens * tensor.exact.row_bytes()));
+  tensor.stored_epoch = window_.epoch();
+  return rows.bytes.data();
+}
+
+const std::uint8_t* KvBuffer::exact_rows(const CodedTensor& tensor) {
+  const BatchRows& rows = batch_rows(tensor);
+  return rows.owner == &tensor ? rows.bytes.data() : nullptr;
+}
+
+void KvBuffer::move_exact_rows(CodedTensor& tensor) {
+  const std::uint8_t* rows = exact_rows(tensor);
+  if (rows == nullptr || tensor.stored_epoch != window_.epoch() ||
+      tensor.moved_epoch == window_.epoch()) {
+    return;
+  }
+  const std::size_t bytes = tensor.exact.row_bytes();
+  for (const ExactWindow::Move& move : window_.moves()) {
+    std::memcpy(tensor.pool + move.slot * bytes, rows + move.token * bytes, bytes);
+  }
+  tensor.moved_epoch = window_.epoch();
+}
+
+void KvBuffer::settle() {
+  if (!window_.enabled()) {
+    return;
+  }
+  bool moved = true;
+  for (const auto& [data, tensor] : tensors_) {
+    if (tensor->read_by_others && !window_.needs_plan()) {
+      move_exact_rows(*tensor);
+    }
+    moved = moved &&
+            (tensor->stored_epoch != window_.epoch() || tensor->moved_epoch == window_.epoch());
+  }
+  window_.commit(moved);
+  warn_if_evicting();
+}
+
+void KvBuffer::warn_if_evicting() {
+  if (window_.n_evicted_in_use() > 0 && !warned_of_eviction_) {
+    warned_of_eviction_ = true;
+    GGML_LOG_WARN(
+        "cqkv: the exact window has room for %zu rows, and more sequences than it was made for "
+        "use it: their windows become shorter; set CQKV_SEQUENCES to their number\n",
+        window_.n_slots());
+  }
+}
+
+// ---- Saved rows ------------------------------------------------------------
+
 void KvBuffer::read_rows(const CodedTensor& tensor, std::size_t first,
-                         std::span<std::uint8_t> rows) const {
+                         std::span<std::uint8_t> rows) {
+  settle();
+  const bool with_exact =
+      tensor.pool != nullptr && record_holds_exact_row(tensor.layout, tensor.row_bytes);
   std::vector<std::uint16_t> codes(tensor.layout.n_codes());
   RecordHeader header{.kind = tensor.name.kind,
                       .layer = tensor.name.layer,
                       .identity = tensor.book->identity,
-                      .position = 0};
+                      .position = 0,
+                      .sink = false};
   for (std::size_t i = 0; i * tensor.row_bytes < rows.size(); i++) {
     const auto row = rows.subspan(i * tensor.row_bytes, tensor.row_bytes);
     const std::size_t cell = first + i;
@@ -134,12 +258,19 @@ void KvBuffer::read_rows(const CodedTensor& tensor, std::size_t first,
     }
     get_codes(tensor.layout, tensor.codes, cell, codes.data());
     header.position = cells_.at(cell);
-    write_record(tensor.layout, header, codes.data(), row);
+    std::span<const std::uint8_t> exact;
+    if (with_exact && window_.row(cell) != ExactWindow::kNone) {
+      const std::size_t bytes = tensor.exact.row_bytes();
+      exact = {tensor.pool + static_cast<std::size_t>(window_.row(cell)) * bytes, bytes};
+    }
+    header.sink = !exact.empty() && window_.is_sink(cell);
+    write_record(tensor.layout, header, codes.data(), exact, row);
   }
 }
 
 void KvBuffer::write_rows(const CodedTensor& tensor, std::size_t first,
                           std::span<const std::uint8_t> rows) {
+  settle();
   std::vector<std::uint16_t> codes(tensor.layout.n_codes());
   for (std::size_t i = 0; i * tensor.row_bytes < rows.size(); i++) {
     restore_row(tensor, first + i, rows.subspan(i * tensor.row_bytes, tensor.row_bytes), codes);
@@ -153,18 +284,22 @@ void KvBuffer::restore_row(const CodedTensor& tensor, std::size_t cell,
   RecordHeader want{.kind = tensor.name.kind,
                     .layer = tensor.name.layer,
                     .identity = tensor.book->identity,
-                    .position = 0};
-  const auto content = read_record(tensor.layout, row, want, codes.data());
+                    .position = 0,
+                    .sink = false};
+  const auto record = read_record(tensor.layout, row, want, codes.data());
   const bool owner = &tensor == state_owner_;
-  if (!content.ok()) {
+  if (owner && window_.enabled()) {
+    window_.drop(cell);
+  }
+  if (!record.ok()) {
     if (!reported_bad_row_) {
       reported_bad_row_ = true;
-      report_error("restoring a saved state: " + content.status().message());
+      report_error("restoring a saved state: " + record.status().message());
     }
     cells_.set(cell, CellTable::kInvalid);
     return;
   }
-  if (*content == RowContent::kEmpty) {
+  if (record->content == RowContent::kEmpty) {
     if (owner) {
       cells_.set(cell, CellTable::kEmpty);
     } else if (cells_.holds_token(cell)) {
@@ -178,24 +313,68 @@ void KvBuffer::restore_row(const CodedTensor& tensor, std::size_t cell,
   } else if (cells_.holds_token(cell) && cells_.at(cell) != want.position) {
     cells_.set(cell, CellTable::kInvalid);
   }
+  restore_exact_row(tensor, cell, want, record->exact);
 }
 
+// The owner's record decides whether the cell is exact; a cell whose other records then
+// lack the row is coded.
+void KvBuffer::restore_exact_row(const CodedTensor& tensor, std::size_t cell,
+                                 const RecordHeader& header, std::span<const std::uint8_t> exact) {
+  if (!window_.enabled()) {
+    return;
+  }
+  if (&tensor == state_owner_ && !exact.empty()) {
+    window_.restore(cell, header.sink, header.position);
+  }
+  if (exact.empty()) {
+    window_.drop(cell);
+  } else if (window_.row(cell) != ExactWindow::kNone) {
+    std::memcpy(tensor.pool + static_cast<std::size_t>(window_.row(cell)) * exact.size(),
+                exact.data(), exact.size());
+  }
+}
+
+// The first coded tensor copies the cells' state, the others follow it. llama.cpp copies
+// all tensors of a stream, layer by layer, keys first.
 void KvBuffer::copy_rows(const CodedTensor& tensor, std::size_t from, std::size_t to,
                          std::size_t n) {
+  settle();
+  copy_codes(tensor, from, to, n);
+  if (&tensor == state_owner_) {
+    cells_.copy(from, to, n);
+    for (std::size_t i = 0; window_.enabled() && i < n; i++) {
+      window_.drop(to + i);
+      if (window_.row(from + i) != ExactWindow::kNone) {
+        window_.restore(to + i, window_.is_sink(from + i), cells_.at(to + i));
+      }
+    }
+  }
+  const std::size_t bytes = tensor.exact.row_bytes();
+  for (std::size_t i = 0; window_.enabled() && i < n; i++) {
+    const std::int32_t source = window_.row(from + i);
+    const std::int32_t target = window_.row(to + i);
+    if (source != ExactWindow::kNone && target != ExactWindow::kNone) {
+      std::memcpy(tensor.pool + static_cast<std::size_t>(target) * bytes,
+                  tensor.pool + static_cast<std::size_t>(source) * bytes, bytes);
+    }
+  }
+}
+
+void KvBuffer::copy_codes(const CodedTensor& tensor, std::size_t from, std::size_t to,
+                          std::size_t n) {
   const bool whole_blocks =
       from % kBlockCells == 0 && to % kBlockCells == 0 && n % kBlockCells == 0;
   if (whole_blocks) {
     const std::size_t block = tensor.layout.block_bytes();
     std::memmove(tensor.codes + to / kBlockCells * block, tensor.codes + from / kBlockCells * block,
                  n / kBlockCells * block);
-  } else {
-    std::vector<std::uint16_t> codes(tensor.layout.n_codes());
-    for (std::size_t i = 0; i < n; i++) {
-      get_codes(tensor.layout, tensor.codes, from + i, codes.data());
-      put_codes(tensor.layout, tensor.codes, to + i, codes.data());
-    }
+    return;
   }
-  cells_.copy(from, to, n);
+  std::vector<std::uint16_t> codes(tensor.layout.n_codes());
+  for (std::size_t i = 0; i < n; i++) {
+    get_codes(tensor.layout, tensor.codes, from + i, codes.data());
+    put_codes(tensor.layout, tensor.codes, to + i, codes.data());
+  }
 }
 
 std::string KvBuffer::take_summary() {
@@ -211,10 +390,12 @@ std::string KvBuffer::summary() const {
     return "no codebook in CQKV_CODEBOOK fits this model's cache; it is kept as 16-bit rows";
   }
   std::size_t bytes = 0;
+  std::size_t pool = 0;
   std::size_t nominal = 0;
   std::size_t n_cells = 0;
   for (const auto& [data, tensor] : tensors_) {
     bytes += tensor->layout.tensor_bytes(tensor->n_cells);
+    pool += window_.n_slots() * tensor->exact.row_bytes();
     nominal += tensor->n_cells * tensor->row_bytes;
     n_cells = std::max(n_cells, tensor->n_cells);
   }
@@ -224,7 +405,12 @@ std::string KvBuffer::summary() const {
   return "codebook " + state_owner_->book->codebook.origin.name + ": " +
          std::to_string(tensors_.size()) + " tensors of " + std::to_string(n_cells) +
          " cells coded at " + text + ", codes " + mib(bytes) + " (16-bit: " + mib(nominal) +
-         "), positions " + mib(cells_.bytes());
+         "), positions " + mib(cells_.bytes()) +
+         (window_.enabled()
+              ? ", window " + std::to_string(window_.spec().window) + " and " +
+                    std::to_string(window_.spec().sinks) + " sinks, " +
+                    std::to_string(window_.n_slots()) + " exact rows " + mib(pool + window_.bytes())
+              : "; no exact window");
 }
 
 }  // namespace cqkv::device

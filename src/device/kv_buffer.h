@@ -16,6 +16,8 @@
 #include "attention/rope.h"
 #include "cache/cell_table.h"
 #include "cache/code_blocks.h"
+#include "cache/exact_row.h"
+#include "cache/exact_window.h"
 #include "cache/record.h"
 #include "device/codebook_library.h"
 
@@ -28,11 +30,23 @@ struct CodedTensor {
   const TensorCodebook* codebook = nullptr;
   CodeLayout layout;
   std::uint8_t* codes = nullptr;
+  std::uint8_t* pool = nullptr;  ///< Exact rows of the window's slots, behind the codes.
+  ExactRowLayout exact;
   std::size_t n_cells = 0;    ///< All streams.
   std::size_t row_bytes = 0;  ///< Nominal.
   bool verified = false;      ///< The model's fingerprint was compared for this layer.
   bool rotated = false;       ///< Keys: a rotation precedes the store; `rope` says which.
   RopeParams rope;
+  bool read_by_others = false;     ///< Attention of other layers reads it too.
+  std::uint64_t stored_epoch = 0;  ///< Graph of the window that last stored rows,
+  std::uint64_t moved_epoch = 0;   ///< and in which they were moved to the pool.
+};
+
+/// Exact rows of the tokens of one graph: of the layer in work, or, for a tensor that
+/// other layers read as well, its own.
+struct BatchRows {
+  const CodedTensor* owner = nullptr;
+  std::vector<std::uint8_t> bytes;
 };
 
 /// The positions of the tokens being stored, and their rotation, kept from the first
@@ -67,7 +81,30 @@ class KvBuffer {
 
   CellTable& cells() { return cells_; }
 
+  ExactWindow& window() { return window_; }
+
+  /// The tokens of a graph are about to be stored: positions_owner's call, once a graph.
+  void begin_tokens(std::span<const std::int32_t> positions, std::span<const std::size_t> cells);
+
+  /// Whether exact rows are kept for this tensor in this graph: layers before the first one
+  /// with a rotation do not know the positions in time.
+  bool uses_window(const CodedTensor& tensor) const;
+
+  /// Where the exact rows of n_tokens tokens, about to be stored, go.
+  std::uint8_t* begin_exact_rows(CodedTensor& tensor, std::size_t n_tokens);
+
+  /// The exact rows of the graph's tokens, null if another layer has overwritten them.
+  const std::uint8_t* exact_rows(const CodedTensor& tensor);
+
+  /// After the tensor's attention: moves rows that stay exact to the pool.
+  void move_exact_rows(CodedTensor& tensor);
+
+  /// Ends the graph's bookkeeping; before anything but the next graph's operations.
+  void settle();
+
   PositionBatch& batch() { return batch_; }
+
+  const PositionBatch& batch() const { return batch_; }
 
   /// The first key tensor of this buffer that stored rotated keys: it reads the
   /// graph's positions, and it applies context shifts.
@@ -78,8 +115,8 @@ class KvBuffer {
   /// A table of angles for these parameters, shared by all layers.
   RopeTable& rope_table(const RopeParams& params);
 
-  /// Bytes of the position table.
-  std::size_t extra_bytes() const { return cells_.bytes(); }
+  /// Bytes of the tables of positions and exact rows.
+  std::size_t extra_bytes() const { return cells_.bytes() + window_.bytes(); }
 
   bool has_coded() const { return !tensors_.empty(); }
 
@@ -88,7 +125,7 @@ class KvBuffer {
   void clear(std::uint8_t value);
 
   /// Nominal rows [first, first + n) of a coded tensor out and in, as records.
-  void read_rows(const CodedTensor& tensor, std::size_t first, std::span<std::uint8_t> rows) const;
+  void read_rows(const CodedTensor& tensor, std::size_t first, std::span<std::uint8_t> rows);
   void write_rows(const CodedTensor& tensor, std::size_t first, std::span<const std::uint8_t> rows);
 
   /// Copies cells of one coded tensor within this buffer (a stream to another).
@@ -101,11 +138,19 @@ class KvBuffer {
  private:
   KvBuffer() = default;
   std::string summary() const;
+  Status configure_window(const ggml_tensor* tensor, const LoadedCodebook& book);
   void restore_row(const CodedTensor& tensor, std::size_t cell, std::span<const std::uint8_t> row,
                    std::vector<std::uint16_t>& codes);
+  void restore_exact_row(const CodedTensor& tensor, std::size_t cell, const RecordHeader& header,
+                         std::span<const std::uint8_t> exact);
+  static void copy_codes(const CodedTensor& tensor, std::size_t from, std::size_t to,
+                         std::size_t n);
+  BatchRows& batch_rows(const CodedTensor& tensor);
+  void warn_if_evicting();
 
   std::uint8_t* memory_ = nullptr;
   std::size_t size_ = 0;
+  std::size_t n_stream_cells_ = 1;  // cells of one stream
   bool has_cache_ = false;
   bool reported_bad_row_ = false;
   bool summarised_ = false;
@@ -114,6 +159,11 @@ class KvBuffer {
   const CodedTensor* state_owner_ = nullptr;  // first coded tensor: decides positions on restore
   const CodedTensor* position_owner_ = nullptr;
   CellTable cells_;
+  ExactWindow window_;
+  BatchRows key_rows_;
+  BatchRows value_rows_;
+  std::map<const CodedTensor*, BatchRows> own_rows_;  // of tensors read by others
+  bool warned_of_eviction_ = false;
   PositionBatch batch_;
   std::vector<std::unique_ptr<RopeTable>> rope_tables_;
 };
@@ -126,6 +176,19 @@ bool is_ours(const ggml_tensor* tensor);
 
 /// The buffer behind a tensor that is_ours.
 KvBuffer& buffer_of(const ggml_tensor* tensor);
+
+/// Bytes of a coded cache tensor: codes, then from a multiple of 64 on the pool of exact rows.
+struct CodedSize {
+  std::size_t code_bytes = 0;
+  std::size_t pool_bytes = 0;
+
+  std::size_t pool_offset() const { return (code_bytes + 63) / 64 * 64; }
+
+  std::size_t total() const { return pool_bytes == 0 ? code_bytes : pool_offset() + pool_bytes; }
+};
+
+CodedSize coded_size(const CodebookLibrary& library, const ggml_tensor* tensor,
+                     const LoadedCodebook& book, const TensorCodebook& codebook);
 
 /// Whether a cache tensor of that name and width would be coded with the library in use.
 const TensorCodebook* codebook_for(const CodebookLibrary& library, const ggml_tensor* tensor,

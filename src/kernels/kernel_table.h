@@ -91,6 +91,11 @@ struct KernelTable {
   void (*merge_rows)(const float* part_maxima, const float* part_sums, const float* part_out,
                      int n_rows, int n_channels, float* maxima, float* sums, float* out) noexcept;
 
+  /// row[i] += scales[(first + i) / 32] * residuals[first + i] for i < n, rounded twice;
+  /// `scales` are f32 at any address.
+  void (*add_residual)(const std::uint8_t* scales, const std::int8_t* residuals, int first, int n,
+                       float* row) noexcept;
+
   /// Widens n half floats.
   void (*half_to_float_n)(const std::uint16_t* in, std::size_t n, float* out) noexcept;
 };

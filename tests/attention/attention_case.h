@@ -31,6 +31,10 @@ struct AttentionShape {
   bool causal = false;  ///< Query i sees the cells up to n_cells - n_queries + i.
   bool with_mask = true;
   bool scrambled = false;  ///< Positions in random order.
+  /// Every third cell or so has an exact row, in pool or batch; queries are spread over
+  /// positions so that some cells are inside the window and some are not.
+  bool exact_rows = false;
+  int window = 30;
   std::optional<RopeParams> rope;
 
   std::string name() const {
@@ -64,6 +68,9 @@ class AttentionCase {
     }
     make_side(shape.k, shape.head_dim_k, k_codebook_, k_data_);
     make_side(shape.v, shape.head_dim_v, v_codebook_, v_data_);
+    if (shape.exact_rows) {
+      make_exact();
+    }
   }
 
   int n_heads() const { return shape_.n_kv_heads * shape_.heads_per_kv; }
@@ -97,6 +104,7 @@ class AttentionCase {
     call.v = side(shape_.head_dim_v, v_codebook_, v_data_);
     call.positions = positions_.data();
     call.rope = rope_ ? &*rope_ : nullptr;
+    call.exact = shape_.exact_rows ? &exact_ : nullptr;
     call.queries = reinterpret_cast<const std::uint8_t*>(queries_.data());
     call.query_head_bytes = static_cast<std::size_t>(shape_.head_dim_k) * sizeof(float);
     call.query_bytes = call.query_head_bytes * n_heads();
@@ -150,6 +158,48 @@ class AttentionCase {
     }
   }
 
+  // Rows in pool and batch, alternating; as many bytes as there are rows.
+  void make_exact() {
+    exact_row_of_cell_ = ExactBuffer<std::int32_t>(shape_.n_cells);
+    std::int32_t n_rows = 0;
+    for (std::int32_t& row : exact_row_of_cell_) {
+      row = rng_.uniform() < 0.4 ? n_rows++ : -1;
+    }
+    exact_.n_pool = n_rows / 2;
+    exact_sinks_ = ExactBuffer<std::uint8_t>(static_cast<std::size_t>(n_rows));
+    for (std::uint8_t& sink : exact_sinks_) {
+      sink = rng_.uniform() < 0.1 ? 1 : 0;
+    }
+    query_positions_ = ExactBuffer<std::int32_t>(static_cast<std::size_t>(shape_.n_queries));
+    for (std::int32_t& position : query_positions_) {
+      position = positions_[rng_.below(shape_.n_cells)];
+    }
+    exact_.rows = exact_row_of_cell_.data();
+    exact_.sinks = exact_sinks_.data();
+    exact_.query_positions = query_positions_.data();
+    exact_.window = shape_.window;
+    exact_.k = make_exact_side(shape_.head_dim_k, n_rows, 0);
+    exact_.v = make_exact_side(shape_.head_dim_v, n_rows, 2);
+  }
+
+  ExactRows::Side make_exact_side(int head_dim, std::int32_t n_rows, int which) {
+    const ExactRowLayout layout{shape_.n_kv_heads * head_dim};
+    for (int i = which; i < which + 2; i++) {
+      const auto n = static_cast<std::size_t>(i == which ? exact_.n_pool : n_rows - exact_.n_pool);
+      exact_data_[i] = ExactBuffer<std::uint8_t>(n * layout.row_bytes());
+      std::vector<float> row(static_cast<std::size_t>(layout.n_channels));
+      const std::vector<float> zeros(row.size());
+      for (std::size_t r = 0; r < n; r++) {
+        for (float& value : row) {
+          value = static_cast<float>(rng_.normal()) / 2;
+        }
+        write_exact_row(layout, row.data(), zeros.data(),
+                        exact_data_[i].data() + r * layout.row_bytes());
+      }
+    }
+    return {exact_data_[which].data(), exact_data_[which + 1].data()};
+  }
+
   CacheSide side(int head_dim, const std::optional<TensorCodebook>& codebook,
                  const ExactBuffer<std::uint8_t>& data) const {
     CacheSide side;
@@ -171,6 +221,11 @@ class AttentionCase {
   std::optional<TensorCodebook> v_codebook_;
   ExactBuffer<std::uint8_t> k_data_;
   ExactBuffer<std::uint8_t> v_data_;
+  ExactRows exact_;
+  ExactBuffer<std::int32_t> exact_row_of_cell_;
+  ExactBuffer<std::uint8_t> exact_sinks_;
+  ExactBuffer<std::int32_t> query_positions_;
+  ExactBuffer<std::uint8_t> exact_data_[4];  // keys: pool, batch; values: pool, batch
 };
 
 inline RopeParams plain_rope(int n_dims, RopeMode mode) {

@@ -93,6 +93,28 @@ TEST_P(AttentionInvariance, SplittingQueriesDoesNotMatter) {
   }
 }
 
+// The window's rule is a matter of a query and a cell, not of what else is in the tile.
+TEST_P(AttentionInvariance, ExactRowsDoNotDependOnTheCut) {
+  AttentionShape shape = busy_shape();
+  shape.exact_rows = true;
+  shape.window = 400;
+  AttentionCase test(shape, 4);
+  const AttentionCall call = test.call();
+  const Floats want = run(test, call);
+  EXPECT_TRUE(same_bits(run(test, call, 3), want));
+  std::fill(test.out().begin(), test.out().end(), 99.0F);
+  ThreadParallelFor parallel(2);
+  AttentionWorkspace workspace;
+  for (int first = 0; first < shape.n_queries; first += 3) {
+    ExactRows exact = *call.exact;
+    exact.query_positions += first;
+    AttentionCall part = part_of(call, first, std::min(3, shape.n_queries - first));
+    part.exact = &exact;
+    ASSERT_TRUE(attend(part, parallel, workspace).ok());
+  }
+  EXPECT_TRUE(same_bits({test.out().begin(), test.out().end()}, want));
+}
+
 // More cells at the end that nobody sees, in the same block and in later ones.
 TEST_P(AttentionInvariance, HiddenCellsDoNotMatter) {
   AttentionShape shape = busy_shape();

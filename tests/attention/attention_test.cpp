@@ -156,6 +156,63 @@ TEST(Attention, ManyQueries) {
   }
 }
 
+// Cells seen coded by some queries of a tile and exactly by others, sinks, rows in pool and
+// batch, partial blocks: the oracle decides for each query and cell by the rule alone.
+TEST(Attention, ExactRows) {
+  for (const char* keys : {"8c8b", "4c9b", "exact"}) {
+    for (const char* values : {"8c8b", "exact", "2c5b"}) {
+      for (const int n_queries : {1, 5, 90}) {
+        for (const int window : {0, 1, 30, 300}) {
+          AttentionShape shape;
+          shape.k = CodecSpec::parse(keys).value();
+          shape.v = CodecSpec::parse(values).value();
+          shape.heads_per_kv = 3;
+          shape.n_queries = n_queries;
+          shape.n_cells = 200;
+          shape.exact_rows = true;
+          shape.window = window;
+          if (!shape.k.exact()) {
+            shape.rope = plain_rope(64, RopeMode::kNeox);
+          }
+          expect_matches_reference(shape, {static_cast<std::uint64_t>(window + 1), 2});
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, ExactRowsOfOddHeads) {
+  for (const int head_dim : {24, 40, 80, 96, 256}) {
+    AttentionShape shape;
+    shape.head_dim_k = head_dim;
+    shape.head_dim_v = head_dim + 8;
+    shape.n_kv_heads = 3;
+    shape.n_cells = 600;
+    shape.n_queries = 3;
+    shape.exact_rows = true;
+    shape.scrambled = true;
+    shape.window = 2000;
+    shape.rope = plain_rope(head_dim, RopeMode::kNormal);
+    expect_matches_reference(shape);
+  }
+}
+
+TEST(Attention, ExactRowsNeedTheirTables) {
+  AttentionShape shape;
+  shape.exact_rows = true;
+  AttentionCase test(shape, 1);
+  AttentionCall call = test.call();
+  call.positions = nullptr;
+  ThreadParallelFor parallel(1);
+  AttentionWorkspace workspace;
+  EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
+  ExactRows incomplete = *test.call().exact;
+  incomplete.v.pool = nullptr;
+  call = test.call();
+  call.exact = &incomplete;
+  EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
+}
+
 TEST(Attention, WithoutAMask) {
   AttentionShape shape;
   shape.with_mask = false;

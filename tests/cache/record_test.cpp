@@ -33,13 +33,13 @@ TEST(Record, RoundTripsEveryWidth) {
       const CodeLayout layout = layout_of(group_dim, bits);
       const auto codes = random_codes(layout, bits);
       std::vector<std::uint8_t> row(record_bytes(layout), 0xAB);
-      write_record(layout, kHeader, codes.data(), row);
+      write_record(layout, kHeader, codes.data(), {}, row);
       RecordHeader want = kHeader;
       want.position = 0;
       std::vector<std::uint16_t> back(codes.size());
       const auto content = read_record(layout, row, want, back.data());
       ASSERT_TRUE(content.ok()) << content.status().message();
-      EXPECT_EQ(*content, RowContent::kRecord);
+      EXPECT_EQ(content->content, RowContent::kRecord);
       EXPECT_EQ(want.position, 4711);
       EXPECT_EQ(back, codes) << group_dim << "c" << bits << "b";
     }
@@ -58,14 +58,14 @@ TEST(Record, AllZeroIsEmpty) {
   std::vector<std::uint16_t> codes(layout.n_codes());
   const auto content = read_record(layout, row, want, codes.data());
   ASSERT_TRUE(content.ok());
-  EXPECT_EQ(*content, RowContent::kEmpty);
+  EXPECT_EQ(content->content, RowContent::kEmpty);
 }
 
 TEST(Record, RefusesWhatDoesNotBelong) {
   const CodeLayout layout = layout_of(8, 8);
   const auto codes = random_codes(layout, 1);
   std::vector<std::uint8_t> good(384);
-  write_record(layout, kHeader, codes.data(), good);
+  write_record(layout, kHeader, codes.data(), {}, good);
   std::vector<std::uint16_t> back(codes.size());
   const auto code_after = [&](std::size_t offset, std::uint8_t value) {
     auto row = good;
@@ -74,7 +74,7 @@ TEST(Record, RefusesWhatDoesNotBelong) {
     return read_record(layout, row, want, back.data()).status().code();
   };
   EXPECT_EQ(code_after(0, 0), StatusCode::kMismatch);   // plain data
-  EXPECT_EQ(code_after(2, 2), StatusCode::kCorrupt);    // version
+  EXPECT_EQ(code_after(2, 1), StatusCode::kCorrupt);    // version
   EXPECT_EQ(code_after(3, 0), StatusCode::kMismatch);   // a key
   EXPECT_EQ(code_after(3, 9), StatusCode::kMismatch);   // no kind at all
   EXPECT_EQ(code_after(8, 0), StatusCode::kMismatch);   // another codebook
@@ -83,6 +83,56 @@ TEST(Record, RefusesWhatDoesNotBelong) {
   RecordHeader want = kHeader;
   const std::span<const std::uint8_t> cut(good.data(), record_bytes(layout) - 1);
   EXPECT_EQ(read_record(layout, cut, want, back.data()).status().code(), StatusCode::kCorrupt);
+}
+
+TEST(Record, CarriesAnExactRow) {
+  const CodeLayout layout = layout_of(4, 8);
+  const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
+  const auto codes = random_codes(layout, 2);
+  std::vector<float> row(static_cast<std::size_t>(exact.n_channels), 0.25F);
+  const std::vector<float> zeros(row.size());
+  std::vector<std::uint8_t> bytes(exact.row_bytes());
+  write_exact_row(exact, row.data(), zeros.data(), bytes.data());
+  std::vector<std::uint8_t> saved(2 * row.size());
+  ASSERT_TRUE(record_holds_exact_row(layout, saved.size()));
+  RecordHeader header = kHeader;
+  header.sink = true;
+  write_record(layout, header, codes.data(), bytes, saved);
+  RecordHeader want = kHeader;
+  std::vector<std::uint16_t> back(codes.size());
+  const auto content = read_record(layout, saved, want, back.data());
+  ASSERT_TRUE(content.ok()) << content.status().message();
+  EXPECT_EQ(back, codes);
+  EXPECT_TRUE(want.sink);
+  EXPECT_EQ(std::vector<std::uint8_t>(content->exact.begin(), content->exact.end()), bytes);
+  // A scale that is not a number would spoil every query that has the row in its tile.
+  saved[record_bytes(layout) + 2] = 0xC0;
+  saved[record_bytes(layout) + 3] = 0x7F;
+  EXPECT_EQ(read_record(layout, saved, want, back.data()).status().code(), StatusCode::kCorrupt);
+}
+
+TEST(Record, HighRatesHaveNoRoomForAnExactRow) {
+  EXPECT_TRUE(record_holds_exact_row(layout_of(8, 8), 384));
+  EXPECT_TRUE(record_holds_exact_row(layout_of(2, 8), 384));
+  EXPECT_FALSE(record_holds_exact_row(layout_of(1, 8), 384));
+  std::vector<std::uint8_t> row(384);
+  const auto codes = random_codes(layout_of(1, 8), 1);
+  write_record(layout_of(1, 8), kHeader, codes.data(), {}, row);
+  row[20] = 1;
+  RecordHeader want = kHeader;
+  std::vector<std::uint16_t> back(codes.size());
+  EXPECT_EQ(read_record(layout_of(1, 8), row, want, back.data()).status().code(),
+            StatusCode::kCorrupt);
+}
+
+TEST(Record, RefusesNegativePositions) {
+  const CodeLayout layout = layout_of(8, 8);
+  std::vector<std::uint8_t> row(384);
+  RecordHeader header = kHeader;
+  header.position = -1;
+  write_record(layout, header, random_codes(layout, 1).data(), {}, row);
+  std::vector<std::uint16_t> back(layout.n_codes());
+  EXPECT_EQ(read_record(layout, row, header, back.data()).status().code(), StatusCode::kCorrupt);
 }
 
 TEST(Record, TagIsAHalfFloatNan) {

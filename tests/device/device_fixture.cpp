@@ -70,6 +70,10 @@ std::string Backend::set_codebook(const std::string& path) const {
   return error == nullptr ? "" : error;
 }
 
+void Backend::set_window(int window, int sinks, int n_sequences) const {
+  proc<void (*)(int, int, int)>(registry, "cqkv_set_window")(window, sinks, n_sequences);
+}
+
 std::string Backend::last_error() const {
   return proc<const char* (*)()>(registry, "cqkv_last_error")();
 }
@@ -141,6 +145,7 @@ TestCache::TestCache(const CacheShape& shape, int n_threads) : shape_(shape) {
     ggml_backend_buffer_clear(buffer_.get(), 0);
   }
   cell_positions_.assign(static_cast<std::size_t>(shape.n_cells) * shape.n_streams, -1);
+  cell_sequences_.assign(cell_positions_.size(), 0);
 }
 
 ggml_tensor* TestCache::attention_node(ggml_context* context, ggml_tensor* q, ggml_tensor* mask,
@@ -165,6 +170,7 @@ std::vector<float> TestCache::evaluate(const Tokens& tokens, int stream) {
   const auto n = static_cast<std::int64_t>(tokens.positions.size());
   for (std::int64_t t = 0; t < n; t++) {
     cell_positions_[static_cast<std::size_t>(tokens.cells[t])] = tokens.positions[t];
+    cell_sequences_[static_cast<std::size_t>(tokens.cells[t])] = tokens.sequence;
   }
   ggml_context_ptr context(
       ggml_init({ggml_tensor_overhead() * 512 + ggml_graph_overhead(), nullptr, true}));
@@ -177,9 +183,9 @@ std::vector<float> TestCache::evaluate(const Tokens& tokens, int stream) {
   std::vector<std::uint16_t> mask(static_cast<std::size_t>(n) * shape_.n_cells);
   for (std::int64_t t = 0; t < n; t++) {
     for (int cell = 0; cell < shape_.n_cells; cell++) {
-      const int position =
-          cell_positions_[static_cast<std::size_t>(stream) * shape_.n_cells + cell];
-      const bool visible = position >= 0 && position <= tokens.positions[t];
+      const std::size_t row = static_cast<std::size_t>(stream) * shape_.n_cells + cell;
+      const bool visible = cell_sequences_[row] == tokens.sequence && cell_positions_[row] >= 0 &&
+                           cell_positions_[row] <= tokens.positions[t];
       mask[t * shape_.n_cells + cell] = float_to_half(visible ? 0.0F : -INFINITY);
     }
   }
@@ -318,6 +324,10 @@ void TestCache::copy_stream(int from, int to) {
   }
   const auto begin = cell_positions_.begin();
   std::copy_n(begin + from * shape_.n_cells, shape_.n_cells, begin + to * shape_.n_cells);
+}
+
+void TestCache::forget(int first_cell, int n_cells) {
+  std::fill_n(cell_positions_.begin() + first_cell, n_cells, -1);
 }
 
 void TestCache::clear() {

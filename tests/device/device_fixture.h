@@ -29,6 +29,8 @@ struct Backend {
 
   /// Empty on success.
   std::string set_codebook(const std::string& path) const;
+  /// For caches made after the next set_codebook.
+  void set_window(int window, int sinks, int n_sequences = 1) const;
   std::string last_error() const;
   std::uint64_t cache_bytes() const;
 };
@@ -61,6 +63,7 @@ struct Tokens {
   std::vector<std::int64_t> cells;  // row indices: stream * n_cells + cell
   std::uint64_t seed = 1;
   std::vector<std::int32_t> row_ids;  // rows depend on (seed, row id); default: the positions
+  int sequence = 0;                   // a query sees the cells of its own sequence only
 };
 
 /// Consecutive positions in consecutive cells.
@@ -76,8 +79,8 @@ class TestCache {
   std::size_t buffer_size() const { return ggml_backend_buffer_get_size(buffer_.get()); }
 
   /// Stores the tokens in all layers and attends with a query for each; empty if the
-  /// graph was refused or failed. Causal mask over `visible` (cell, position) pairs
-  /// of all streams. Result [layer][token][head][head_dim] flat.
+  /// graph was refused or failed. Causal mask over the cells of the tokens' sequence.
+  /// Result [layer][token][head][head_dim] flat.
   std::vector<float> evaluate(const Tokens& tokens, int stream = 0);
 
   /// Whether the last graph could be planned: what cannot be served must fail here,
@@ -92,6 +95,9 @@ class TestCache {
   void restore(KvKind kind, int layer, int first_cell, const std::vector<std::uint8_t>& rows);
   void copy_stream(int from, int to);
   void clear();
+
+  /// The cells from `first` on hold nothing any more, as after the host removed tokens.
+  void forget(int first_cell, int n_cells);
 
   /// Tells the bookkeeping which cells hold which positions (after restore, copy).
   std::vector<std::int32_t>& positions_of_cells() { return cell_positions_; }
@@ -111,6 +117,7 @@ class TestCache {
   std::vector<ggml_tensor*> k_;
   std::vector<ggml_tensor*> v_;
   std::vector<std::int32_t> cell_positions_;  // -1: no token
+  std::vector<int> cell_sequences_;
 };
 
 }  // namespace cqkv::device

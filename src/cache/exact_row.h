@@ -1,0 +1,41 @@
+// Exact rows: what a cell's codes lose, beside its codes. The row is decoded codes
+// plus an 8-bit residual with one scale for 32 channels: half the memory of 16-bit
+// rows and practically exact (docs/design/exact_window.md has the figures), and small
+// enough to travel in a saved row beside the codes. Which cells have one is in
+// exact_window.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace cqkv {
+
+/// One exact row: n_scales() f32, then n_channels signed bytes, padded to 4 bytes.
+///
+///     row[i] = decoded[i] + scale[i / 32] * residual[i]
+struct ExactRowLayout {
+  static constexpr int kScaleChannels = 32;
+
+  int n_channels = 0;
+
+  std::size_t n_scales() const {
+    return (static_cast<std::size_t>(n_channels) + kScaleChannels - 1) / kScaleChannels;
+  }
+
+  std::size_t residual_offset() const { return n_scales() * sizeof(float); }
+
+  std::size_t row_bytes() const {
+    return residual_offset() + (static_cast<std::size_t>(n_channels) + 3) / 4 * 4;
+  }
+};
+
+/// Writes the exact row of `row` given its decoded codes, both [n_channels]:
+/// scale = max |row - decoded| / 127, residual rounded to nearest, so each channel is off
+/// by at most scale / 2. 32 channels of which one is not finite keep their codes alone.
+void write_exact_row(ExactRowLayout layout, const float* row, const float* decoded,
+                     std::uint8_t* out);
+
+/// row[i] += scale * residual of channels [first, first + n), as attention does.
+void add_exact_row(ExactRowLayout layout, const std::uint8_t* exact, int first, int n, float* row);
+
+}  // namespace cqkv
