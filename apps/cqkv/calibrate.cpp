@@ -193,6 +193,14 @@ void add_learning_flags(CLI::App* parser, Flags& flags) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber)
       ->type_name("N");
+  parser
+      ->add_option("--window", flags.options.window,
+                   "Most recent tokens that the device keeps exact by default")
+      ->capture_default_str()
+      ->type_name("N");
+  parser->add_option("--sinks", flags.options.sinks, "First tokens that it keeps exact by default")
+      ->capture_default_str()
+      ->type_name("N");
   parser->add_option("--license", flags.options.license, "Licence to note in the codebook")
       ->type_name("NAME");
 }

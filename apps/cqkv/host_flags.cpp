@@ -2,6 +2,7 @@
 #include "host_flags.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
 
 namespace cqkv::app {
@@ -93,6 +94,19 @@ Status check_host_environment() {
     }
   }
   return {};
+}
+
+int count_sequences(const std::vector<std::string>& arguments, int by_default) {
+  const char* variable = std::getenv("LLAMA_ARG_N_PARALLEL");
+  std::string text = variable == nullptr ? "" : variable;
+  for (std::size_t i = 0; i + 1 < arguments.size(); i++) {
+    if (arguments[i] == "-np" || arguments[i] == "--parallel") {
+      text = arguments[i + 1];
+    }
+  }
+  int number = 0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && number > 0 ? number : by_default;
 }
 
 }  // namespace cqkv::app

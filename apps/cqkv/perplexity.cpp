@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include <nlohmann/json.hpp>
@@ -40,8 +41,12 @@ std::string variant_name(const VariantReport& report) {
   if (report.codebook_name.empty()) {
     return report.variant.text;
   }
+  std::string name = report.codebook_name;
+  if (report.window.enabled()) {
+    name += format(", window %d+%d", report.window.window, report.window.sinks);
+  }
   const int n_ubatch = report.variant.n_ubatch;
-  return report.codebook_name + (n_ubatch > 0 ? format(" @ub:%d", n_ubatch) : std::string());
+  return name + (n_ubatch > 0 ? format(" @ub:%d", n_ubatch) : std::string());
 }
 
 void print_header(const Flags& flags, const PerplexityReport& report) {
@@ -99,6 +104,8 @@ nlohmann::ordered_json variant_json(const VariantReport& report) {
   out["path"] = report.variant.text;
   if (report.variant.kind == CacheKind::kCoded) {
     out["identity"] = hex64(report.codebook_identity);
+    out["window"] = report.window.window;
+    out["sinks"] = report.window.sinks;
   }
   out["ppl_base"] = s.ppl_base;
   out["ppl_base_se"] = s.ppl_base_se;
@@ -225,6 +232,12 @@ Command add_perplexity(CLI::App& app) {
   number("-b,--batch-size", flags->options.n_batch, "Logical batch size");
   number("--ubatch-size", flags->options.n_ubatch, "Also -ub: physical batch size");
   number("-t,--threads", flags->options.n_threads, "Threads");
+  const auto exact = [&](const char* name, std::optional<int>& value, const char* what) {
+    parser->add_option(name, value, what)->check(CLI::NonNegativeNumber)->type_name("N");
+  };
+  exact("--window", flags->options.window,
+        "Most recent tokens kept exact; default: as stored in the codebook");
+  exact("--sinks", flags->options.sinks, "First tokens kept exact");
   parser
       ->add_option("--score", flags->score,
                    "half: the second half of each chunk, as llama-perplexity; all: every position "
@@ -244,8 +257,11 @@ Command add_perplexity(CLI::App& app) {
       "--chunks 16\n"
       "  cqkv perplexity -m model.gguf --kv-codebook one.gguf none stock-nofa stock-ub:32 -f "
       "wiki.test.raw\n"
+      "  cqkv perplexity -m model.gguf --kv-codebook one.gguf one.gguf@window:0@sinks:0 -f "
+      "wiki.test.raw\n"
       "The second shows the spread of llama.cpp's own 16-bit variants beside the codebook:\n"
-      "stock-nofa without flash attention, stock-ub:<N> with another -ub.");
+      "stock-nofa without flash attention, stock-ub:<N> with another -ub. The third compares\n"
+      "with and without the exact window.");
   return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};
 }
 

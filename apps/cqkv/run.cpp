@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include <unistd.h>
 
@@ -19,6 +20,8 @@ namespace {
 struct Flags {
   std::string model;
   std::vector<std::string> codebooks;
+  std::optional<int> window;
+  std::optional<int> sinks;
   bool chat = false;
   bool print = false;
 };
@@ -46,13 +49,34 @@ Result<std::string> joined(const std::vector<std::string>& paths) {
   return result;
 }
 
+constexpr int kServerSlots = 4;  // llama-server's own default
+constexpr const char* kVariables[] = {"GGML_BACKEND_PATH", "CQKV_CODEBOOK", "CQKV_WINDOW",
+                                      "CQKV_SINKS", "CQKV_SEQUENCES"};
+
 void print_command(const std::vector<std::string>& arguments) {
-  std::printf("GGML_BACKEND_PATH='%s' CQKV_CODEBOOK='%s'", std::getenv("GGML_BACKEND_PATH"),
-              std::getenv("CQKV_CODEBOOK"));
+  const char* separator = "";
+  for (const char* name : kVariables) {
+    if (const char* value = std::getenv(name)) {
+      std::printf("%s%s='%s'", separator, name, value);
+      separator = " ";
+    }
+  }
   for (const auto& argument : arguments) {
     std::printf(" '%s'", argument.c_str());
   }
   std::printf("\n");
+}
+
+// The device makes room for the windows of so many sequences where they share one cache.
+void set_window(const Flags& flags, int n_sequences) {
+  const auto set = [](const char* name, const std::optional<int>& value) {
+    if (value) {
+      ::setenv(name, std::to_string(*value).c_str(), 1);
+    }
+  };
+  set("CQKV_WINDOW", flags.window);
+  set("CQKV_SINKS", flags.sinks);
+  ::setenv("CQKV_SEQUENCES", std::to_string(n_sequences).c_str(), 0);  // the user's own goes first
 }
 
 Outcome start(const Flags& flags, const std::string& name,
@@ -71,6 +95,7 @@ Outcome start(const Flags& flags, const std::string& name,
   }
   ::setenv("GGML_BACKEND_PATH", device_library().c_str(), 1);
   ::setenv("CQKV_CODEBOOK", codebooks->c_str(), 1);
+  set_window(flags, count_sequences(passthrough, name == "llama-server" ? kServerSlots : 1));
   std::vector<std::string> arguments = {program, "-m",  flags.model, "-dev", "CQ0", "-ngl",
                                         "99",    "-fa", "on",        "-fit", "off"};
   arguments.insert(arguments.end(), passthrough.begin(), passthrough.end());
@@ -95,6 +120,12 @@ void add_common(CLI::App* parser, Flags& flags) {
                    "Its codebook; more than one for a model with a draft model")
       ->required()
       ->type_name("FNAME");
+  const auto exact = [&](const char* name, std::optional<int>& value, const char* what) {
+    parser->add_option(name, value, what)->check(CLI::NonNegativeNumber)->type_name("N");
+  };
+  exact("--window", flags.window,
+        "Most recent tokens kept exact; default: as stored in the codebook");
+  exact("--sinks", flags.sinks, "First tokens kept exact");
   parser->add_flag("--print-command", flags.print, "Print what would be started, and stop");
 }
 

@@ -36,10 +36,8 @@ void write_exact_row(ExactRowLayout layout, const float* row, const float* decod
 }
 
 void add_exact_row(ExactRowLayout layout, const std::uint8_t* exact, int first, int n, float* row) {
-  kernels::active().add_residual(exact,
-                                 reinterpret_cast<const std::int8_t*>(exact) +
-                                     layout.residual_offset(),
-                                 first, n, row);
+  kernels::active().add_residual(
+      exact, reinterpret_cast<const std::int8_t*>(exact) + layout.residual_offset(), first, n, row);
 }
 
 }  // namespace cqkv

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cache/code_blocks.h"
+
 namespace cqkv {
 
 /// One exact row: n_scales() f32, then n_channels signed bytes, padded to 4 bytes.
@@ -27,6 +29,27 @@ struct ExactRowLayout {
   std::size_t row_bytes() const {
     return residual_offset() + (static_cast<std::size_t>(n_channels) + 3) / 4 * 4;
   }
+};
+
+/// Memory of one coded cache tensor: codes, then from a multiple of 64 on the pool of exact
+/// rows; a tensor with a pool takes a multiple of 64 bytes.
+struct CodedTensorSize {
+  std::size_t code_bytes = 0;
+  std::size_t pool_bytes = 0;
+
+  static CodedTensorSize of(const CodeLayout& layout, std::size_t n_cells, std::size_t n_rows) {
+    const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
+    return {layout.tensor_bytes(n_cells), n_rows * exact.row_bytes()};
+  }
+
+  std::size_t pool_offset() const { return aligned(code_bytes); }
+
+  std::size_t total() const {
+    return pool_bytes == 0 ? code_bytes : pool_offset() + aligned(pool_bytes);
+  }
+
+ private:
+  static std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 };
 
 /// Writes the exact row of `row` given its decoded codes, both [n_channels]:

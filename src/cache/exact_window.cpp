@@ -54,10 +54,6 @@ void ExactWindow::configure(WindowSpec spec, std::size_t n_streams, std::size_t 
   }
 }
 
-std::size_t ExactWindow::bytes() const {
-  return row_of_cell_.size() * sizeof(std::int32_t) + slots_.size() * (sizeof(Slot) + 1);
-}
-
 void ExactWindow::clear() {
   std::fill(row_of_cell_.begin(), row_of_cell_.end(), kNone);
   std::fill(slots_.begin(), slots_.end(), Slot());

@@ -76,8 +76,12 @@ class ExactWindow {
   /// Rows of the whole pool.
   std::size_t n_slots() const { return slots_.size(); }
 
-  /// Bytes of this table.
-  std::size_t bytes() const;
+  /// Bytes of this table, and of one for so many cells and rows.
+  std::size_t bytes() const { return table_bytes(row_of_cell_.size(), slots_.size()); }
+
+  static std::size_t table_bytes(std::size_t n_cells, std::size_t n_rows) {
+    return n_cells * sizeof(std::int32_t) + n_rows * (sizeof(Slot) + 1);
+  }
 
   /// No cell has a row.
   void clear();
@@ -166,7 +170,7 @@ class ExactWindow {
   std::size_t cells_per_stream_ = 1;
   std::size_t rows_per_stream_ = 0;
   std::vector<std::int32_t> row_of_cell_;
-  std::vector<Slot> slots_;               // [stream, row]
+  std::vector<Slot> slots_;                // [stream, row]
   std::vector<std::uint8_t> sink_of_row_;  // [slots, then tokens of the batch]
 
   std::vector<Token> tokens_;

@@ -38,9 +38,9 @@ struct CalibrationOptions {
   Weighting weighting = Weighting::kFisher;
   std::uint64_t seed = 1;
   int n_threads = 1;
-  int max_iterations = 100;  ///< Of k-means.
-  std::uint32_t window = 0;  ///< Stored in the codebook as the device's default.
-  std::uint32_t sinks = 0;
+  int max_iterations = 100;    ///< Of k-means.
+  std::uint32_t window = 128;  ///< Stored in the codebook as the device's default.
+  std::uint32_t sinks = 4;
   std::string license;  ///< Of the codebook; may be empty.
 };
 

@@ -62,15 +62,14 @@ const TensorCodebook* codebook_for(const CodebookLibrary& library, const ggml_te
   return found->codebook.layers[static_cast<std::size_t>(name->layer)].get(name->kind);
 }
 
-CodedSize coded_size(const CodebookLibrary& library, const ggml_tensor* tensor,
-                     const LoadedCodebook& book, const TensorCodebook& codebook) {
+CodedTensorSize coded_size(const CodebookLibrary& library, const ggml_tensor* tensor,
+                           const LoadedCodebook& book, const TensorCodebook& codebook) {
   const auto cells_per_stream = static_cast<std::size_t>(tensor->ne[1]);
   const auto n_streams = static_cast<std::size_t>(tensor->ne[2]);
   const CodeLayout layout{codebook.spec(), codebook.n_kv_heads(), codebook.head_dim()};
   const WindowSpec window = library.window_of(book);
   const std::size_t n_rows = n_streams * library.pool_rows(window, n_streams, cells_per_stream);
-  return {.code_bytes = layout.tensor_bytes(n_streams * cells_per_stream),
-          .pool_bytes = n_rows * ExactRowLayout{codebook.n_channels()}.row_bytes()};
+  return CodedTensorSize::of(layout, n_streams * cells_per_stream, n_rows);
 }
 
 // All caches of a buffer belong to one set of cells.
@@ -124,7 +123,7 @@ Status KvBuffer::add(ggml_tensor* tensor) {
                        std::to_string(coded->row_bytes) + "; use fewer bits per channel");
   }
   CQKV_RETURN_IF_ERROR(configure_window(tensor, *book));
-  const CodedSize size = coded_size(*library_, tensor, *book, *codebook);
+  const CodedTensorSize size = coded_size(*library_, tensor, *book, *codebook);
   coded->exact = {codebook->n_channels()};
   coded->pool = size.pool_bytes == 0 ? nullptr : coded->codes + size.pool_offset();
   n_stream_cells_ = static_cast<std::size_t>(tensor->ne[1]);

@@ -177,18 +177,9 @@ bool is_ours(const ggml_tensor* tensor);
 /// The buffer behind a tensor that is_ours.
 KvBuffer& buffer_of(const ggml_tensor* tensor);
 
-/// Bytes of a coded cache tensor: codes, then from a multiple of 64 on the pool of exact rows.
-struct CodedSize {
-  std::size_t code_bytes = 0;
-  std::size_t pool_bytes = 0;
-
-  std::size_t pool_offset() const { return (code_bytes + 63) / 64 * 64; }
-
-  std::size_t total() const { return pool_bytes == 0 ? code_bytes : pool_offset() + pool_bytes; }
-};
-
-CodedSize coded_size(const CodebookLibrary& library, const ggml_tensor* tensor,
-                     const LoadedCodebook& book, const TensorCodebook& codebook);
+/// Bytes of a coded cache tensor and its part of the exact window.
+CodedTensorSize coded_size(const CodebookLibrary& library, const ggml_tensor* tensor,
+                           const LoadedCodebook& book, const TensorCodebook& codebook);
 
 /// Whether a cache tensor of that name and width would be coded with the library in use.
 const TensorCodebook* codebook_for(const CodebookLibrary& library, const ggml_tensor* tensor,

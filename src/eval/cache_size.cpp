@@ -1,7 +1,7 @@
 // See cache_size.h.
 #include "eval/cache_size.h"
 
-#include "cache/code_blocks.h"
+#include "cache/exact_row.h"
 
 namespace cqkv::eval {
 namespace {
@@ -22,11 +22,14 @@ CacheSize plain_cache_size(const KvShape& model, std::size_t n_cells) {
   return result;
 }
 
-CacheSize coded_cache_size(const Codebook& codebook, const KvShape& model, std::size_t n_cells) {
+CacheSize coded_cache_size(const Codebook& codebook, const KvShape& model, std::size_t n_cells,
+                           const WindowSpec& window) {
   CacheSize result = plain_cache_size(model, n_cells);
   result.exact_bytes = 0;
   result.position_bytes = sizeof(std::int32_t) * n_cells;
   result.codebook_bytes = codebook.centroid_bytes();
+  const std::size_t n_rows = window_rows(window, n_cells, 1);
+  result.window_bytes = window.enabled() ? ExactWindow::table_bytes(n_cells, n_rows) : 0;
   double bits = 0;
   for (std::size_t il = 0; il < model.layers.size(); il++) {
     for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
@@ -39,7 +42,9 @@ CacheSize coded_cache_size(const Codebook& codebook, const KvShape& model, std::
         continue;
       }
       const CodeLayout layout{tensor->spec(), tensor->n_kv_heads(), tensor->head_dim()};
-      result.code_bytes += layout.tensor_bytes(n_cells);
+      const CodedTensorSize size = CodedTensorSize::of(layout, n_cells, n_rows);
+      result.code_bytes += size.code_bytes;
+      result.window_bytes += size.total() - size.code_bytes;
       bits += tensor->spec().bits_per_channel() * static_cast<double>(n_channels);
     }
   }

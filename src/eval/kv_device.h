@@ -26,6 +26,10 @@ class KvDevice {
   /// The codebook for caches allocated from now on; "" keeps them 16-bit.
   Status set_codebook(const std::string& path) const;
 
+  /// The window of caches coded from the next set_codebook on, made for one sequence;
+  /// nothing: the codebook's.
+  Status set_window(std::optional<int> window, std::optional<int> sinks) const;
+
   /// The device's last refusal, or "".
   std::string last_error() const;
 

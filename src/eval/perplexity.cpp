@@ -60,6 +60,14 @@ class Evaluation {
     return {std::max(begin, first_scored()), std::min(end, options_.n_ctx - 1)};
   }
 
+  std::optional<int> window(const Variant& variant) const {
+    return variant.window ? variant.window : options_.window;
+  }
+
+  std::optional<int> sinks(const Variant& variant) const {
+    return variant.sinks ? variant.sinks : options_.sinks;
+  }
+
   int ubatch(const Variant& variant) const {
     const int wanted =
         variant.n_ubatch > 0 ? variant.n_ubatch : std::min(options_.n_ubatch, options_.n_batch);
@@ -201,6 +209,7 @@ Status Evaluation::make_context(const Variant& variant, ContextHandle& out) {
   params.swa_full = false;  // as llama.cpp's programs
   params.no_perf = true;
   if (variant.uses_device()) {
+    CQKV_RETURN_IF_ERROR(device_->set_window(window(variant), sinks(variant)));
     CQKV_RETURN_IF_ERROR(device_->set_codebook(variant.codebook_path));
   }
   take_llama_errors();
@@ -237,7 +246,10 @@ Status Evaluation::make_contexts() {
     if (!codebook.ok()) {
       return codebook.status();
     }
-    report.size = coded_cache_size(*codebook, shape_, n_cells);
+    report.window = {
+        .window = window(contender->variant).value_or(static_cast<int>(codebook->window)),
+        .sinks = sinks(contender->variant).value_or(static_cast<int>(codebook->sinks))};
+    report.size = coded_cache_size(*codebook, shape_, n_cells, report.window);
   }
   return {};
 }

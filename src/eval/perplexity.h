@@ -35,6 +35,8 @@ struct PerplexityOptions {
   int n_ubatch = 512;
   int n_threads = 1;
   ScoreMode score = ScoreMode::kHalf;
+  std::optional<int> window;  ///< Of variants that name none; nothing: the codebook's.
+  std::optional<int> sinks;
   bool add_bos = true;  ///< If the model wants one: in place of each chunk's first token.
 };
 
@@ -52,6 +54,7 @@ struct VariantReport {
   std::string codebook_name;  ///< general.name of a codebook.
   std::uint64_t codebook_identity = 0;
   PairSummary summary;
+  WindowSpec window;
   CacheSize size;
   /// What the device allocated, if it says; compare with size.cache_bytes().
   std::optional<std::uint64_t> device_cache_bytes;

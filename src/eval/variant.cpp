@@ -7,32 +7,58 @@
 namespace cqkv::eval {
 namespace {
 
-Status parse_ubatch(std::string_view digits, const std::string& text, int& out) {
+Status parse_number(std::string_view digits, const std::string& text, const char* what, int lowest,
+                    int& out) {
   const char* end = digits.data() + digits.size();
   const auto [rest, error] = std::from_chars(digits.data(), end, out);
-  if (error != std::errc() || rest != end || out < 1) {
-    return invalid_argument("'" + text + "': got '" + std::string(digits) +
-                            "' for the micro-batch size, want a number from 1");
+  if (error != std::errc() || rest != end || out < lowest) {
+    return invalid_argument("'" + text + "': got '" + std::string(digits) + "' for " + what +
+                            ", want a number from " + std::to_string(lowest));
   }
   return {};
+}
+
+// Takes "@<key>:<N>" off the end of `name`; false if it ends in none.
+Result<bool> take_suffix(std::string_view& name, Variant& out) {
+  const auto at = name.rfind('@');
+  const auto colon = name.find(':', at == std::string_view::npos ? 0 : at);
+  if (at == std::string_view::npos || colon == std::string_view::npos) {
+    return false;
+  }
+  const std::string_view key = name.substr(at + 1, colon - at - 1);
+  const std::string_view digits = name.substr(colon + 1);
+  if (key == "ub") {
+    CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "the micro-batch size", 1, out.n_ubatch));
+  } else if (key == "window") {
+    CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "the window", 0, out.window.emplace()));
+  } else if (key == "sinks") {
+    CQKV_RETURN_IF_ERROR(
+        parse_number(digits, out.text, "the number of sinks", 0, out.sinks.emplace()));
+  } else {
+    return false;
+  }
+  name = name.substr(0, at);
+  return true;
 }
 
 }  // namespace
 
 Result<Variant> Variant::parse(const std::string& text) {
   constexpr std::string_view kStockUbatch = "stock-ub:";
-  constexpr std::string_view kUbatch = "@ub:";
   Variant result;
   result.text = text;
   std::string_view name = text;
   if (name.substr(0, kStockUbatch.size()) == kStockUbatch) {
-    CQKV_RETURN_IF_ERROR(parse_ubatch(name.substr(kStockUbatch.size()), text, result.n_ubatch));
+    CQKV_RETURN_IF_ERROR(parse_number(name.substr(kStockUbatch.size()), text,
+                                      "the micro-batch size", 1, result.n_ubatch));
     return result;
   }
-  const auto suffix = name.rfind(kUbatch);
-  if (suffix != std::string_view::npos) {
-    CQKV_RETURN_IF_ERROR(parse_ubatch(name.substr(suffix + kUbatch.size()), text, result.n_ubatch));
-    name = name.substr(0, suffix);
+  for (bool more = true; more;) {
+    const Result<bool> taken = take_suffix(name, result);
+    if (!taken.ok()) {
+      return taken.status();
+    }
+    more = *taken;
   }
   if (name == "stock" || name == "stock-nofa") {
     result.flash_attention = name == "stock";
@@ -41,6 +67,9 @@ Result<Variant> Variant::parse(const std::string& text) {
   } else {
     result.kind = CacheKind::kCoded;
     result.codebook_path = name;
+  }
+  if (result.kind != CacheKind::kCoded && (result.window || result.sinks)) {
+    return invalid_argument("'" + text + "': only a codebook has a window");
   }
   return result;
 }

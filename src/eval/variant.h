@@ -2,6 +2,7 @@
 // of stock's variants, as named on the command line.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "cqkv/status.h"
@@ -19,12 +20,14 @@ struct Variant {
   std::string text;           ///< As given.
   std::string codebook_path;  ///< kCoded only.
   bool flash_attention = true;
-  int n_ubatch = 0;  ///< 0: that of the run.
+  int n_ubatch = 0;           ///< 0: that of the run.
+  std::optional<int> window;  ///< kCoded: exact recent tokens; nothing: the codebook's.
+  std::optional<int> sinks;   ///< kCoded: exact first tokens.
 
   bool uses_device() const { return kind != CacheKind::kStock; }
 
   /// Reads a path, "none", "stock", "stock-nofa" or "stock-ub:<N>"; each but the last
-  /// may end in "@ub:<N>".
+  /// may end in "@ub:<N>", a path also in "@window:<N>" and "@sinks:<N>", in any order.
   static Result<Variant> parse(const std::string& text);
 };
 

@@ -133,7 +133,8 @@ TEST_F(Window, BufferHoldsItsPool) {
   const std::size_t row_bytes = 128 + 128 / 32 * sizeof(float);
   const std::size_t pool = shape.n_layers * 2 * rows * row_bytes;
   EXPECT_GE(with, without + pool + 256 * sizeof(std::int32_t));
-  EXPECT_LE(with, without + pool + 256 * sizeof(std::int32_t) + rows * 32 + shape.n_layers * 2 * 64);
+  EXPECT_LE(with,
+            without + pool + 256 * sizeof(std::int32_t) + rows * 32 + shape.n_layers * 2 * 64);
   EXPECT_EQ(Backend::get().cache_bytes(), with);
 }
 
@@ -252,8 +253,8 @@ TEST_F(Window, TooManySequencesShareThePool) {
   for (int round = 0; round < 5; round++) {
     for (int sequence = 0; sequence < 4; sequence++) {
       const Tokens tokens =
-          moved(run_of_tokens(round * 12, 12, static_cast<std::uint64_t>(sequence)),
-                sequence * 60, sequence);
+          moved(run_of_tokens(round * 12, 12, static_cast<std::uint64_t>(sequence)), sequence * 60,
+                sequence);
       ASSERT_FALSE(evaluate_in_steps(cache, tokens, 5).empty());
     }
   }

@@ -16,7 +16,7 @@ KvShape model_of(int n_layers, int n_kv_heads, int head_dim) {
 
 TEST(CacheSize, OneBit) {
   const auto codebook = testing::random_codebook(30, {8, 8}, {8, 8}, 3, 64);
-  const CacheSize size = coded_cache_size(codebook, model_of(30, 3, 64), 2048);
+  const CacheSize size = coded_cache_size(codebook, model_of(30, 3, 64), 2048, {});
   EXPECT_EQ(size.n_channels, 30U * 2 * 192);
   EXPECT_EQ(size.f16_bytes, 2048U * 11520 * 2);
   EXPECT_EQ(size.code_bytes, size.f16_bytes / 16);
@@ -30,16 +30,16 @@ TEST(CacheSize, OneBit) {
 
 TEST(CacheSize, PartOfABlockCostsAWholeOne) {
   const auto codebook = testing::random_codebook(1, {8, 8}, {8, 8}, 1, 64);
-  EXPECT_EQ(coded_cache_size(codebook, model_of(1, 1, 64), 65).code_bytes, 2U * 2 * 64 * 8);
+  EXPECT_EQ(coded_cache_size(codebook, model_of(1, 1, 64), 65, {}).code_bytes, 2U * 2 * 64 * 8);
 }
 
 TEST(CacheSize, ExactSidesAndLayersCountAsSixteenBits) {
   auto codebook = testing::random_codebook(2, {4, 8}, {}, 1, 64);
-  CacheSize size = coded_cache_size(codebook, model_of(2, 1, 64), 64);
+  CacheSize size = coded_cache_size(codebook, model_of(2, 1, 64), 64, {});
   EXPECT_EQ(size.exact_bytes, 2U * 64 * 64 * 2);
   EXPECT_DOUBLE_EQ(size.bits_codes, (2.0 + 16.0) / 2);
   codebook.layers[0] = LayerCodebook{};
-  size = coded_cache_size(codebook, model_of(2, 1, 64), 64);
+  size = coded_cache_size(codebook, model_of(2, 1, 64), 64, {});
   EXPECT_DOUBLE_EQ(size.bits_codes, (16.0 + 16.0 + 2.0 + 16.0) / 4);
 }
 
@@ -48,9 +48,26 @@ TEST(CacheSize, LayersWithoutACacheCostNothing) {
   model.layers[1].n_kv_heads = 0;
   auto codebook = testing::random_codebook(2, {8, 8}, {8, 8}, 1, 64);
   codebook.layers[1] = LayerCodebook{};
-  const CacheSize size = coded_cache_size(codebook, model, 64);
+  const CacheSize size = coded_cache_size(codebook, model, 64, {});
   EXPECT_DOUBLE_EQ(size.bits_codes, 1.0);
   EXPECT_EQ(size.exact_bytes, 0U);
+}
+
+// One sequence's window: (128 + 16 + 4) rows a tensor of a byte a channel and a scale for
+// 32, each tensor's part aligned to 64, and the table.
+TEST(CacheSize, WindowCounts) {
+  const auto codebook = testing::random_codebook(30, {8, 8}, {8, 8}, 3, 64);
+  const KvShape model = model_of(30, 3, 64);
+  const WindowSpec window{128, 4};
+  const CacheSize size = coded_cache_size(codebook, model, 2048, window);
+  const std::uint64_t pool = (148U * (192 + 24) + 63) / 64 * 64;
+  EXPECT_EQ(size.window_bytes, 60 * pool + ExactWindow::table_bytes(2048, 148));
+  EXPECT_EQ(size.cache_bytes(), coded_cache_size(codebook, model, 2048, {}).cache_bytes() +
+                                    size.window_bytes);
+  EXPECT_GT(size.bits_all_in, coded_cache_size(codebook, model, 2048, {}).bits_all_in);
+  // A context shorter than the window has no more rows than cells.
+  EXPECT_EQ(coded_cache_size(codebook, model, 64, window).window_bytes,
+            60 * (64U * 216) + ExactWindow::table_bytes(64, 64));
 }
 
 }  // namespace

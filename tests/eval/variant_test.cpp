@@ -24,6 +24,14 @@ TEST(Variant, Names) {
 
 TEST(Variant, MicroBatches) {
   EXPECT_EQ(Variant::parse("stock-ub:32")->n_ubatch, 32);
+  const auto window = Variant::parse("x@y/a.gguf@window:0@ub:32@sinks:7");
+  ASSERT_TRUE(window.ok()) << window.status().message();
+  EXPECT_EQ(window->codebook_path, "x@y/a.gguf");
+  EXPECT_EQ(window->window, 0);
+  EXPECT_EQ(window->sinks, 7);
+  EXPECT_EQ(window->n_ubatch, 32);
+  EXPECT_FALSE(Variant::parse("a.gguf")->window.has_value());
+  EXPECT_FALSE(Variant::parse("none@window:3").ok());
   const auto coded = Variant::parse("a.gguf@ub:2048");
   ASSERT_TRUE(coded.ok());
   EXPECT_EQ(coded->codebook_path, "a.gguf");
