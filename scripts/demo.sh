@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What cqkv does, on a real model in a few minutes: learns a 2-bit and a 1-bit
-# codebook, compares both coded caches with the 16-bit one, and generates a text
-# from the 2-bit cache with llama.cpp's own program.
+# codebook, compares both coded caches with the 16-bit one, with and without the exact
+# window, and generates a text from the 1-bit cache with llama.cpp's own program.
 #
 #   scripts/demo.sh [MODEL.gguf]      default: SmolLM2-135M-Instruct
 #
@@ -20,9 +20,11 @@ cqkv=build/bin/cqkv
 folder=build/demo/$(basename "$model" .gguf)
 mkdir -p "$folder"
 codebooks=()
+variants=()
 for config in 4c8b 8c8b; do
   codebook=$folder/$config-$weights.gguf
   codebooks+=("$codebook")
+  variants+=("$codebook" "$codebook@window:0@sinks:0")
   if [[ ! -f $codebook ]]; then
     echo "== Learning a $config codebook ($weights weights, 32,768 tokens of text and code)"
     "$cqkv" calibrate -m "$model" -f data/wikitext2-train-1200k.txt data/code-calib.txt \
@@ -32,13 +34,13 @@ done
 
 echo
 echo "== Comparing with the 16-bit cache on text that was not learned from"
-"$cqkv" perplexity -m "$model" --kv-codebook "${codebooks[@]}" -f data/wikitext2-test.txt \
+"$cqkv" perplexity -m "$model" --kv-codebook "${variants[@]}" -f data/wikitext2-test.txt \
   -c 2048 --chunks "$chunks" -t "$threads" --json "$folder/figures.json" >/dev/null
 python3 scripts/demo_table.py "$folder/figures.json"
 
 echo
-echo "== Generating from the 2-bit cache (llama-completion, unmodified)"
-"$cqkv" run -m "$model" --kv-codebook "${codebooks[0]}" -- -no-cnv -n 80 -c 2048 \
+echo "== Generating from the 1-bit cache with its exact window (llama-completion, unmodified)"
+"$cqkv" run -m "$model" --kv-codebook "${codebooks[1]}" -- -no-cnv -n 80 -c 2048 \
   --temp 0.7 --seed 7 --repeat-penalty 1.1 -t "$threads" -p "The three most important inventions in the history of mankind are" \
   2>"$folder/run.log" || { tail -n 20 "$folder/run.log" >&2; exit 1; }
 echo

@@ -16,14 +16,14 @@ void write_exact_row(ExactRowLayout layout, const float* row, const float* decod
   for (int first = 0; first < layout.n_channels; first += ExactRowLayout::kScaleChannels) {
     const int last = std::min(first + ExactRowLayout::kScaleChannels, layout.n_channels);
     float largest = 0.0F;
-    bool finite = true;
+    bool wild = false;
     for (int i = first; i < last; i++) {
       const float size = std::abs(row[i] - decoded[i]);
-      finite = finite && std::isfinite(size);
+      wild = wild || !(size <= 127.0F * ExactRowLayout::kLargestScale);
       largest = std::max(largest, size);
     }
     const float scale = largest / 127.0F;
-    if (!finite || scale == 0.0F) {
+    if (wild || scale == 0.0F) {
       continue;
     }
     std::memcpy(out + static_cast<std::size_t>(first) / ExactRowLayout::kScaleChannels * 4, &scale,

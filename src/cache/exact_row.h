@@ -17,6 +17,9 @@ namespace cqkv {
 ///     row[i] = decoded[i] + scale[i / 32] * residual[i]
 struct ExactRowLayout {
   static constexpr int kScaleChannels = 32;
+  /// Larger than what a 16-bit row could hold is not stored, and not accepted from outside:
+  /// scores of cells that a query does not see must be finite too.
+  static constexpr float kLargestScale = 65504.0F / 127.0F;
 
   int n_channels = 0;
 
@@ -54,7 +57,8 @@ struct CodedTensorSize {
 
 /// Writes the exact row of `row` given its decoded codes, both [n_channels]:
 /// scale = max |row - decoded| / 127, residual rounded to nearest, so each channel is off
-/// by at most scale / 2. 32 channels of which one is not finite keep their codes alone.
+/// by at most scale / 2. 32 channels of which one is not finite, or off by more than the
+/// largest 16-bit number, keep their codes alone.
 void write_exact_row(ExactRowLayout layout, const float* row, const float* decoded,
                      std::uint8_t* out);
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -64,7 +63,7 @@ void unpack(const CodeLayout& layout, const std::uint8_t* in, std::uint16_t* cod
 constexpr std::uint8_t kExactFlag = 1;
 constexpr std::uint8_t kSinkFlag = 2;
 
-// A scale that is not finite would spoil more than its own row.
+// A scale that makes scores infinite would spoil more than its own row.
 Status check_exact(const CodeLayout& layout, std::span<const std::uint8_t> row) {
   if (!record_holds_exact_row(layout, row.size())) {
     return corrupt("record with an exact row, for which a row of " + std::to_string(row.size()) +
@@ -73,9 +72,10 @@ Status check_exact(const CodeLayout& layout, std::span<const std::uint8_t> row) 
   const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
   for (std::size_t i = 0; i < exact.n_scales(); i++) {
     const auto scale = get<float>(row, record_bytes(layout) + i * sizeof(float));
-    if (!std::isfinite(scale)) {
-      return corrupt("record with an exact row whose scale " + std::to_string(i) +
-                     " is not finite");
+    if (!(scale >= 0.0F && scale <= ExactRowLayout::kLargestScale)) {
+      return corrupt("record with an exact row whose scale " + std::to_string(i) + " is " +
+                     std::to_string(scale) + ", want one from 0 to " +
+                     std::to_string(ExactRowLayout::kLargestScale));
     }
   }
   return {};

@@ -238,15 +238,21 @@ TEST(ExactRow, IsOffByHalfAStep) {
 TEST(ExactRow, SurvivesWhatIsNotFiniteAndWhatIsNothing) {
   const ExactRowLayout layout{64};
   std::vector<float> row(64, 1.0F);
-  row[3] = NAN;
   row[40] = 3.0F;
+  row[20] = 2.0F;  // beside the wild one: keeps its code
   const std::vector<float> decoded(64, 1.0F);
-  std::vector<std::uint8_t> exact(layout.row_bytes(), 0xFF);
-  write_exact_row(layout, row.data(), decoded.data(), exact.data());
-  std::vector<float> got = decoded;
-  add_exact_row(layout, exact.data(), 0, 64, got.data());
-  for (int i = 0; i < 64; i++) {
-    ASSERT_FLOAT_EQ(got[static_cast<std::size_t>(i)], i == 40 ? 3.0F : 1.0F) << i;
+  for (const float wild : {NAN, INFINITY, -INFINITY, 1e5F, 1e30F}) {
+    for (const std::size_t where : {0U, 19U, 31U}) {
+      row[where] = wild;
+      std::vector<std::uint8_t> exact(layout.row_bytes(), 0xFF);
+      write_exact_row(layout, row.data(), decoded.data(), exact.data());
+      std::vector<float> got = decoded;
+      add_exact_row(layout, exact.data(), 0, 64, got.data());
+      for (int i = 0; i < 64; i++) {
+        ASSERT_FLOAT_EQ(got[static_cast<std::size_t>(i)], i == 40 ? 3.0F : 1.0F) << wild << i;
+      }
+      row[where] = 1.0F;
+    }
   }
 }
 

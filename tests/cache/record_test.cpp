@@ -2,6 +2,8 @@
 // that does not belong. What is not here: the device's use of them (tests/device).
 #include "cache/record.h"
 
+#include <cmath>
+#include <cstring>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -105,10 +107,12 @@ TEST(Record, CarriesAnExactRow) {
   EXPECT_EQ(back, codes);
   EXPECT_TRUE(want.sink);
   EXPECT_EQ(std::vector<std::uint8_t>(content->exact.begin(), content->exact.end()), bytes);
-  // A scale that is not a number would spoil every query that has the row in its tile.
-  saved[record_bytes(layout) + 2] = 0xC0;
-  saved[record_bytes(layout) + 3] = 0x7F;
-  EXPECT_EQ(read_record(layout, saved, want, back.data()).status().code(), StatusCode::kCorrupt);
+  // A scale that makes scores infinite would spoil every query that has the row in its tile.
+  for (const float wild : {NAN, INFINITY, -1.0F, 1e30F, 600.0F}) {
+    std::memcpy(saved.data() + record_bytes(layout), &wild, sizeof(wild));
+    EXPECT_EQ(read_record(layout, saved, want, back.data()).status().code(), StatusCode::kCorrupt)
+        << wild;
+  }
 }
 
 TEST(Record, HighRatesHaveNoRoomForAnExactRow) {

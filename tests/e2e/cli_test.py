@@ -211,6 +211,22 @@ class CliTest(unittest.TestCase):
                      "--print-command")
         self.assertIn("/llama-cli'", result.stdout)
 
+    def test_window_and_number_of_sequences_reach_the_device(self):
+        result = self.start("serve")
+        self.assertNotIn("CQKV_WINDOW", result.stdout, "the codebook's own")
+        self.assertIn("CQKV_SEQUENCES='4'", result.stdout, "llama-server's default slots")
+        self.assertIn("CQKV_SEQUENCES='1'", self.start("run").stdout)
+        self.assertIn("CQKV_SEQUENCES='8'", self.start("serve", "-np", "8").stdout)
+        self.assertIn("CQKV_SEQUENCES='4'", self.start("serve", "-np", "-1").stdout)
+        self.assertIn("CQKV_SEQUENCES='6'",
+                      self.start("serve", env={"LLAMA_ARG_N_PARALLEL": "6"}).stdout)
+        self.assertIn("CQKV_SEQUENCES='9'", self.start("serve", env={"CQKV_SEQUENCES": "9"}).stdout)
+        result = run("serve", "-m", self.model, "--kv-codebook", self.codebook, "--window", "64",
+                     "--sinks", "0", "--print-command")
+        self.assertIn("CQKV_WINDOW='64' CQKV_SINKS='0'", result.stdout)
+        self.expect(run("serve", "-m", self.model, "--kv-codebook", self.codebook, "--window",
+                        "-3", "--print-command"), 2, "--window")
+
     def test_flags_that_would_switch_coding_off(self):
         conflicts = [("-fa", "off"), ("--flash-attn", "0"), ("-nkvo",), ("--no-kv-offload",),
                      ("-ctk", "q8_0"), ("--cache-type-k", "q4_0"), ("-ctv", "bf16"),

@@ -33,11 +33,11 @@ def free_port():
 class Server:
     """cqkv serve on a free port, with its log in a file."""
 
-    def __init__(self, codebook, folder, *arguments):
+    def __init__(self, codebook, folder, *arguments, ours=()):
         self.port = free_port()
         self.log_path = os.path.join(folder, f"server-{self.port}.log")
         self.log = open(self.log_path, "w", encoding="utf-8")
-        command = [CQKV, "serve", "-m", MODEL, "--kv-codebook", codebook, "--", "--host",
+        command = [CQKV, "serve", "-m", MODEL, "--kv-codebook", codebook, *ours, "--", "--host",
                    "127.0.0.1", "--port", str(self.port), "-t", "2", "--no-warmup",
                    "--slot-save-path", folder, *arguments]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
@@ -99,18 +99,29 @@ class ServerTest(unittest.TestCase):
                         "-c", "512", "--max-iterations", "8"], check=True, timeout=600)
         return path
 
-    def start(self, *arguments, codebook=None):
-        server = Server(codebook or self.codebook, self.folder.name, *arguments)
+    def start(self, *arguments, codebook=None, ours=()):
+        server = Server(codebook or self.codebook, self.folder.name, *arguments, ours=ours)
         self.addCleanup(server.stop)
         return server
 
-    def test_log_shows_the_coded_size(self):
-        server = self.start("-c", "1024", "-np", "1", "-lv", "4")
-        # 2 bits a channel, 30 layers, K and V, 192 channels, 1024 cells; 4 bytes a position.
-        want = (30 * 2 * 192 * 2 // 8 * 1024 + 4 * 1024) / 1024 / 1024
+    def logged_mebibytes(self, *ours, slots=1):
+        server = self.start("-c", "1024", "-np", str(slots), "--kv-unified", "-lv", "4", ours=ours)
         found = re.search(r"CQ0 KV buffer size = +([\d.]+) MiB", server.log_text())
         self.assertIsNotNone(found, server.log_text()[-3000:])
-        self.assertAlmostEqual(float(found.group(1)), want, delta=0.006)
+        return float(found.group(1)), server.log_text()
+
+    def test_log_shows_the_coded_size(self):
+        # 2 bits a channel, 30 layers, K and V, 192 channels, 1024 cells; 4 bytes a position.
+        codes = (30 * 2 * 192 * 2 // 8 * 1024 + 4 * 1024) / 1024 / 1024
+        size, log = self.logged_mebibytes("--window", "0", "--sinks", "0")
+        self.assertAlmostEqual(size, codes, delta=0.006)
+        self.assertIn("no exact window", log)
+        # A row of a tensor is a byte a channel and a float for 32; 128 + 16 + 4 rows a slot.
+        for slots in (1, 3):
+            size, log = self.logged_mebibytes(slots=slots)
+            rows = slots * 148 * 30 * 2 * (192 + 24) / 1024 / 1024
+            self.assertAlmostEqual(size, codes + rows, delta=0.03)
+            self.assertIn(f"window 128 and 4 sinks, {slots * 148} exact rows", log)
 
     def test_two_slots_in_parallel(self):
         for unified in ("--kv-unified", "--no-kv-unified"):
@@ -132,14 +143,14 @@ class ServerTest(unittest.TestCase):
 
     def test_slot_saved_and_restored_into_the_other(self):
         server = self.start("-c", "1024", "-np", "2")
-        server.complete(LONG_PROMPT, 0, 1)
+        server.complete(3 * LONG_PROMPT, 0, 1)
         saved = server.post("/slots/0?action=save", {"filename": "slot.bin"})
-        self.assertGreater(saved["n_saved"], 50)
+        self.assertGreater(saved["n_saved"], 150, "more than the exact window")
         restored = server.post("/slots/1?action=restore", {"filename": "slot.bin"})
         self.assertEqual(restored["n_restored"], saved["n_saved"])
-        first = server.complete(LONG_PROMPT + "Then", 0, 32)
-        second = server.complete(LONG_PROMPT + "Then", 1, 32)
-        self.assertGreater(second["timings"]["cache_n"], 50, "served from the restored codes")
+        first = server.complete(3 * LONG_PROMPT + "Then", 0, 32)
+        second = server.complete(3 * LONG_PROMPT + "Then", 1, 32)
+        self.assertGreater(second["timings"]["cache_n"], 150, "served from the restored codes")
         self.assertEqual(second["content"], first["content"])
 
     def test_context_shift(self):

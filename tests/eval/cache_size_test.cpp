@@ -62,8 +62,8 @@ TEST(CacheSize, WindowCounts) {
   const CacheSize size = coded_cache_size(codebook, model, 2048, window);
   const std::uint64_t pool = (148U * (192 + 24) + 63) / 64 * 64;
   EXPECT_EQ(size.window_bytes, 60 * pool + ExactWindow::table_bytes(2048, 148));
-  EXPECT_EQ(size.cache_bytes(), coded_cache_size(codebook, model, 2048, {}).cache_bytes() +
-                                    size.window_bytes);
+  EXPECT_EQ(size.cache_bytes(),
+            coded_cache_size(codebook, model, 2048, {}).cache_bytes() + size.window_bytes);
   EXPECT_GT(size.bits_all_in, coded_cache_size(codebook, model, 2048, {}).bits_all_in);
   // A context shorter than the window has no more rows than cells.
   EXPECT_EQ(coded_cache_size(codebook, model, 64, window).window_bytes,

@@ -1,0 +1,52 @@
+// A coded cache driven through the device's own operations by a stream of bytes, beside
+// a plain model of what must come out: for each cell the rows that were stored, whose
+// token it is and whether it is exact. Every byte string is a legal run, so the same
+// code serves random tests (cache_model_test.cpp) and the fuzzer (tests/fuzz).
+// Operations: evaluate (store and attend), remove, take back, shift, copy a stream,
+// save, restore, restore damaged rows, clear.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace cqkv::device {
+
+/// The operations of one run, counted.
+struct CacheModelCounts {
+  std::size_t n_operations = 0;
+  std::size_t n_attended = 0;  ///< Queries compared with the model.
+  std::size_t n_exact = 0;     ///< Cells that queries saw exactly.
+  std::size_t n_coded = 0;
+};
+
+/// What kind of cache.
+enum class CacheKind {
+  kUnified,    ///< Three sequences in one stream, exact rows for every cell.
+  kSmallPool,  ///< The same with exact rows for one sequence: some are evicted.
+  kStreams,    ///< Two streams of one sequence each.
+};
+
+class CacheModel {
+ public:
+  explicit CacheModel(CacheKind kind);
+  ~CacheModel();
+  CacheModel(const CacheModel&) = delete;
+  CacheModel& operator=(const CacheModel&) = delete;
+  CacheModel(CacheModel&&) = delete;
+  CacheModel& operator=(CacheModel&&) = delete;
+
+  /// Runs all operations that `bytes` hold on a cleared cache.
+  /// @return "" or what differed from the model.
+  std::string run(std::span<const std::uint8_t> bytes);
+
+  const CacheModelCounts& counts() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace cqkv::device
