@@ -55,6 +55,8 @@ struct ModelCell {
   bool damaged = false;  // restored from a damaged row: anything may be in it
   std::array<ModelRow, kLayers> keys;
   std::array<ModelRow, kLayers> values;
+
+  void free() { sequence = -1; }
 };
 
 // Reads numbers off the input; zeros at its end.
@@ -106,6 +108,22 @@ ggml_tensor* rope_node(ggml_context* context, ggml_tensor* x, ggml_tensor* posit
                        p.beta_slow);
 }
 
+using Angles = std::array<std::pair<double, double>, kHeadDim / 2>;
+
+// Cosine and sine of each pair, remembered.
+const Angles& angles_of(std::int32_t position) {
+  static std::map<std::int32_t, Angles> known;
+  const auto [entry, fresh] = known.try_emplace(position);
+  if (fresh) {
+    const RopeFrequencies frequencies = RopeFrequencies::of(rope());
+    for (std::size_t i = 0; i < entry->second.size(); i++) {
+      const double angle = frequencies.frequency[i] * position;
+      entry->second[i] = {std::cos(angle), std::sin(angle)};
+    }
+  }
+  return entry->second;
+}
+
 // As the device does it, so that roundings cannot make other codes of the row.
 void rotate_back(Row& row, std::int32_t position) {
   std::array<float, kHeadDim / 2> cosines;
@@ -150,7 +168,8 @@ struct CacheModel::Impl {
     if (!write_codebook(codebook, path).ok()) {
       std::abort();
     }
-    set_window_choice({.window = std::nullopt, .sinks = std::nullopt, .n_sequences = pool_sequences});
+    set_window_choice(
+        {.window = std::nullopt, .sinks = std::nullopt, .n_sequences = pool_sequences});
     set_current_library(*CodebookLibrary::load(path));
     unlink(path.c_str());
   }
@@ -266,7 +285,7 @@ struct CacheModel::Impl {
     for (std::size_t i = 0; i < chosen.size(); i++) {
       if (cells[chosen[i]].sequence != sequences[i]) {
         for (const std::size_t cell : chosen) {
-          cells[cell] = {};
+          cells[cell].free();
         }
         return "";
       }
@@ -287,9 +306,9 @@ struct CacheModel::Impl {
 
   void store(ModelCell& cell, int sequence) {
     const std::int32_t position = next_position(sequence);
-    cell = {};
     cell.sequence = sequence;
     cell.position = position;
+    cell.damaged = false;
     cell.sink = position < kWindow.sinks;
     cell.exact = true;  // while the graph runs
     for (int layer = 0; layer < kLayers; layer++) {
@@ -379,7 +398,7 @@ struct CacheModel::Impl {
       if (kv->window().row(cell) != ExactWindow::kNone) {
         return text("a token of a failed graph is exact", static_cast<int>(cell), 0);
       }
-      cells[cell] = {};
+      cells[cell].free();
     }
     // Which of the others made room is not modelled.
     for (std::size_t cell = 0; cell < cells.size(); cell++) {
@@ -452,6 +471,7 @@ struct CacheModel::Impl {
       std::array<double, kChannels> key;
       const Row* value;
     };
+
     std::vector<Seen> seen;
     for (int t = 0; t < kCells; t++) {
       const ModelCell& cell = cells[at(stream, t)];
@@ -488,12 +508,10 @@ struct CacheModel::Impl {
   }
 
   static std::array<double, kChannels> rotated(const Row& row, std::int32_t position) {
-    static const RopeFrequencies frequencies = RopeFrequencies::of(rope());
+    const auto& angles = angles_of(position);
     std::array<double, kChannels> result;
     for (int i = 0; i < kHeadDim / 2; i++) {
-      const double angle = frequencies.frequency[i] * position;
-      const double cosine = std::cos(angle);
-      const double sine = std::sin(angle);
+      const auto [cosine, sine] = angles[static_cast<std::size_t>(i)];
       for (int head = 0; head < kKvHeads; head++) {
         const int at_x = head * kHeadDim + i;
         const int at_y = at_x + kHeadDim / 2;
@@ -506,7 +524,9 @@ struct CacheModel::Impl {
 
   void remove_sequence(int sequence) {
     for (ModelCell& cell : cells) {
-      cell = cell.sequence == sequence ? ModelCell() : cell;
+      if (cell.sequence == sequence) {
+        cell.free();
+      }
     }
   }
 
@@ -520,7 +540,9 @@ struct CacheModel::Impl {
     const int sequence = static_cast<int>(input.below(n_streams * n_sequences));
     const std::int32_t from = next_position(sequence) - static_cast<int>(input.below(24));
     for (ModelCell& cell : cells) {
-      cell = cell.sequence == sequence && cell.position >= from ? ModelCell() : cell;
+      if (cell.sequence == sequence && cell.position >= from) {
+        cell.free();
+      }
     }
     return "";
   }
@@ -538,7 +560,7 @@ struct CacheModel::Impl {
         continue;
       }
       if (cell.position < from + n) {
-        cell = {};
+        cell.free();
       } else {
         cell.position -= n;
         amounts[i] = -n;
@@ -653,7 +675,9 @@ struct CacheModel::Impl {
 
   std::string clear() {
     ggml_backend_buffer_clear(buffer.get(), 0);
-    std::fill(cells.begin(), cells.end(), ModelCell());
+    for (ModelCell& cell : cells) {
+      cell.free();
+    }
     return "";
   }
 
@@ -674,7 +698,8 @@ struct CacheModel::Impl {
   ThreadParallelFor parallel{1};
   GraphScratch scratch;
 
-  std::vector<ModelCell> cells = std::vector<ModelCell>(static_cast<std::size_t>(n_streams) * kCells);
+  std::vector<ModelCell> cells =
+      std::vector<ModelCell>(static_cast<std::size_t>(n_streams) * kCells);
   std::vector<std::vector<std::uint8_t>> saved_rows;  // [cell][tensor], flat
   std::vector<ModelCell> saved_cells;
   Rng rng{1};
