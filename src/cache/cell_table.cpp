@@ -5,11 +5,10 @@
 
 namespace cqkv {
 
-void CellTable::shift(std::span<const std::int32_t> shifts) {
-  const std::size_t n = std::min(shifts.size(), cells_.size());
-  for (std::size_t i = 0; i < n; i++) {
-    if (holds_token(i)) {
-      cells_[i] += shifts[i];
+void CellTable::shift(std::size_t first, std::span<const std::int32_t> shifts) {
+  for (std::size_t i = 0; i < shifts.size() && first + i < cells_.size(); i++) {
+    if (holds_token(first + i)) {
+      cells_[first + i] += shifts[i];
     }
   }
 }

@@ -51,9 +51,9 @@ class CellTable {
     }
   }
 
-  /// Adds shifts[i] to the position of cell i, where there is a token: the whole of
-  /// a context shift, since keys are coded before their rotation.
-  void shift(std::span<const std::int32_t> shifts);
+  /// Adds shifts[i] to the position of cell first + i, where there is a token: the whole
+  /// of a context shift, since keys are coded before their rotation.
+  void shift(std::size_t first, std::span<const std::int32_t> shifts);
 
   /// The copy of one stream's cells to another's.
   void copy(std::size_t from, std::size_t to, std::size_t n);

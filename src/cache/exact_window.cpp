@@ -88,8 +88,11 @@ bool ExactWindow::is_sink(std::size_t cell) const {
 void ExactWindow::begin(std::span<const std::int32_t> positions,
                         std::span<const std::size_t> cells) {
   commit(false);
-  epoch_++;
+  // All memory first: nothing may throw once cells point at the batch.
   sink_of_row_.resize(n_slots() + positions.size());
+  tokens_.reserve(positions.size());
+  epoch_++;
+  pending_ = true;
   for (std::size_t i = 0; i < positions.size(); i++) {
     const bool sink = positions[i] < spec_.sinks;
     drop(cells[i]);
@@ -97,7 +100,6 @@ void ExactWindow::begin(std::span<const std::int32_t> positions,
     row_of_cell_[cells[i]] = static_cast<std::int32_t>(n_slots() + i);
     sink_of_row_[n_slots() + i] = sink ? 1 : 0;
   }
-  pending_ = true;
 }
 
 std::vector<ExactWindow::Candidate> ExactWindow::candidates_of(

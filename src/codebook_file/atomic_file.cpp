@@ -73,6 +73,7 @@ Status AtomicFile::write(const void* data, std::size_t n_bytes) {
 }
 
 Status AtomicFile::commit() {
+  const std::string parent = folder_of(path_);  // now: nothing may fail after the renaming
   if (::fsync(descriptor_) != 0) {
     return failed("flush to the disk", errno);
   }
@@ -84,7 +85,7 @@ Status AtomicFile::commit() {
   descriptor_ = -1;
   // The name itself survives a power cut only if the folder is flushed too; a file
   // system that cannot do that is no reason to fail.
-  const int folder = ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const int folder = ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder >= 0) {
     (void)::fsync(folder);
     ::close(folder);

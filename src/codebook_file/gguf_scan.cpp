@@ -317,7 +317,9 @@ Result<CheckedGguf> open_checked(const std::string& path) {
   result.header.reset(
       gguf_init_from_file_ptr(result.file.get(), {/*no_alloc=*/true, /*ctx=*/nullptr}));
   if (result.header == nullptr) {
-    return corrupt(path + ": ggml cannot read its header");
+    // The header was checked; what is left is memory, of which ggml only says "no".
+    return Status(StatusCode::kResourceExhausted,
+                  path + ": ggml cannot read its header, probably for want of memory");
   }
   return result;
 }

@@ -84,12 +84,7 @@ ggml_status graph_compute(ggml_backend_t self, ggml_cgraph* graph) {
       i = end;
       continue;
     }
-    Status status;
-    try {
-      status = run_coded(graph->nodes[i], backend.parallel, backend.scratch);
-    } catch (const std::bad_alloc&) {
-      status = {StatusCode::kResourceExhausted, "out of memory in graph computation"};
-    }
+    const Status status = run_coded(graph->nodes[i], backend.parallel, backend.scratch);
     if (!status.ok()) {
       report_error(status.message());
       return GGML_STATUS_FAILED;
@@ -150,13 +145,20 @@ ggml_backend_t device_init_backend(ggml_backend_dev_t device, const char* /*para
     report_error("the host has no CPU backend");
     return nullptr;
   }
-  auto* context = new Backend();
+  auto* context = new (std::nothrow) Backend();
+  auto* backend = new (std::nothrow) ggml_backend{};
+  if (context == nullptr || backend == nullptr) {
+    delete context;
+    delete backend;
+    ggml_backend_free(cpu);
+    report_error("out of memory for a backend");
+    return nullptr;
+  }
   context->cpu = cpu;
   // NOLINTNEXTLINE(cppcoreguidelines-pro-type-reinterpret-cast): ggml hands functions out as void*
   context->set_cpu_threads =
       reinterpret_cast<ggml_backend_set_n_threads_t>(ggml_backend_reg_get_proc_address(
           ggml_backend_dev_backend_reg(cpu_device), "ggml_backend_set_n_threads"));
-  auto* backend = new ggml_backend{};
   backend->guid = backend_guid();
   backend->iface.get_name = backend_name;
   backend->iface.free = backend_free;
@@ -181,7 +183,12 @@ bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* node) 
       return ggml_backend_dev_supports_op(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU),
                                           node);
     case NodeKind::kCoded: {
-      const Status status = check_coded(node);
+      Status status;
+      try {
+        status = check_coded(node);
+      } catch (const std::bad_alloc&) {
+        status = {StatusCode::kResourceExhausted, "out of memory in planning a graph"};
+      }
       if (!status.ok()) {
         refuse(status);
       }
@@ -213,7 +220,7 @@ ggml_backend_dev_t registry_device(ggml_backend_reg_t /*registry*/, std::size_t 
 const char* set_codebook(const char* paths) {
   static thread_local std::string error;
   clear_last_error();
-  auto library = CodebookLibrary::load(paths == nullptr ? "" : paths);
+  auto library = load_codebooks(paths == nullptr ? "" : paths);
   if (!library.ok()) {
     error = library.status().message();
     return error.c_str();

@@ -2,8 +2,10 @@
 //
 // Views of coded tensors have nominal offsets, so row numbers come from view_offs
 // and the row size, and nothing is ever read or written at data + offset.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <new>
 
 #include <ggml-impl.h>
 
@@ -20,6 +22,9 @@ std::atomic<std::uint64_t> cache_bytes{0};
 thread_local bool allocating_cache = false;
 
 ggml_backend_buffer_type buffer_type;
+
+// Of rows that could not be saved: no record, so that restoring them is an error.
+constexpr int kUnreadable = 0xFF;
 
 KvBuffer& contents(ggml_backend_buffer_t buffer) {
   return *static_cast<KvBuffer*>(buffer->context);
@@ -47,11 +52,21 @@ void* get_base(ggml_backend_buffer_t buffer) {
   return contents(buffer).base();
 }
 
+// Calls what may need memory; ggml's C code must not see an exception.
+template <typename Function>
+Status guarded(const Function& function) {
+  try {
+    return function();
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kResourceExhausted, "out of memory"};
+  }
+}
+
 ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
   KvBuffer& kv = contents(buffer);
   allocating_cache = false;  // placing a tensor asks for its size once more
   const std::size_t before = kv.extra_bytes();
-  const Status status = kv.add(tensor);
+  const Status status = guarded([&] { return kv.add(tensor); });
   if (!status.ok()) {
     report_error(status.message());
     return GGML_STATUS_FAILED;
@@ -82,7 +97,14 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* d
     partial_rows(tensor, offset, size);
     return;
   }
-  kv.write_rows(*coded, range.first, {static_cast<const std::uint8_t*>(data), size});
+  const Status status = guarded([&]() -> Status {
+    kv.write_rows(*coded, range.first, {static_cast<const std::uint8_t*>(data), size});
+    return {};
+  });
+  if (!status.ok()) {
+    report_error("restoring a saved state: " + status.message());
+    kv.invalidate_rows(range.first, range.n);
+  }
 }
 
 void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* data,
@@ -99,17 +121,35 @@ void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* d
     std::memset(data, 0, size);
     return;
   }
-  kv.read_rows(*coded, range.first, {static_cast<std::uint8_t*>(data), size});
+  const Status status = guarded([&]() -> Status {
+    kv.read_rows(*coded, range.first, {static_cast<std::uint8_t*>(data), size});
+    return {};
+  });
+  if (!status.ok()) {
+    report_error("saving a state: " + status.message());
+    std::memset(data, kUnreadable, size);
+  }
 }
 
 void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, std::uint8_t value,
                    std::size_t offset, std::size_t size) {
-  if (contents(buffer).coded(tensor) == nullptr) {
+  const CodedTensor* coded = contents(buffer).coded(tensor);
+  if (coded == nullptr) {
     std::memset(static_cast<char*>(tensor->data) + offset, value, size);
     return;
   }
-  const std::vector<std::uint8_t> rows(size, value);
-  set_tensor(buffer, tensor, rows.data(), offset, size);
+  std::vector<std::uint8_t> row;
+  const Status status = guarded([&]() -> Status {
+    row.assign(std::min(coded->row_bytes, size), value);
+    return {};
+  });
+  if (!status.ok()) {
+    report_error("clearing rows: " + status.message());
+    return;
+  }
+  for (std::size_t done = 0; done < size; done += row.size()) {
+    set_tensor(buffer, tensor, row.data(), offset + done, std::min(row.size(), size - done));
+  }
 }
 
 bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tensor* dst) {
@@ -136,7 +176,14 @@ bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tenso
   if (!source_rows.whole || !rows.whole) {
     return false;
   }
-  kv.copy_rows(*to, source_rows.first, rows.first, rows.n);
+  const Status status = guarded([&]() -> Status {
+    kv.copy_rows(*to, source_rows.first, rows.first, rows.n);
+    return {};
+  });
+  if (!status.ok()) {
+    report_error("copying a sequence: " + status.message());
+    kv.invalidate_rows(rows.first, rows.n);
+  }
   return true;
 }
 
@@ -162,12 +209,17 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, std::size_t 
   if (refused && !for_cache) {
     return nullptr;
   }
-  const auto library = current_library();
-  if (!library.ok()) {
-    report_error(library.status().message());
+  std::shared_ptr<const CodebookLibrary> library;
+  const Status loaded = guarded([&]() -> Status {
+    const auto current = current_library();
+    library = current.ok() ? *current : nullptr;
+    return current.status();
+  });
+  if (!loaded.ok()) {
+    report_error(loaded.message());
     return nullptr;
   }
-  auto kv = KvBuffer::create(size, *library);
+  auto kv = KvBuffer::create(size, library);
   if (kv == nullptr) {
     report_error("out of memory: " + std::to_string(size) + " bytes for a buffer");
     return nullptr;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <new>
 
 #include "codebook_file/codebook_file.h"
 
@@ -114,6 +115,14 @@ const LoadedCodebook* CodebookLibrary::match(const CacheName& name, std::int64_t
   return nullptr;
 }
 
+Result<std::shared_ptr<const CodebookLibrary>> load_codebooks(const std::string& paths) {
+  try {
+    return CodebookLibrary::load(paths);
+  } catch (const std::bad_alloc&) {
+    return Status(StatusCode::kResourceExhausted, "out of memory reading codebooks");
+  }
+}
+
 Result<std::shared_ptr<const CodebookLibrary>> current_library() {
   {
     const std::lock_guard lock(library_mutex);
@@ -122,7 +131,7 @@ Result<std::shared_ptr<const CodebookLibrary>> current_library() {
     }
   }
   const char* paths = std::getenv("CQKV_CODEBOOK");
-  auto loaded = CodebookLibrary::load(paths == nullptr ? "" : paths);
+  auto loaded = load_codebooks(paths == nullptr ? "" : paths);
   if (!loaded.ok()) {
     return loaded.status();
   }

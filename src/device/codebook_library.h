@@ -58,6 +58,9 @@ class CodebookLibrary {
   WindowChoice window_;
 };
 
+/// CodebookLibrary::load without exceptions: kResourceExhausted if memory runs out.
+Result<std::shared_ptr<const CodebookLibrary>> load_codebooks(const std::string& paths);
+
 /// The library for caches allocated from now on. Loaded from the environment on
 /// first use; never null.
 Result<std::shared_ptr<const CodebookLibrary>> current_library();

@@ -3,9 +3,11 @@
 #include "device/graph_ops.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <new>
 #include <optional>
 #include <span>
 #include <vector>
@@ -624,11 +626,29 @@ Status run_shift(ggml_tensor* node) {
   if (buffer.position_owner() != tensor) {
     return {};  // the owner shifts for all layers
   }
-  std::vector<std::int32_t> shifts(static_cast<std::size_t>(ggml_nelements(node->src[1])));
-  ggml_backend_tensor_get(node->src[1], shifts.data(), 0, shifts.size() * sizeof(std::int32_t));
   buffer.settle();
-  buffer.cells().shift(shifts);
+  // In pieces and without asking for memory: positions half shifted could not be mended.
+  std::array<std::int32_t, 256> shifts;
+  const auto n_cells = static_cast<std::size_t>(ggml_nelements(node->src[1]));
+  for (std::size_t first = 0; first < n_cells; first += shifts.size()) {
+    const std::size_t n = std::min(shifts.size(), n_cells - first);
+    ggml_backend_tensor_get(node->src[1], shifts.data(), first * sizeof(std::int32_t),
+                            n * sizeof(std::int32_t));
+    buffer.cells().shift(first, std::span(shifts).first(n));
+  }
   return {};
+}
+
+Status run_checked(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch) {
+  CQKV_RETURN_IF_ERROR(check_coded(node));
+  switch (node->op) {
+    case GGML_OP_SET_ROWS:
+      return run_store(node, parallel, scratch);
+    case GGML_OP_FLASH_ATTN_EXT:
+      return run_attention(node, parallel, scratch);
+    default:
+      return run_shift(node);
+  }
 }
 
 }  // namespace
@@ -668,15 +688,16 @@ Status check_coded(const ggml_tensor* node) {
 }
 
 Status run_coded(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch) {
-  CQKV_RETURN_IF_ERROR(check_coded(node));
-  switch (node->op) {
-    case GGML_OP_SET_ROWS:
-      return run_store(node, parallel, scratch);
-    case GGML_OP_FLASH_ATTN_EXT:
-      return run_attention(node, parallel, scratch);
-    default:
-      return run_shift(node);
+  Status status;
+  try {
+    status = run_checked(node, parallel, scratch);
+  } catch (const std::bad_alloc&) {
+    status = {StatusCode::kResourceExhausted, "out of memory in graph computation"};
   }
+  if (!status.ok()) {
+    buffer_of(node->op == GGML_OP_FLASH_ATTN_EXT ? node->src[1] : node).abandon();
+  }
+  return status;
 }
 
 }  // namespace cqkv::device

@@ -39,6 +39,9 @@ struct GraphScratch {
 };
 
 /// Runs a kCoded node. Checks it first, as a backstop.
+/// @return what check_coded found; kMismatch if a query would see a token that could not be
+///   restored; kResourceExhausted. The host takes the graph's tokens back; other tokens are
+///   as before, but may have lost their exact rows.
 Status run_coded(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch);
 
 }  // namespace cqkv::device

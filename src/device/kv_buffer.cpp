@@ -185,8 +185,9 @@ BatchRows& KvBuffer::batch_rows(const CodedTensor& tensor) {
 
 std::uint8_t* KvBuffer::begin_exact_rows(CodedTensor& tensor, std::size_t n_tokens) {
   BatchRows& rows = batch_rows(tensor);
-  rows.owner = &tensor;
+  rows.owner = nullptr;  // until there is memory
   rows.bytes.resize(std::max(rows.bytes.size(), n_tokens * tensor.exact.row_bytes()));
+  rows.owner = &tensor;
   tensor.stored_epoch = window_.epoch();
   return rows.bytes.data();
 }
@@ -273,6 +274,13 @@ void KvBuffer::write_rows(const CodedTensor& tensor, std::size_t first,
   std::vector<std::uint16_t> codes(tensor.layout.n_codes());
   for (std::size_t i = 0; i * tensor.row_bytes < rows.size(); i++) {
     restore_row(tensor, first + i, rows.subspan(i * tensor.row_bytes, tensor.row_bytes), codes);
+  }
+}
+
+void KvBuffer::invalidate_rows(std::size_t first, std::size_t n) {
+  settle();
+  for (std::size_t cell = first; cell < first + n; cell++) {
+    cells_.set(cell, CellTable::kInvalid);
   }
 }
 

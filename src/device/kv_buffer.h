@@ -102,6 +102,9 @@ class KvBuffer {
   /// Ends the graph's bookkeeping; before anything but the next graph's operations.
   void settle();
 
+  /// The same for a graph that failed: its tokens get no exact rows.
+  void abandon() { window_.commit(false); }
+
   PositionBatch& batch() { return batch_; }
 
   const PositionBatch& batch() const { return batch_; }
@@ -127,6 +130,9 @@ class KvBuffer {
   /// Nominal rows [first, first + n) of a coded tensor out and in, as records.
   void read_rows(const CodedTensor& tensor, std::size_t first, std::span<std::uint8_t> rows);
   void write_rows(const CodedTensor& tensor, std::size_t first, std::span<const std::uint8_t> rows);
+
+  /// Rows that should have been restored and were not: a query that sees one must fail.
+  void invalidate_rows(std::size_t first, std::size_t n);
 
   /// Copies cells of one coded tensor within this buffer (a stream to another).
   void copy_rows(const CodedTensor& tensor, std::size_t from, std::size_t to, std::size_t n);

@@ -2,6 +2,7 @@
 #include "device/refusal.h"
 
 #include <mutex>
+#include <new>
 
 #include <ggml-impl.h>
 
@@ -30,7 +31,11 @@ bool take_refusal() {
 void report_error(const std::string& message) {
   GGML_LOG_ERROR("cqkv: %s\n", message.c_str());
   const std::lock_guard lock(error_mutex);
-  error_text = message;
+  try {
+    error_text = message;
+  } catch (const std::bad_alloc&) {
+    error_text.clear();  // it is in the log
+  }
 }
 
 std::string last_error() {

@@ -26,10 +26,14 @@ TEST(CellTable, ShiftMovesTokensOnly) {
   table.set(0, 100);
   table.set(1, CellTable::kInvalid);
   const std::array<std::int32_t, 3> shifts{-40, -40, -40};
-  table.shift(shifts);
+  table.shift(0, shifts);
   EXPECT_EQ(table.at(0), 60);
   EXPECT_EQ(table.at(1), CellTable::kInvalid);
   EXPECT_EQ(table.at(2), CellTable::kEmpty);
+  table.set(2, 7);
+  table.shift(2, shifts);  // more shifts than cells
+  EXPECT_EQ(table.at(2), -33);
+  EXPECT_EQ(table.at(0), 60);
 }
 
 TEST(CellTable, OccupyKeepsAKnownPosition) {

@@ -146,5 +146,16 @@ TEST(CodeBlocks, PlanesLieAsTheHeaderSays) {
   }
 }
 
+// A million cells of a large model: tensors of more than 4 GiB.
+TEST(CodeLayout, SizesBeyondThirtyTwoBits) {
+  const CodeLayout layout{{2, 12}, 16, 256};  // 6 bits a channel, 4096 channels
+  const std::size_t n_cells = std::size_t{1} << 21;
+  EXPECT_EQ(layout.tensor_bytes(n_cells), n_cells * 4096 * 6 / 8);
+  EXPECT_GT(layout.tensor_bytes(n_cells), std::size_t{1} << 32);
+  const std::size_t last = n_cells / kBlockCells - 1;
+  EXPECT_EQ(layout.group_offset(last, 15, 127) + layout.group_bytes(),
+            layout.tensor_bytes(n_cells));
+}
+
 }  // namespace
 }  // namespace cqkv

@@ -208,6 +208,20 @@ TEST(ExactWindow, RowsAreBoundedByCells) {
   EXPECT_EQ(window_rows({0, 4}, 100, 2), 8U);
 }
 
+TEST(ExactWindow, MillionsOfCells) {
+  const std::size_t n_cells = std::size_t{1} << 22;
+  ExactWindow window;
+  window.configure({128, 4}, 2, n_cells, window_rows({128, 4}, n_cells, 1));
+  const std::size_t cell = 2 * n_cells - 1;
+  EXPECT_GE(window.restore(cell, false, 1 << 21), 148) << "the second stream's part";
+  EXPECT_NE(window.row(cell), ExactWindow::kNone);
+  window.drop(cell);
+  EXPECT_EQ(window.row(cell), ExactWindow::kNone);
+  const CodedTensorSize size = CodedTensorSize::of({{8, 8}, 128, 128}, n_cells, 1U << 20U);
+  EXPECT_EQ(size.code_bytes, n_cells * 16384 / 8);
+  EXPECT_EQ(size.pool_bytes, (std::size_t{1} << 20) * (16384 + 512 * 4));
+}
+
 TEST(ExactRow, IsOffByHalfAStep) {
   for (const int n_channels : {1, 31, 32, 33, 80, 192}) {
     const ExactRowLayout layout{n_channels};

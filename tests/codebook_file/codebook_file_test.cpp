@@ -10,6 +10,7 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "support/codebooks.h"
@@ -191,6 +192,39 @@ TEST(CodebookFile, FullDisk) {
   ASSERT_TRUE(kept.ok()) << kept.status().message();
   expect_equal(*kept, small);
   EXPECT_EQ(n_files, 1U);
+}
+
+// Programs that read a codebook while another replaces it see the old or the new one,
+// and one that is killed while it writes leaves the old one.
+TEST(CodebookFile, IsWholeWhileItIsReplacedAndItsWriterKilled) {
+  const testing::TempFolder folder;
+  const std::string path = folder.file("book.gguf");
+  const Codebook one = testing::random_codebook(4, {8, 8}, {8, 8}, 3, 64);
+  const Codebook two = testing::random_codebook(4, {4, 8}, {4, 8}, 3, 64);
+  const auto expect_whole = [&] {
+    const auto read = read_codebook(path);
+    ASSERT_TRUE(read.ok()) << read.status().message();
+    ASSERT_TRUE(read->identity() == one.identity() || read->identity() == two.identity());
+  };
+  ASSERT_TRUE(write_codebook(one, path).ok());
+  for (int round = 0; round < 20; round++) {
+    const pid_t writer = fork();
+    if (writer == 0) {
+      for (;;) {
+        if (!write_codebook(two, path).ok() || !write_codebook(one, path).ok()) {
+          _exit(1);
+        }
+      }
+    }
+    for (int i = 0; i < 3 + round % 5; i++) {
+      expect_whole();
+    }
+    ::kill(writer, SIGKILL);
+    int state = 0;
+    ::waitpid(writer, &state, 0);
+    ASSERT_TRUE(WIFSIGNALED(state)) << "the writer failed";
+    expect_whole();
+  }
 }
 
 }  // namespace

@@ -141,8 +141,9 @@ std::string text(const char* what, int a, int b, double got = 0, double want = 0
 }  // namespace
 
 struct CacheModel::Impl {
-  explicit Impl(CacheKind kind)
-      : n_streams(kind == CacheKind::kStreams ? 2 : 1),
+  Impl(CacheKind kind, CacheFaults given_faults)
+      : faults(given_faults),
+        n_streams(kind == CacheKind::kStreams ? 2 : 1),
         n_sequences(kind == CacheKind::kStreams ? 1 : 3),
         may_evict(kind != CacheKind::kUnified) {
     make_library(kind == CacheKind::kUnified ? 8 : 1);
@@ -237,8 +238,21 @@ struct CacheModel::Impl {
     shift_buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(c, ggml_backend_cpu_buffer_type()));
   }
 
+  // Calls the device; true if it was made to fail in there.
+  template <typename Function>
+  bool faulty(const Function& function) const {
+    if (faults.begin == nullptr) {
+      function();
+      return false;
+    }
+    faults.begin();
+    function();
+    return faults.end();
+  }
+
   std::string compute(ggml_tensor* node) {
-    const Status status = run_coded(node, parallel, scratch);
+    Status status;
+    made_to_fail = faulty([&] { status = run_coded(node, parallel, scratch); });
     return status.ok() ? "" : "the device refuses: " + status.message();
   }
 
@@ -375,7 +389,7 @@ struct CacheModel::Impl {
            {graph.store_keys[layer], graph.store_values[layer], graph.attend[layer]}) {
         const std::string error = compute(node);
         if (!error.empty()) {
-          return damaged ? break_off(chosen) : error;
+          return damaged || made_to_fail ? break_off(chosen) : error;
         }
       }
       if (!damaged) {
@@ -581,6 +595,7 @@ struct CacheModel::Impl {
     }
     const int from = static_cast<int>(input.below(n_streams));
     const int to = 1 - from;
+    bool failed = false;
     const ggml_context_ptr views(ggml_init({ggml_tensor_overhead() * 32, nullptr, true}));
     for (int layer = 0; layer < kLayers; layer++) {
       for (ggml_tensor* tensor : {k[layer], v[layer]}) {
@@ -590,13 +605,16 @@ struct CacheModel::Impl {
           ggml_backend_view_init(view);
           return view;
         };
-        ggml_backend_tensor_copy(stream(from), stream(to));
+        ggml_tensor* source = stream(from);
+        ggml_tensor* target = stream(to);
+        failed = faulty([&] { ggml_backend_tensor_copy(source, target); }) || failed;
       }
     }
     for (int t = 0; t < kCells; t++) {
       ModelCell& copy = cells[at(to, t)];
       copy = cells[at(from, t)];
       copy.sequence += copy.sequence < 0 ? 0 : (to - from) * n_sequences;
+      copy.damaged = copy.damaged || failed;
     }
     return check_rows(to);
   }
@@ -604,6 +622,7 @@ struct CacheModel::Impl {
   // All cells of a sequence, in order of position, as llama.cpp saves them.
   std::string save(Input& input) {
     const int sequence = static_cast<int>(input.below(n_streams * n_sequences));
+    bool failed = false;
     saved_rows.clear();
     saved_cells.clear();
     for (std::size_t i = 0; i < cells.size(); i++) {
@@ -618,10 +637,16 @@ struct CacheModel::Impl {
       std::vector<std::uint8_t> rows;
       for_each_tensor([&](ggml_tensor* tensor) {
         std::vector<std::uint8_t> row(tensor->nb[1]);
-        ggml_backend_tensor_get(tensor, row.data(), i * row.size(), row.size());
+        failed = faulty([&] {
+                   ggml_backend_tensor_get(tensor, row.data(), i * row.size(), row.size());
+                 }) ||
+                 failed;
         rows.insert(rows.end(), row.begin(), row.end());
       });
       saved_rows.push_back(std::move(rows));
+    }
+    if (failed) {
+      saved_cells.clear();
     }
     return "";
   }
@@ -648,17 +673,21 @@ struct CacheModel::Impl {
           static_cast<std::uint8_t>(1 + input.below(255));
     }
     std::size_t offset = 0;
+    std::vector<bool> failed(targets.size());
     for_each_tensor([&](ggml_tensor* tensor) {
       for (std::size_t i = 0; i < targets.size(); i++) {
-        ggml_backend_tensor_set(tensor, rows[i].data() + offset, targets[i] * tensor->nb[1],
-                                tensor->nb[1]);
+        const auto set = [&] {
+          ggml_backend_tensor_set(tensor, rows[i].data() + offset, targets[i] * tensor->nb[1],
+                                  tensor->nb[1]);
+        };
+        failed[i] = faulty(set) || failed[i];
       }
       offset += tensor->nb[1];
     });
     for (std::size_t i = 0; i < targets.size(); i++) {
       cells[targets[i]] = saved_cells[i];
       cells[targets[i]].sequence = sequence;
-      cells[targets[i]].damaged = i == broken;
+      cells[targets[i]].damaged = i == broken || failed[i];
     }
     return check_rows(stream);
   }
@@ -681,6 +710,7 @@ struct CacheModel::Impl {
     return "";
   }
 
+  CacheFaults faults;
   int n_streams;
   int n_sequences;  // of one stream
   bool may_evict;
@@ -697,6 +727,7 @@ struct CacheModel::Impl {
   std::array<ggml_tensor*, kLayers> shift_nodes{};
   ThreadParallelFor parallel{1};
   GraphScratch scratch;
+  bool made_to_fail = false;
 
   std::vector<ModelCell> cells =
       std::vector<ModelCell>(static_cast<std::size_t>(n_streams) * kCells);
@@ -706,7 +737,8 @@ struct CacheModel::Impl {
   CacheModelCounts counts;
 };
 
-CacheModel::CacheModel(CacheKind kind) : impl_(std::make_unique<Impl>(kind)) {
+CacheModel::CacheModel(CacheKind kind, CacheFaults faults)
+    : impl_(std::make_unique<Impl>(kind, faults)) {
 }
 
 CacheModel::~CacheModel() = default;

@@ -29,9 +29,16 @@ enum class CacheKind {
   kStreams,    ///< Two streams of one sequence each.
 };
 
+/// Called around everything that the device does, so that a test can make it fail there
+/// and only there.
+struct CacheFaults {
+  void (*begin)() = nullptr;
+  bool (*end)() = nullptr;  ///< Whether something was made to fail.
+};
+
 class CacheModel {
  public:
-  explicit CacheModel(CacheKind kind);
+  explicit CacheModel(CacheKind kind, CacheFaults faults = {});
   ~CacheModel();
   CacheModel(const CacheModel&) = delete;
   CacheModel& operator=(const CacheModel&) = delete;
