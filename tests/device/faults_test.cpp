@@ -43,7 +43,8 @@ void* allocate(std::size_t size, std::size_t alignment) {
   if (fails_now()) {
     return nullptr;
   }
-  const std::size_t padded = (std::max<std::size_t>(size, 1) + alignment - 1) / alignment * alignment;
+  const std::size_t padded =
+      (std::max<std::size_t>(size, 1) + alignment - 1) / alignment * alignment;
   return std::aligned_alloc(alignment, padded);
 }
 
@@ -124,8 +125,8 @@ TEST(Faults, WritingACodebookLeavesNoFile) {
   const testing::TempFolder folder;
   const std::string path = folder.file("book.gguf");
   const Codebook codebook = testing::random_codebook(2, {8, 4}, {4, 4}, 2, 16);
-  expect_survives_each_failure([&] { return write_codebook(codebook, path); }, [&] { ASSERT_EQ(folder.n_files(), 0U);
-  });
+  expect_survives_each_failure([&] { return write_codebook(codebook, path); },
+                               [&] { ASSERT_EQ(folder.n_files(), 0U); });
 }
 
 // Random operations of which many fail for want of memory, against the plain model: what

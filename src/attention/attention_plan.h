@@ -1,0 +1,154 @@
+// How an attention call is cut into tasks, and the memory that they work in. What a task
+// does is in attention.cpp. Internal to this folder.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include "attention/attention.h"
+#include "kernels/kernel_table.h"
+
+namespace cqkv {
+
+inline constexpr int kBlocksPerRange = static_cast<int>(kRangeCells / kBlockCells);
+inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+inline constexpr std::size_t kAlignment = 64;
+
+// Memory that grows, aligned for vectors; contents are lost when it grows.
+class AlignedBuffer {
+ public:
+  bool reserve(std::size_t bytes) {
+    if (bytes <= size_) {
+      return true;
+    }
+    data_.reset();  // before the new one, so that both need not fit
+    data_.reset(static_cast<std::uint8_t*>(
+        ::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow)));
+    size_ = data_ == nullptr ? 0 : bytes;
+    return data_ != nullptr;
+  }
+
+  std::uint8_t* data() { return data_.get(); }
+
+ private:
+  struct Deleter {
+    void operator()(std::uint8_t* data) const {
+      ::operator delete (data, std::align_val_t{kAlignment});
+    }
+  };
+
+  std::unique_ptr<std::uint8_t, Deleter> data_;
+  std::size_t size_ = 0;
+};
+
+// Hands out consecutive aligned arrays; with a null base it only counts.
+class Carver {
+ public:
+  explicit Carver(std::uint8_t* base) : base_(base) {}
+
+  template <typename T>
+  T* take(std::size_t n) {
+    T* result = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + offset_);
+    offset_ += (n * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    return result;
+  }
+
+  std::size_t used() const { return offset_; }
+
+ private:
+  std::uint8_t* base_;
+  std::size_t offset_ = 0;
+};
+
+// The online softmax of some rows: maxima, sums and outputs [rows, channels].
+struct SoftmaxState {
+  float* maxima = nullptr;
+  float* sums = nullptr;
+  float* out = nullptr;
+
+  void take(Carver& carver, std::size_t n_rows, std::size_t n_channels) {
+    maxima = carver.take<float>(n_rows);
+    sums = carver.take<float>(n_rows);
+    out = carver.take<float>(n_rows * n_channels);
+  }
+
+  void clear(int n_rows, int n_channels) const {
+    std::fill_n(maxima, n_rows, kMinusInfinity);
+    std::fill_n(sums, n_rows, 0.0F);
+    std::fill_n(out, static_cast<std::size_t>(n_rows) * n_channels, 0.0F);
+  }
+
+  // The rows of KV head number `head` of a task.
+  SoftmaxState at(int head, int n_rows, int n_channels) const {
+    const std::size_t row = static_cast<std::size_t>(head) * n_rows;
+    return {maxima + row, sums + row, out + row * n_channels};
+  }
+};
+
+// How a call is cut.
+struct Plan {
+  int heads_per_kv = 0;
+  int channels_v = 0;    // head_dim_v padded
+  int value_stride = 0;  // a row of the values' tile
+  int tile_queries = 0;
+  int tile_rows = 0;
+  int n_tiles = 0;
+  int n_blocks = 0;
+  int n_ranges = 0;
+  int kv_per_task = 0;
+  int n_kv_groups = 0;
+  bool split_ranges = false;
+
+  Plan(const AttentionCall& call, int n_threads);
+
+  int n_tasks() const { return n_tiles * n_kv_groups * (split_ranges ? n_ranges : 1); }
+
+  // Floats of the state of one (tile, KV head, range), rounded to whole cache lines.
+  std::size_t partial_floats() const {
+    Carver carver(nullptr);
+    SoftmaxState().take(carver, tile_rows, channels_v);
+    return carver.used() / sizeof(float);
+  }
+};
+
+// The working memory of one thread.
+struct Scratch {
+  float* queries = nullptr;  // [kv_per_task, tile_rows, head_dim_k]
+  SoftmaxState total;        // [kv_per_task, tile_rows]
+  SoftmaxState part;
+  float* scores = nullptr;      // [tile_rows, 64]
+  float* rescale = nullptr;     // [tile_rows]
+  float* keys = nullptr;        // [head_dim_k, 64]
+  float* values = nullptr;      // [64, value_stride]
+  float* rows = nullptr;        // [64, head_dim_k], plain keys before transposition
+  float* mask = nullptr;        // [tile_queries, 64]
+  float* exact_mask = nullptr;  // the same, of the cells seen exactly
+  float* cosines = nullptr;     // [head_dim_k / 2, 64]
+  float* sines = nullptr;
+  std::int32_t* positions = nullptr;  // [64]
+  std::uint16_t* codes = nullptr;     // [64]
+
+  Scratch(const AttentionCall& call, const Plan& plan, Carver& carver) {
+    const std::size_t rows_of_task = static_cast<std::size_t>(plan.kv_per_task) * plan.tile_rows;
+    queries = carver.take<float>(rows_of_task * call.head_dim_k);
+    total.take(carver, rows_of_task, plan.channels_v);
+    part.take(carver, rows_of_task, plan.channels_v);
+    scores = carver.take<float>(static_cast<std::size_t>(plan.tile_rows) * kBlockCells);
+    rescale = carver.take<float>(plan.tile_rows);
+    keys = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
+    values = carver.take<float>(static_cast<std::size_t>(plan.value_stride) * kBlockCells);
+    rows = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
+    mask = carver.take<float>(static_cast<std::size_t>(plan.tile_queries) * kBlockCells);
+    exact_mask = carver.take<float>(static_cast<std::size_t>(plan.tile_queries) * kBlockCells);
+    cosines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
+    sines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
+    positions = carver.take<std::int32_t>(kBlockCells);
+    codes = carver.take<std::uint16_t>(kBlockCells);
+  }
+};
+
+}  // namespace cqkv

@@ -1,0 +1,241 @@
+// See store_op.h. What arrives in which tensor is in docs/architecture.md, "What the
+// device sees".
+#include "device/store_op.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "core/hash.h"
+#include "device/kv_buffer.h"
+#include "device/nodes.h"
+#include "device/rotation.h"
+
+namespace cqkv::device {
+namespace {
+
+const ggml_tensor* find_weight(const ggml_tensor* node, const char* name) {
+  std::vector<const ggml_tensor*> open{node};
+  for (std::size_t i = 0; i < open.size() && i < kMaxWalk; i++) {
+    for (const ggml_tensor* source : open[i]->src) {
+      if (source == nullptr) {
+        continue;
+      }
+      if (std::strcmp(source->name, name) == 0) {
+        return source;
+      }
+      open.push_back(source);
+    }
+  }
+  return nullptr;
+}
+
+// Compares the fingerprint of the layer's norm with the codebook's, once a layer.
+Status verify_model(CodedTensor& tensor, const ggml_tensor* rows) {
+  const auto& origin = tensor.book->codebook.origin;
+  const auto layer = static_cast<std::size_t>(tensor.name.layer);
+  if (tensor.verified || layer >= origin.model_fingerprint.size() ||
+      origin.model_fingerprint[layer] == 0) {
+    return {};
+  }
+  char name[GGML_MAX_NAME];
+  std::snprintf(name, sizeof(name), kFingerprintWeight, tensor.name.layer);
+  const ggml_tensor* weight = find_weight(rows, name);
+  if (weight == nullptr || weight->data == nullptr || weight->buffer == nullptr) {
+    return {};  // not visible in this graph
+  }
+  std::vector<std::uint8_t> bytes(ggml_nbytes(weight));
+  ggml_backend_tensor_get(weight, bytes.data(), 0, bytes.size());
+  if (hash_bytes(bytes.data(), bytes.size()) != origin.model_fingerprint[layer]) {
+    return {StatusCode::kMismatch, "codebook " + tensor.book->path + " was learned on model '" +
+                                       origin.model_name + "', but the weight " + name +
+                                       " of the model being run differs; use the codebook "
+                                       "of this model or make one with cqkv calibrate"};
+  }
+  tensor.verified = true;
+  return {};
+}
+
+// ---- Storing ---------------------------------------------------------------
+
+std::int64_t cell_of(const ggml_tensor* index, std::int64_t i) {
+  const char* at = static_cast<const char*>(index->data) + i * index->nb[0];
+  if (index->type == GGML_TYPE_I64) {
+    std::int64_t value = 0;
+    std::memcpy(&value, at, sizeof(value));
+    return value;
+  }
+  std::int32_t value = 0;
+  std::memcpy(&value, at, sizeof(value));
+  return value;
+}
+
+void compute_angles(PositionBatch& batch, const RopeParams& params) {
+  const std::size_t half = static_cast<std::size_t>(params.n_dims) / 2;
+  batch.rope = params;
+  batch.cosines.resize(batch.positions.size() * half);
+  batch.sines.resize(batch.positions.size() * half);
+  for (std::size_t t = 0; t < batch.positions.size(); t++) {
+    rope_row_ggml(params, batch.positions[t], batch.cosines.data() + t * half,
+                  batch.sines.data() + t * half);
+  }
+}
+
+// Takes the graph's positions if this is the first rotated key layer of the buffer,
+// and makes sure that the batch's angles are those of this layer.
+Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, const ggml_tensor* rope,
+                  std::span<const std::size_t> cells) {
+  Result<RopeParams> params = rope_of(rope);
+  if (!params.ok()) {
+    return params.status();
+  }
+  if (buffer.position_owner() == nullptr) {
+    buffer.set_position_owner(&tensor);
+  }
+  PositionBatch& batch = buffer.batch();
+  bool fresh = false;
+  if (buffer.position_owner() == &tensor) {
+    const ggml_tensor* positions = rope->src[1];
+    batch.positions.resize(cells.size());
+    ggml_backend_tensor_get(positions, batch.positions.data(), 0,
+                            batch.positions.size() * sizeof(std::int32_t));
+    buffer.begin_tokens(batch.positions, cells);
+    fresh = true;
+  }
+  if (batch.positions.size() != cells.size()) {
+    return {StatusCode::kInternal, "layer " + std::to_string(tensor.name.layer) + " stores " +
+                                       std::to_string(cells.size()) +
+                                       " keys, the first layer stored " +
+                                       std::to_string(batch.positions.size())};
+  }
+  if (fresh || !(batch.rope == *params)) {
+    compute_angles(batch, *params);
+  }
+  tensor.rotated = true;
+  tensor.rope = std::move(*params);
+  return {};
+}
+
+void write_exact_rows(const CodedTensor& tensor, const GraphScratch& scratch, std::int64_t first,
+                      std::int64_t last, std::uint8_t* exact) {
+  const auto n_channels = static_cast<std::size_t>(tensor.codebook->n_channels());
+  const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
+  std::vector<float> decoded(n_channels);
+  for (auto t = static_cast<std::size_t>(first); t < static_cast<std::size_t>(last); t++) {
+    tensor.codebook->decode(scratch.codes.data() + t * n_codes, 1, decoded.data(), n_channels);
+    write_exact_row(tensor.exact, scratch.rows.data() + t * n_channels, decoded.data(),
+                    exact + t * tensor.exact.row_bytes());
+  }
+}
+
+// Codes of all rows into scratch.codes and, unless `exact` is null, what the codes lose.
+void encode_rows(const CodedTensor& tensor, const ggml_tensor* rows, const PositionBatch* batch,
+                 std::uint8_t* exact, ParallelFor& parallel, GraphScratch& scratch) {
+  constexpr std::int64_t kChunk = 16;  // tokens of one task
+  const auto n_tokens = rows->ne[1];
+  const auto n_channels = static_cast<std::size_t>(tensor.codebook->n_channels());
+  const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
+  scratch.rows.resize(static_cast<std::size_t>(n_tokens) * n_channels);
+  scratch.codes.resize(static_cast<std::size_t>(n_tokens) * n_codes);
+  const auto task = [&](int chunk, int /*thread*/) {
+    const std::int64_t first = chunk * kChunk;
+    const std::int64_t last = std::min(first + kChunk, n_tokens);
+    for (std::int64_t t = first; t < last; t++) {
+      float* row = scratch.rows.data() + static_cast<std::size_t>(t) * n_channels;
+      std::memcpy(row, static_cast<const char*>(rows->data) + t * rows->nb[1],
+                  n_channels * sizeof(float));
+      if (batch != nullptr) {
+        const std::size_t half = static_cast<std::size_t>(tensor.rope.n_dims) / 2;
+        rope_inverse(tensor.rope, batch->cosines.data() + static_cast<std::size_t>(t) * half,
+                     batch->sines.data() + static_cast<std::size_t>(t) * half,
+                     tensor.layout.n_kv_heads, tensor.layout.head_dim, row);
+      }
+    }
+    tensor.codebook->encode(scratch.rows.data() + static_cast<std::size_t>(first) * n_channels,
+                            static_cast<std::size_t>(last - first), n_channels,
+                            scratch.codes.data() + static_cast<std::size_t>(first) * n_codes);
+    if (exact != nullptr) {
+      write_exact_rows(tensor, scratch, first, last, exact);
+    }
+  };
+  parallel.run(static_cast<int>((n_tokens + kChunk - 1) / kChunk), task);
+}
+
+Status read_cells(const ggml_tensor* node, const CodedTensor& tensor,
+                  std::vector<std::size_t>& cells) {
+  const ggml_tensor* index = node->src[1];
+  cells.clear();
+  for (std::int64_t t = 0; t < node->src[0]->ne[1]; t++) {
+    const std::int64_t cell = cell_of(index, t);
+    if (cell < 0 || static_cast<std::size_t>(cell) >= tensor.n_cells) {
+      return {StatusCode::kInternal, node_text(node) + ": cell " + std::to_string(cell) +
+                                         " of a cache of " + std::to_string(tensor.n_cells)};
+    }
+    cells.push_back(static_cast<std::size_t>(cell));
+  }
+  return {};
+}
+
+}  // namespace
+
+Status check_store(const ggml_tensor* node) {
+  const ggml_tensor* rows = node->src[0];
+  const ggml_tensor* index = node->src[1];
+  CodedTensor& tensor = *buffer_of(node).coded(node);
+  if (node->ne[0] != tensor.codebook->n_channels()) {
+    return unsupported(node_text(node) + " stores rows of " + std::to_string(node->ne[0]) +
+                       " values, want " + std::to_string(tensor.codebook->n_channels()) +
+                       ": coded caches need flash attention; run with -fa on");
+  }
+  if (rows->type != GGML_TYPE_F32 || rows->nb[0] != sizeof(float) || rows->ne[2] != 1 ||
+      (index->type != GGML_TYPE_I64 && index->type != GGML_TYPE_I32)) {
+    return unsupported(node_text(node) + ": rows of type " + ggml_type_name(rows->type) +
+                       ", want f32; run without a codebook");
+  }
+  CQKV_RETURN_IF_ERROR(verify_model(tensor, rows));
+  if (tensor.name.kind == KvKind::kValue) {
+    return {};
+  }
+  const ggml_tensor* producer = producer_of(rows);
+  if (producer != nullptr && producer->op == GGML_OP_ROPE) {
+    if (producer->ne[0] != tensor.codebook->head_dim()) {
+      return {StatusCode::kMismatch, "codebook " + tensor.book->path + ": head size " +
+                                         std::to_string(tensor.codebook->head_dim()) +
+                                         ", the model's is " + std::to_string(producer->ne[0])};
+    }
+    return rope_of(producer).status();
+  }
+  if (has_rotation_above(producer)) {
+    return unsupported(layer_text(tensor) + ": " + node_text(producer) +
+                       " follows the rotary embedding, so keys cannot be rotated back; run this "
+                       "model without a codebook, or with exact keys (--config-k exact)");
+  }
+  return {};
+}
+
+Status run_store(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch) {
+  const ggml_tensor* rows = node->src[0];
+  KvBuffer& buffer = buffer_of(node);
+  CodedTensor& tensor = *buffer.coded(node);
+  CQKV_RETURN_IF_ERROR(read_cells(node, tensor, scratch.cells));
+  const ggml_tensor* producer = producer_of(rows);
+  const bool rotated =
+      tensor.name.kind == KvKind::kKey && producer != nullptr && producer->op == GGML_OP_ROPE;
+  tensor.rotated = rotated;
+  if (rotated) {
+    CQKV_RETURN_IF_ERROR(begin_keys(buffer, tensor, producer, scratch.cells));
+  }
+  std::uint8_t* exact =
+      buffer.uses_window(tensor) ? buffer.begin_exact_rows(tensor, scratch.cells.size()) : nullptr;
+  encode_rows(tensor, rows, rotated ? &buffer.batch() : nullptr, exact, parallel, scratch);
+  const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
+  for (std::size_t t = 0; t < scratch.cells.size(); t++) {
+    put_codes(tensor.layout, tensor.codes, scratch.cells[t], scratch.codes.data() + t * n_codes);
+    buffer.cells().occupy(scratch.cells[t]);
+  }
+  return {};
+}
+
+}  // namespace cqkv::device
