@@ -1,6 +1,8 @@
-// `cqkv info`: versions, instruction sets, and whether the KV device loads here.
+// `cqkv info`: versions, instruction sets, whether the KV device loads here, and what a
+// codebook's cache would take: bits, bytes, tokens.
 #include <cstdio>
 #include <memory>
+#include <optional>
 
 #include <ggml.h>
 #include <llama.h>
@@ -8,13 +10,63 @@
 
 #include "cqkv/isa.h"
 
+#include "codebook_file/codebook_file.h"
+#include "codebook_file/kv_shape.h"
 #include "command.h"
+#include "eval/cache_size.h"
 #include "eval/kv_device.h"
 #include "eval/llama_objects.h"
 #include "places.h"
 
 namespace cqkv::app {
 namespace {
+
+struct Flags {
+  std::string model;
+  std::string codebook;
+  std::size_t n_ctx = 4096;
+  std::size_t n_parallel = 1;
+  std::optional<int> window;
+  std::optional<int> sinks;
+  bool json = false;
+};
+
+// Of one cache of n_ctx tokens that n_parallel sequences share.
+Result<nlohmann::ordered_json> cache_json(const Flags& flags) {
+  const auto codebook = read_codebook(flags.codebook);
+  if (!codebook.ok()) {
+    return codebook.status();
+  }
+  const auto model = read_kv_shape(flags.model);
+  if (!model.ok()) {
+    return model.status();
+  }
+  CQKV_RETURN_IF_ERROR(check_fits(*codebook, flags.codebook, *model));
+  WindowSpec window = eval::default_window(*codebook);
+  window.window = flags.window.value_or(window.window);
+  window.sinks = flags.sinks.value_or(window.sinks);
+  // libllama rounds contexts up to whole 256 cells.
+  const std::size_t n_cells = (flags.n_ctx + 255) / 256 * 256;
+  const eval::CacheSize size =
+      eval::coded_cache_size(*codebook, *model, n_cells, window, flags.n_parallel);
+  nlohmann::ordered_json out;
+  out["codebook"] = codebook->origin.name;
+  out["identity"] = hex64(codebook->identity());
+  out["tokens"] = n_cells;
+  out["sequences"] = flags.n_parallel;
+  out["window"] = window.window;
+  out["sinks"] = window.sinks;
+  out["bits_codes"] = size.bits_codes;
+  out["bits_all_in"] = size.bits_all_in;
+  out["cache_bytes"] = size.cache_bytes();
+  out["code_bytes"] = size.code_bytes;
+  out["exact_bytes"] = size.exact_bytes;
+  out["window_bytes"] = size.window_bytes;
+  out["position_bytes"] = size.position_bytes;
+  out["codebook_bytes"] = size.codebook_bytes;
+  out["cache_bytes_f16"] = size.f16_bytes;
+  return out;
+}
 
 nlohmann::ordered_json collect() {
   nlohmann::ordered_json out;
@@ -63,23 +115,74 @@ void print_people(const nlohmann::ordered_json& info) {
   }
 }
 
+void print_cache(const nlohmann::ordered_json& cache) {
+  const auto number = [&](const char* key) { return cache.at(key).get<double>(); };
+  const auto mebibytes = [&](const char* key) { return number(key) / (1024.0 * 1024.0); };
+  std::printf("cache             %s: %.0f tokens, window %.0f and %.0f sinks of %.0f sequences\n",
+              cache.at("codebook").get<std::string>().c_str(), number("tokens"), number("window"),
+              number("sinks"), number("sequences"));
+  std::printf(
+      "                  %.2f MiB (16-bit: %.2f MiB): codes %.2f, window %.2f, positions "
+      "%.2f, exact layers %.2f\n",
+      mebibytes("cache_bytes"), mebibytes("cache_bytes_f16"), mebibytes("code_bytes"),
+      mebibytes("window_bytes"), mebibytes("position_bytes"), mebibytes("exact_bytes"));
+  std::printf(
+      "                  %.3f bits a channel in codes, %.3f all in (with %.2f MiB of "
+      "centroids)\n",
+      number("bits_codes"), number("bits_all_in"), mebibytes("codebook_bytes"));
+}
+
+Outcome execute(const Flags& flags) {
+  if (flags.model.empty() != flags.codebook.empty()) {
+    return Usage{"-m and --kv-codebook belong together: got only one of them"};
+  }
+  auto info = collect();
+  if (!flags.codebook.empty()) {
+    auto cache = cache_json(flags);
+    if (!cache.ok()) {
+      return cache.status();
+    }
+    info["cache"] = *std::move(cache);
+  }
+  if (flags.json) {
+    return write_text("-", info.dump(2) + "\n");
+  }
+  print_people(info);
+  if (info.contains("cache")) {
+    print_cache(info.at("cache"));
+  }
+  return {};
+}
+
 }  // namespace
 
 Command add_info(CLI::App& app) {
-  CLI::App* parser = app.add_subcommand("info", "Show versions and whether the KV device loads");
-  const auto json = std::make_shared<bool>(false);
-  parser->add_flag("--json", *json, "As JSON");
+  CLI::App* parser = app.add_subcommand(
+      "info", "Show versions, whether the KV device loads, and what a cache would take");
+  const auto flags = std::make_shared<Flags>();
+  parser->add_option("-m,--model", flags->model, "A model, for the size of its coded cache")
+      ->type_name("FNAME");
+  parser->add_option("--kv-codebook", flags->codebook, "Its codebook")->type_name("FNAME");
+  parser->add_option("-c,--ctx-size", flags->n_ctx, "Tokens of the cache, all sequences together")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  parser->add_option("--parallel", flags->n_parallel, "Also -np: sequences that share it")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  const auto exact = [&](const char* name, std::optional<int>& value, const char* what) {
+    parser->add_option(name, value, what)->check(CLI::NonNegativeNumber)->type_name("N");
+  };
+  exact("--window", flags->window,
+        "Most recent tokens kept exact; default: as stored in the codebook");
+  exact("--sinks", flags->sinks, "First tokens kept exact");
+  parser->add_flag("--json", flags->json, "As JSON");
   parser->footer(
-      "Example:\n"
-      "  cqkv info --json");
-  return {parser, [json](const std::vector<std::string>&) -> Outcome {
-            const auto info = collect();
-            if (*json) {
-              return write_text("-", info.dump(2) + "\n");
-            }
-            print_people(info);
-            return {};
-          }};
+      "Examples:\n"
+      "  cqkv info --json\n"
+      "  cqkv info -m model.gguf --kv-codebook model-cq.gguf -c 32768 -np 8");
+  return {parser, [flags](const std::vector<std::string>&) -> Outcome { return execute(*flags); }};
 }
 
 }  // namespace cqkv::app

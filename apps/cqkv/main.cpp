@@ -15,8 +15,8 @@ namespace {
 
 // CLI11 reads "-ub" as "-u b"; llama.cpp means one flag.
 std::string long_form(const std::string& argument) {
-  constexpr std::array<std::pair<const char*, const char*>, 2> kFlags = {
-      {{"-ub", "--ubatch-size"}, {"-nb", "--no-bos"}}};
+  constexpr std::array<std::pair<const char*, const char*>, 3> kFlags = {
+      {{"-ub", "--ubatch-size"}, {"-nb", "--no-bos"}, {"-np", "--parallel"}}};
   for (const auto& [flag, full] : kFlags) {
     if (argument == flag) {
       return full;

@@ -22,13 +22,17 @@ CacheSize plain_cache_size(const KvShape& model, std::size_t n_cells) {
   return result;
 }
 
+WindowSpec default_window(const Codebook& codebook) {
+  return {.window = static_cast<int>(codebook.window), .sinks = static_cast<int>(codebook.sinks)};
+}
+
 CacheSize coded_cache_size(const Codebook& codebook, const KvShape& model, std::size_t n_cells,
-                           const WindowSpec& window) {
+                           const WindowSpec& window, std::size_t n_sequences) {
   CacheSize result = plain_cache_size(model, n_cells);
   result.exact_bytes = 0;
   result.position_bytes = sizeof(std::int32_t) * n_cells;
   result.codebook_bytes = codebook.centroid_bytes();
-  const std::size_t n_rows = window_rows(window, n_cells, 1);
+  const std::size_t n_rows = window_rows(window, n_cells, n_sequences);
   result.window_bytes = window.enabled() ? ExactWindow::table_bytes(n_cells, n_rows) : 0;
   double bits = 0;
   for (std::size_t il = 0; il < model.layers.size(); il++) {

@@ -246,9 +246,9 @@ Status Evaluation::make_contexts() {
     if (!codebook.ok()) {
       return codebook.status();
     }
-    report.window = {
-        .window = window(contender->variant).value_or(static_cast<int>(codebook->window)),
-        .sinks = sinks(contender->variant).value_or(static_cast<int>(codebook->sinks))};
+    const WindowSpec usual = default_window(*codebook);
+    report.window = {.window = window(contender->variant).value_or(usual.window),
+                     .sinks = sinks(contender->variant).value_or(usual.sinks)};
     report.size = coded_cache_size(*codebook, shape_, n_cells, report.window);
   }
   return {};

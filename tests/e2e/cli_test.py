@@ -193,6 +193,21 @@ class CliTest(unittest.TestCase):
         self.assertFalse(data["device_loads"])
         self.assertIn(self.model, data["device_error"])
 
+    def test_info_tells_bits_bytes_and_tokens(self):
+        result = run("info", "--json", "-m", self.model, "--kv-codebook", self.codebook, "-c",
+                     "1000", "-np", "3", "--window", "10", "--sinks", "2")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        cache = json.loads(result.stdout)["cache"]
+        self.assertEqual((cache["tokens"], cache["sequences"]), (1024, 3))
+        self.assertEqual((cache["window"], cache["sinks"]), (10, 2))
+        parts = ("code_bytes", "exact_bytes", "window_bytes", "position_bytes")
+        self.assertEqual(cache["cache_bytes"], sum(cache[part] for part in parts))
+        self.assertGreater(cache["window_bytes"], 0)
+        self.assertLess(cache["cache_bytes"], cache["cache_bytes_f16"])
+        people = run("info", "-m", self.model, "--kv-codebook", self.codebook)
+        self.assertIn("4096 tokens", people.stdout)
+        self.expect(run("info", "-m", self.model), 2, "--kv-codebook")
+
     # run and serve
 
     def start(self, command, *passthrough, env=None):
