@@ -196,7 +196,7 @@ void LayerPass::feed_forward(const LayerTensors& layer, const Rows& rows, const 
   }
   const auto gated = shape_.gelu ? table_.geglu : table_.swiglu;
   gated(gate, up, scratch.hidden.data(), rows.n * n_ff);
-  // Without an output, what goes into the norm is all that is wanted.
+  // Without an output, activations.ffn_out alone is wanted.
   float* out = output == nullptr ? normed : output + rows.first * n_embd;
   normed_linear({down_, layer.down.bias, layer.ffn_post_norm, activations.ffn_out}, rows,
                 scratch.hidden.data(), out);
@@ -237,14 +237,8 @@ void LayerPass::feed_forward_back(const LayerTensors& layer, const Rows& rows,
   gated_back(gate, up, hidden, gate, up, rows.n * n_ff);
   float* by_normed = scratch.norm.data();
   linear(table_, gate, n_ff, rows.n, gate_, no_bias, by_normed);
-  table_.multiply({{up, static_cast<std::ptrdiff_t>(n_ff), 1},
-                   rows.n,
-                   up_.view(),
-                   0,
-                   0,
-                   by_normed,
-                   n_embd,
-                   true});
+  const auto ff_stride = static_cast<std::ptrdiff_t>(n_ff);
+  table_.multiply({{up, ff_stride, 1}, rows.n, up_.view(), 0, 0, by_normed, n_embd, true});
   norm_back(layer.ffn_norm, activations.middle.data() + rows.first * n_embd, by_normed, rows.n,
             by_out);
   const float* by_attention =
