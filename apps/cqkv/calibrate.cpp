@@ -179,7 +179,8 @@ void add_learning_flags(CLI::App* parser, Flags& flags) {
       ->type_name("CONFIG");
   parser
       ->add_option("--weights", flags.weights,
-                   "fisher: tokens count by the gradients of the loss; uniform: all alike")
+                   "fisher: tokens count by the gradients of the loss (llama, qwen2, qwen3, "
+                   "gemma3); uniform: all alike (any architecture)")
       ->capture_default_str()
       ->type_name("WEIGHTS");
   parser->add_option("--max-iterations", flags.options.max_iterations, "Of k-means")

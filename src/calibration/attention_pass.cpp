@@ -4,7 +4,6 @@
 #include "calibration/attention_pass.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 namespace cqkv {
@@ -14,19 +13,23 @@ constexpr std::size_t kBlock = 48;  // queries; a multiple of every table's tile
 
 }  // namespace
 
-// Queries [first, first + n_queries) of one head; they see keys [0, n_keys).
+// Queries [first, first + n_queries) of one head; they see none but the keys
+// [first_key, first_key + n_keys). Columns of scores count from first_key.
 struct AttentionPass::Block {
-  Block(const AttentionShape& shape, std::size_t head_index, std::size_t first_query)
+  Block(const AttentionShape& shape, std::size_t head_index, std::size_t first_query,
+        std::size_t panel)
       : head(head_index),
         kv_head(head_index / shape.heads_per_kv()),
         first(first_query),
         n_queries(std::min(kBlock, shape.n_tokens - first_query)),
-        n_keys(first + n_queries) {}
+        first_key(shape.first_seen(first_query) / panel * panel),
+        n_keys(first + n_queries - first_key) {}
 
   std::size_t head;
   std::size_t kv_head;
   std::size_t first;
   std::size_t n_queries;
+  std::size_t first_key;  // a panel's first column
   std::size_t n_keys;
 };
 
@@ -37,8 +40,34 @@ std::size_t score_stride(const AttentionShape& shape) {
   return (shape.n_tokens + 31) / 16 * 16 + 16;
 }
 
-float score_scale(const AttentionShape& shape) {
-  return 1.0F / std::sqrt(static_cast<float>(shape.head_dim));
+// A right-hand side without its first `n` columns, which must be whole panels.
+dense::PackedView skip_columns(dense::PackedView b, std::size_t n) {
+  return {b.data + n * b.n_inner, b.n_inner, b.n_columns - n};
+}
+
+// The same without its first `n` rows. b.n_inner still tells the distance of panels: a
+// product must say how many rows it takes.
+dense::PackedView skip_rows(dense::PackedView b, std::size_t n, std::size_t panel) {
+  return {b.data + n * panel, b.n_inner, b.n_columns};
+}
+
+// Columns [begin, end) of a row of scores: the keys that its query sees.
+struct SeenColumns {
+  std::size_t begin;
+  std::size_t end;
+  std::size_t n_columns;
+
+  std::size_t size() const { return end - begin; }
+
+  void clear_others(float* row) const {
+    std::fill(row, row + begin, 0.0F);
+    std::fill(row + end, row + n_columns, 0.0F);
+  }
+};
+
+SeenColumns seen_columns(const AttentionShape& shape, std::size_t query, std::size_t first_key,
+                         std::size_t n_keys) {
+  return {shape.first_seen(query) - first_key, query + 1 - first_key, n_keys};
 }
 
 }  // namespace
@@ -87,7 +116,7 @@ void AttentionPass::pack_heads(const AttentionShape& shape, const AttentionRows&
   });
 }
 
-// scores = Q K^T, unscaled, keys beyond the block's last query left out.
+// scores = Q K^T, unscaled, of the block's keys.
 void AttentionPass::score_block(const AttentionShape& shape, const AttentionRows& rows,
                                 const Block& block, float* scores) const {
   const auto stride = static_cast<std::ptrdiff_t>(shape.query_stride());
@@ -96,7 +125,7 @@ void AttentionPass::score_block(const AttentionShape& shape, const AttentionRows
   dense::Product product;
   product.a = {queries, stride, 1};
   product.n_rows = block.n_queries;
-  product.b = keys_transposed_[block.kv_head].view();
+  product.b = skip_columns(keys_transposed_[block.kv_head].view(), block.first_key);
   product.n_columns = block.n_keys;
   product.c = scores;
   product.c_stride = score_stride(shape);
@@ -110,15 +139,16 @@ void AttentionPass::forward_block(const AttentionShape& shape, const AttentionRo
   score_block(shape, rows, block, scores);
   for (std::size_t i = 0; i < block.n_queries; i++) {
     const std::size_t token = block.first + i;
+    const SeenColumns seen = seen_columns(shape, token, block.first_key, block.n_keys);
     float* row = scores + i * stride;
     rows.lse[block.head * shape.n_tokens + token] =
-        table_.softmax(row, token + 1, score_scale(shape));
-    std::fill(row + token + 1, row + block.n_keys, 0.0F);
+        table_.softmax(row + seen.begin, seen.size(), shape.scale);
+    seen.clear_others(row);
   }
   dense::Product product;
   product.a = {scores, static_cast<std::ptrdiff_t>(stride), 1};
   product.n_rows = block.n_queries;
-  product.b = values_[block.kv_head].view();
+  product.b = skip_rows(values_[block.kv_head].view(), block.first_key, table_.panel);
   product.n_inner = block.n_keys;
   product.c = rows.out + block.first * shape.query_stride() + block.head * shape.head_dim;
   product.c_stride = shape.query_stride();
@@ -132,7 +162,7 @@ void AttentionPass::forward(const AttentionShape& shape, const AttentionRows& ro
   parallel_.run(static_cast<int>(n_blocks * shape.n_heads), [&](int task, int thread) {
     const auto index = static_cast<std::size_t>(task);
     const std::size_t block = n_blocks - 1 - index / shape.n_heads;
-    forward_block(shape, rows, Block(shape, index % shape.n_heads, block * kBlock),
+    forward_block(shape, rows, Block(shape, index % shape.n_heads, block * kBlock, table_.panel),
                   scratch_[static_cast<std::size_t>(thread)]);
   });
 }
@@ -148,23 +178,26 @@ void AttentionPass::backward_block(const AttentionShape& shape, const AttentionR
   score_block(shape, rows, block, weights);
   // Gradient by the weights: dO V^T.
   const dense::View out{gradients.out + offset, query_stride, 1};
-  table_.multiply({out, block.n_queries, values_transposed_[block.kv_head].view(), 0, block.n_keys,
-                   score_gradients, stride, false});
-  const float scale = score_scale(shape);
+  table_.multiply({out, block.n_queries,
+                   skip_columns(values_transposed_[block.kv_head].view(), block.first_key), 0,
+                   block.n_keys, score_gradients, stride, false});
   for (std::size_t i = 0; i < block.n_queries; i++) {
     const std::size_t token = block.first + i;
     const std::size_t row = offset + i * shape.query_stride();
     const float delta = table_.dot(gradients.out + row, rows.out + row, shape.head_dim);
+    const float lse = rows.lse[block.head * shape.n_tokens + token];
+    const SeenColumns seen = seen_columns(shape, token, block.first_key, block.n_keys);
     float* w = weights + i * stride;
     float* g = score_gradients + i * stride;
-    table_.exponentials(w, token + 1, scale, rows.lse[block.head * shape.n_tokens + token]);
-    table_.softmax_back(w, g, token + 1, delta, scale);
-    std::fill(w + token + 1, w + block.n_keys, 0.0F);
-    std::fill(g + token + 1, g + block.n_keys, 0.0F);
+    table_.exponentials(w + seen.begin, seen.size(), shape.scale, lse);
+    table_.softmax_back(w + seen.begin, g + seen.begin, seen.size(), delta, shape.scale);
+    seen.clear_others(w);
+    seen.clear_others(g);
   }
   const dense::View by_query{score_gradients, static_cast<std::ptrdiff_t>(stride), 1};
-  table_.multiply({by_query, block.n_queries, keys_[block.kv_head].view(), block.n_keys, 0,
-                   gradients.queries + offset, shape.query_stride(), false});
+  table_.multiply({by_query, block.n_queries,
+                   skip_rows(keys_[block.kv_head].view(), block.first_key, table_.panel),
+                   block.n_keys, 0, gradients.queries + offset, shape.query_stride(), false});
   // Sums over the block's queries, for every key.
   const dense::PackPart all{0, block.n_queries, 0, shape.head_dim};
   scratch.queries.resize(block.n_queries, shape.head_dim, table_.panel);
@@ -173,10 +206,11 @@ void AttentionPass::backward_block(const AttentionShape& shape, const AttentionR
               {rows.queries + offset, query_stride, 1});
   table_.pack(scratch.out.data.data(), block.n_queries, all, out);
   const dense::View by_key{weights, 1, static_cast<std::ptrdiff_t>(stride)};
-  table_.multiply({transposed(by_query), block.n_keys, scratch.queries.view(), 0, 0, key_sums,
+  const std::size_t first_sum = block.first_key * shape.kv_stride();
+  table_.multiply({transposed(by_query), block.n_keys, scratch.queries.view(), 0, 0,
+                   key_sums + first_sum, shape.kv_stride(), true});
+  table_.multiply({by_key, block.n_keys, scratch.out.view(), 0, 0, value_sums + first_sum,
                    shape.kv_stride(), true});
-  table_.multiply(
-      {by_key, block.n_keys, scratch.out.view(), 0, 0, value_sums, shape.kv_stride(), true});
 }
 
 // Stretches of queries summed apart: enough tasks for many threads, little memory.
@@ -229,7 +263,7 @@ void AttentionPass::backward(const AttentionShape& shape, const AttentionRows& r
     for (std::size_t block = first; block < last; block++) {
       for (std::size_t h = 0; h < shape.heads_per_kv(); h++) {
         const std::size_t head = kv_head * shape.heads_per_kv() + h;
-        backward_block(shape, rows, gradients, Block(shape, head, block * kBlock),
+        backward_block(shape, rows, gradients, Block(shape, head, block * kBlock, table_.panel),
                        scratch_[static_cast<std::size_t>(thread)], keys, values);
       }
     }

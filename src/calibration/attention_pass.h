@@ -1,6 +1,7 @@
-// Causal attention over one whole sequence with f32 keys and values, forwards and
-// backwards, in blocks of queries so that no score matrix is kept. This is the exact
-// attention of calibration; attention on codes is src/attention.
+// Causal attention over one whole sequence with f32 keys and values, over all of its
+// tokens or a sliding window, forwards and backwards, in blocks of queries so that no
+// score matrix is kept. This is the exact attention of calibration; attention on codes
+// is src/attention.
 #pragma once
 
 #include <cstddef>
@@ -16,6 +17,13 @@ struct AttentionShape {
   std::size_t n_heads = 0;
   std::size_t n_kv_heads = 0;
   std::size_t head_dim = 0;
+  float scale = 1.0F;      ///< Of the scores.
+  std::size_t window = 0;  ///< Keys that a query sees, its own the last; 0: all up to its own.
+
+  /// The first key that a query sees.
+  std::size_t first_seen(std::size_t query) const {
+    return window == 0 || query < window ? 0 : query + 1 - window;
+  }
 
   std::size_t query_stride() const { return n_heads * head_dim; }
 
@@ -44,11 +52,11 @@ struct AttentionGradients {
 
 /// Owns the scratch memory of both ways; one call at a time.
 ///
-///     out[t] = sum over s <= t of softmax_s(q[t] . k[s] / sqrt(head_dim)) v[s]
+///     out[t] = sum over s of softmax_s(scale * q[t] . k[s]) v[s],  first_seen(t) <= s <= t
 ///
 /// Numerics: f32; results do not depend on the number of threads.
 /// Cost: two products of n_tokens^2 / 2 * head_dim multiply-adds a head forwards, five
-///   backwards.
+///   backwards; with a window about n_tokens * window * head_dim.
 class AttentionPass {
  public:
   AttentionPass(const dense::Table& table, ParallelFor& parallel)

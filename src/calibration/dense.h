@@ -1,7 +1,7 @@
 // Dense f32 arithmetic for forward and backward passes: matrix products on packed
-// right-hand sides, softmax, SiLU, RMS norm, rotation. One table of functions per
+// right-hand sides, softmax, gated units, RMS norm. One table of functions per
 // instruction set; ggml's f32 products reach a third of this processor's peak, these
-// more than twice that (docs/design/gradients.md has the figures). Threads are the caller's
+// more than twice that (docs/design/calibration.md has the figures). Threads are the caller's
 // business: every function works on the rows it is given.
 #pragma once
 

@@ -301,6 +301,35 @@ inline void swiglu_back(const float* gate, const float* up, const float* gradien
   }
 }
 
+inline constexpr float kGeluScale = 1.5957691216F;  // 2 sqrt(2 / pi)
+inline constexpr float kGeluCubic = 0.044715F;
+
+inline Vector gelu_sigmoid(Vector x) {
+  return 1.0F / (1.0F + exponential(-kGeluScale * x * (1.0F + kGeluCubic * x * x)));
+}
+
+inline void geglu(const float* gate, const float* up, float* out, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += kWidth) {
+    const std::size_t m = n - i < kWidth ? n - i : kWidth;
+    const Vector g = load_part(gate + i, m);
+    store_part(out + i, g * gelu_sigmoid(g) * load_part(up + i, m), m);
+  }
+}
+
+inline void geglu_back(const float* gate, const float* up, const float* gradient,
+                       float* gate_gradient, float* up_gradient, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += kWidth) {
+    const std::size_t m = n - i < kWidth ? n - i : kWidth;
+    const Vector g = load_part(gate + i, m);
+    const Vector u = load_part(up + i, m);
+    const Vector d = load_part(gradient + i, m);
+    const Vector sigmoid = gelu_sigmoid(g);
+    const Vector slope = kGeluScale * (1.0F + 3.0F * kGeluCubic * g * g);
+    store_part(up_gradient + i, d * g * sigmoid, m);
+    store_part(gate_gradient + i, d * u * sigmoid * (1.0F + g * slope * (1.0F - sigmoid)), m);
+  }
+}
+
 inline float dot(const float* a, const float* b, std::size_t n) {
   Vector sums{};
   std::size_t i = 0;

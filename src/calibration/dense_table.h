@@ -73,6 +73,11 @@ struct Table {
   void (*swiglu_back)(const float* gate, const float* up, const float* gradient,
                       float* gate_gradient, float* up_gradient, std::size_t n);
 
+  /// The same with GELU in its tanh form: x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)).
+  void (*geglu)(const float* gate, const float* up, float* out, std::size_t n);
+  void (*geglu_back)(const float* gate, const float* up, const float* gradient,
+                     float* gate_gradient, float* up_gradient, std::size_t n);
+
   /// out = x / rms(x) * weight, rms with epsilon under the root.
   void (*rms_norm)(const float* x, const float* weight, float* out, std::size_t n, float epsilon);
 

@@ -28,6 +28,7 @@ struct GradientModel::State {
   LayerPass layer_pass;
   LossHead head;
   RopeAngles angles;
+  RopeAngles local_angles;            // of layers with a window
   std::vector<dense::Buffer> inputs;  // of each layer, and the last one's output
   std::vector<Activations> kept;      // of the last layers, as many as memory allows
   Activations spare;                  // of a layer that is not kept
@@ -50,6 +51,11 @@ struct GradientModel::State {
 
   bool is_kept(std::size_t layer) const { return layer >= n_layers() - kept.size(); }
 
+  const RopeAngles& angles_of(std::size_t layer) const {
+    return model.layers[layer].local() ? local_angles : angles;
+  }
+
+  Status prepare_angles(std::size_t n_positions);
   Status prepare(std::span<const Token> tokens, std::size_t n_kept);
   Status check_tokens(std::span<const Token> tokens) const;
   void embed(std::span<const Token> tokens);
@@ -76,15 +82,23 @@ Status GradientModel::State::check_tokens(std::span<const Token> tokens) const {
   return {};
 }
 
+Status GradientModel::State::prepare_angles(std::size_t n_positions) {
+  if (angles.n_positions() >= n_positions) {
+    return {};
+  }
+  auto local = RopeAngles::create(model.local_rope, n_positions);
+  auto global = RopeAngles::create(model.rope, n_positions);
+  if (!local.ok() || !global.ok()) {
+    return local.ok() ? global.status() : local.status();
+  }
+  local_angles = *std::move(local);
+  angles = *std::move(global);
+  return {};
+}
+
 Status GradientModel::State::prepare(std::span<const Token> tokens, std::size_t n_kept) {
   CQKV_RETURN_IF_ERROR(check_tokens(tokens));
-  if (angles.n_positions() < tokens.size()) {
-    auto created = RopeAngles::create(model.rope, tokens.size());
-    if (!created.ok()) {
-      return created.status();
-    }
-    angles = *std::move(created);
-  }
+  CQKV_RETURN_IF_ERROR(prepare_angles(tokens.size()));
   inputs.resize(n_layers() + 1);
   for (auto& input : inputs) {
     input.resize(tokens.size() * model.shape.n_embd);
@@ -94,9 +108,13 @@ Status GradientModel::State::prepare(std::span<const Token> tokens, std::size_t 
 }
 
 void GradientModel::State::embed(std::span<const Token> tokens) {
+  const std::size_t n_embd = model.shape.n_embd;
   for (std::size_t t = 0; t < tokens.size(); t++) {
-    dequantize_rows(model.embedding, static_cast<std::size_t>(tokens[t]), 1,
-                    inputs[0].data() + t * model.shape.n_embd);
+    float* row = inputs[0].data() + t * n_embd;
+    dequantize_rows(model.embedding, static_cast<std::size_t>(tokens[t]), 1, row);
+    for (std::size_t i = 0; i < n_embd; i++) {
+      row[i] *= model.shape.embedding_scale;
+    }
   }
 }
 
@@ -105,7 +123,7 @@ Status GradientModel::State::forward(std::span<const Token> tokens,
   embed(tokens);
   for (std::size_t il = 0; il < n_layers(); il++) {
     CQKV_RETURN_IF_ERROR(check_cancelled());
-    layer_pass.forward(model.layers[il], angles, tokens.size(), inputs[il].data(),
+    layer_pass.forward(model.layers[il], angles_of(il), tokens.size(), inputs[il].data(),
                        offsets.empty() ? KvOffset{} : offsets[il], activations(il),
                        inputs[il + 1].data());
     CQKV_RETURN_IF_ERROR(for_kinds(il, tokens.size(), nullptr, nullptr, check_finite));
@@ -136,9 +154,10 @@ Status GradientModel::State::backward(std::size_t n_tokens, const KvSink& sink) 
     CQKV_RETURN_IF_ERROR(check_cancelled());
     Activations& rows = activations(il);
     if (!is_kept(il)) {
-      layer_pass.forward(model.layers[il], angles, n_tokens, inputs[il].data(), {}, rows, nullptr);
+      layer_pass.forward(model.layers[il], angles_of(il), n_tokens, inputs[il].data(), {}, rows,
+                         nullptr);
     }
-    layer_pass.backward(model.layers[il], angles, n_tokens, inputs[il].data(), rows, il == 0,
+    layer_pass.backward(model.layers[il], angles_of(il), n_tokens, inputs[il].data(), rows, il == 0,
                         gradient.data());
     const float* key_gradients = layer_pass.key_gradients();
     const float* value_gradients = layer_pass.value_gradients();

@@ -1,5 +1,6 @@
-// Keys, values and the gradients of the token loss by them, for llama and qwen2 models:
-// our own forward and backward pass over the model file, in f32, without libllama.
+// Keys, values and the gradients of the token loss by them, for models of the
+// architectures in model_file.h: our own forward and backward pass over the model file,
+// in f32, without libllama.
 #pragma once
 
 #include <atomic>
@@ -28,7 +29,7 @@ struct GradientOptions {
 /// The loss is the sum over tokens of the negative log likelihood of the next one, in
 /// nats. (The mean would scale all gradients of a sequence alike, which changes nothing
 /// in learning as long as sequences have one length.) A gradient by a key is by the key
-/// after its bias and before RoPE.
+/// after its bias and its norm and before RoPE.
 ///
 /// Numerics: weights are dequantized and everything is f32, so the loss differs from
 ///   libllama's by what libllama loses in rounding activations to 8 bits. Results do not

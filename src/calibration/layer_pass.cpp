@@ -32,8 +32,15 @@ void add_to(const float* from, float* to, std::size_t n) {
   }
 }
 
-AttentionShape attention_shape(const ModelShape& shape, std::size_t n_tokens) {
-  return {n_tokens, shape.n_heads, shape.n_kv_heads, shape.head_dim};
+AttentionShape attention_shape(const ModelShape& shape, const LayerTensors& layer,
+                               std::size_t n_tokens) {
+  return {n_tokens,       shape.n_heads,     shape.n_kv_heads,
+          shape.head_dim, shape.score_scale, layer.window};
+}
+
+// Row `index` of `width` floats; nullptr of a buffer that the architecture has no use for.
+const float* row_of(const dense::Buffer& buffer, std::size_t index, std::size_t width) {
+  return buffer.size() == 0 ? nullptr : buffer.data() + index * width;
 }
 
 }  // namespace
@@ -52,11 +59,18 @@ void Activations::resize(const ModelShape& shape, std::size_t n_tokens) {
   middle.resize(n_tokens * shape.n_embd);
   gate.resize(n_tokens * shape.n_ff);
   up.resize(n_tokens * shape.n_ff);
+  raw_queries.resize(shape.head_norms ? queries.size() : 0);
+  raw_keys.resize(shape.head_norms ? keys.size() : 0);
+  attn_out.resize(shape.post_norms ? middle.size() : 0);
+  ffn_out.resize(shape.post_norms ? middle.size() : 0);
 }
 
 std::size_t Activations::n_floats(const ModelShape& shape, std::size_t n_tokens) {
+  const std::size_t n_raw =
+      (shape.head_norms ? shape.n_query_channels() + shape.n_kv_channels() : 0) +
+      (shape.post_norms ? 2 * shape.n_embd : 0);
   return n_tokens * (2 * shape.n_query_channels() + 2 * shape.n_kv_channels() + shape.n_heads +
-                     shape.n_embd + 2 * shape.n_ff);
+                     shape.n_embd + 2 * shape.n_ff + n_raw);
 }
 
 template <typename Function>
@@ -64,6 +78,8 @@ void LayerPass::for_rows(std::size_t n_tokens, const Function& function) {
   for (Scratch& scratch : scratch_) {  // here, since tasks must not throw
     scratch.norm.resize(kRows * shape_.n_embd);
     scratch.hidden.resize(kRows * shape_.n_ff);
+    scratch.by_raw.resize(
+        kRows * std::max({shape_.n_embd, shape_.n_query_channels(), shape_.n_kv_channels()}));
   }
   const auto n_strips = static_cast<int>((n_tokens + kRows - 1) / kRows);
   parallel_.run(n_strips, [&](int task, int thread) {
@@ -82,23 +98,63 @@ void LayerPass::pack(const LayerTensors& layer, Direction direction) {
   pack_weights(requests, direction, table_, parallel_);
 }
 
+// RMS norms of rows as wide as the weight.
+void LayerPass::norm(const std::vector<float>& weight, const float* in, std::size_t n_rows,
+                     float* out) const {
+  const std::size_t n = weight.size();
+  for (std::size_t i = 0; i < n_rows; i++) {
+    table_.rms_norm(in + i * n, weight.data(), out + i * n, n, shape_.rms_epsilon);
+  }
+}
+
+// Adds to in_gradient.
+void LayerPass::norm_back(const std::vector<float>& weight, const float* in, const float* gradient,
+                          std::size_t n_rows, float* in_gradient) const {
+  const std::size_t n = weight.size();
+  for (std::size_t i = 0; i < n_rows; i++) {
+    table_.rms_norm_back(in + i * n, weight.data(), gradient + i * n, in_gradient + i * n, n,
+                         shape_.rms_epsilon);
+  }
+}
+
+// out = norm(in W + bias), of the rows of a strip.
+void LayerPass::normed_linear(const NormedLinear& l, const Rows& rows, const float* in,
+                              float* out) const {
+  const std::size_t n_out = l.weights.n_columns;
+  float* raw = l.norm.empty() ? out : l.raw.data() + rows.first * n_out;
+  linear(table_, in, l.weights.n_inner, rows.n, l.weights, l.bias, raw);
+  if (!l.norm.empty()) {
+    norm(l.norm, raw, rows.n * n_out / l.norm.size(), out);
+  }
+}
+
+// The gradient by what goes into a norm, given that by its output: the same where no norm is.
+const float* LayerPass::behind_norm(const std::vector<float>& weight, const float* in,
+                                    const float* gradient, std::size_t n_rows,
+                                    Scratch& scratch) const {
+  if (weight.empty()) {
+    return gradient;
+  }
+  float* result = scratch.by_raw.data();
+  std::fill(result, result + n_rows * weight.size(), 0.0F);
+  norm_back(weight, in, gradient, n_rows, result);
+  return result;
+}
+
 void LayerPass::project(const LayerTensors& layer, const RopeAngles& angles, const Rows& rows,
                         const float* input, const KvOffset& offset, Activations& activations,
                         Scratch& scratch) const {
   const std::size_t n_embd = shape_.n_embd;
   const std::size_t n_q = shape_.n_query_channels();
   const std::size_t n_kv = shape_.n_kv_channels();
-  float* norm = scratch.norm.data();
-  for (std::size_t i = 0; i < rows.n; i++) {
-    table_.rms_norm(input + (rows.first + i) * n_embd, layer.attn_norm.data(), norm + i * n_embd,
-                    n_embd, shape_.rms_epsilon);
-  }
+  float* normed = scratch.norm.data();
+  norm(layer.attn_norm, input + rows.first * n_embd, rows.n, normed);
   float* queries = activations.queries.data() + rows.first * n_q;
   float* keys = activations.keys.data() + rows.first * n_kv;
   float* values = activations.values.data() + rows.first * n_kv;
-  linear(table_, norm, n_embd, rows.n, q_, layer.q.bias, queries);
-  linear(table_, norm, n_embd, rows.n, k_, layer.k.bias, keys);
-  linear(table_, norm, n_embd, rows.n, v_, layer.v.bias, values);
+  normed_linear({q_, layer.q.bias, layer.q_norm, activations.raw_queries}, rows, normed, queries);
+  normed_linear({k_, layer.k.bias, layer.k_norm, activations.raw_keys}, rows, normed, keys);
+  linear(table_, normed, n_embd, rows.n, v_, layer.v.bias, values);
   if (offset.keys != nullptr) {
     add_to(offset.keys + rows.first * n_kv, keys, rows.n * n_kv);
   }
@@ -126,24 +182,24 @@ void LayerPass::feed_forward(const LayerTensors& layer, const Rows& rows, const 
   const std::size_t n_q = shape_.n_query_channels();
   const std::size_t n_ff = shape_.n_ff;
   float* middle = activations.middle.data() + rows.first * n_embd;
-  linear(table_, activations.attention.data() + rows.first * n_q, n_q, rows.n, o_, layer.o.bias,
-         middle);
+  normed_linear({o_, layer.o.bias, layer.attn_post_norm, activations.attn_out}, rows,
+                activations.attention.data() + rows.first * n_q, middle);
   add_to(input + rows.first * n_embd, middle, rows.n * n_embd);
-  float* norm = scratch.norm.data();
-  for (std::size_t i = 0; i < rows.n; i++) {
-    table_.rms_norm(middle + i * n_embd, layer.ffn_norm.data(), norm + i * n_embd, n_embd,
-                    shape_.rms_epsilon);
-  }
+  float* normed = scratch.norm.data();
+  norm(layer.ffn_norm, middle, rows.n, normed);
   float* gate = activations.gate.data() + rows.first * n_ff;
   float* up = activations.up.data() + rows.first * n_ff;
-  linear(table_, norm, n_embd, rows.n, gate_, layer.gate.bias, gate);
-  linear(table_, norm, n_embd, rows.n, up_, layer.up.bias, up);
-  if (output == nullptr) {
+  linear(table_, normed, n_embd, rows.n, gate_, layer.gate.bias, gate);
+  linear(table_, normed, n_embd, rows.n, up_, layer.up.bias, up);
+  if (output == nullptr && !shape_.post_norms) {
     return;
   }
-  table_.swiglu(gate, up, scratch.hidden.data(), rows.n * n_ff);
-  float* out = output + rows.first * n_embd;
-  linear(table_, scratch.hidden.data(), n_ff, rows.n, down_, layer.down.bias, out);
+  const auto gated = shape_.gelu ? table_.geglu : table_.swiglu;
+  gated(gate, up, scratch.hidden.data(), rows.n * n_ff);
+  // Without an output, activations.ffn_out alone is wanted.
+  float* out = output == nullptr ? normed : output + rows.first * n_embd;
+  normed_linear({down_, layer.down.bias, layer.ffn_post_norm, activations.ffn_out}, rows,
+                scratch.hidden.data(), out);
   add_to(middle, out, rows.n * n_embd);
 }
 
@@ -156,7 +212,7 @@ void LayerPass::forward(const LayerTensors& layer, const RopeAngles& angles, std
     project(layer, angles, rows, input, offset, activations, scratch);
   });
   rotate_keys(angles, n_tokens, activations.keys);
-  attention_.forward(attention_shape(shape_, n_tokens),
+  attention_.forward(attention_shape(shape_, layer, n_tokens),
                      {activations.queries.data(), rotated_keys_.data(), activations.values.data(),
                       activations.attention.data(), activations.lse.data()});
   for_rows(n_tokens, [&](const Rows& rows, Scratch& scratch) {
@@ -171,48 +227,57 @@ void LayerPass::feed_forward_back(const LayerTensors& layer, const Rows& rows,
   const std::vector<float> no_bias;
   float* by_out = gradient + rows.first * n_embd;
   float* hidden = scratch.hidden.data();
-  linear(table_, by_out, n_embd, rows.n, down_, no_bias, hidden);
+  const float* by_ffn =
+      behind_norm(layer.ffn_post_norm, row_of(activations.ffn_out, rows.first, n_embd), by_out,
+                  rows.n, scratch);
+  linear(table_, by_ffn, n_embd, rows.n, down_, no_bias, hidden);
   float* gate = activations.gate.data() + rows.first * n_ff;
   float* up = activations.up.data() + rows.first * n_ff;
-  table_.swiglu_back(gate, up, hidden, gate, up, rows.n * n_ff);
-  float* norm = scratch.norm.data();
-  linear(table_, gate, n_ff, rows.n, gate_, no_bias, norm);
-  table_.multiply(
-      {{up, static_cast<std::ptrdiff_t>(n_ff), 1}, rows.n, up_.view(), 0, 0, norm, n_embd, true});
-  const float* middle = activations.middle.data() + rows.first * n_embd;
-  for (std::size_t i = 0; i < rows.n; i++) {
-    table_.rms_norm_back(middle + i * n_embd, layer.ffn_norm.data(), norm + i * n_embd,
-                         by_out + i * n_embd, n_embd, shape_.rms_epsilon);
-  }
-  linear(table_, by_out, n_embd, rows.n, o_, no_bias,
+  const auto gated_back = shape_.gelu ? table_.geglu_back : table_.swiglu_back;
+  gated_back(gate, up, hidden, gate, up, rows.n * n_ff);
+  float* by_normed = scratch.norm.data();
+  linear(table_, gate, n_ff, rows.n, gate_, no_bias, by_normed);
+  const auto ff_stride = static_cast<std::ptrdiff_t>(n_ff);
+  table_.multiply({{up, ff_stride, 1}, rows.n, up_.view(), 0, 0, by_normed, n_embd, true});
+  norm_back(layer.ffn_norm, activations.middle.data() + rows.first * n_embd, by_normed, rows.n,
+            by_out);
+  const float* by_attention =
+      behind_norm(layer.attn_post_norm, row_of(activations.attn_out, rows.first, n_embd), by_out,
+                  rows.n, scratch);
+  linear(table_, by_attention, n_embd, rows.n, o_, no_bias,
          attention_gradients_.data() + rows.first * shape_.n_query_channels());
 }
 
-void LayerPass::project_back(const LayerTensors& layer, const RopeAngles& angles, const Rows& rows,
-                             const float* input, bool last, float* gradient, Scratch& scratch) {
+// Gradients by queries and keys, from behind RoPE to before it.
+void LayerPass::rotate_back(const RopeAngles& angles, const Rows& rows) {
+  const std::size_t n_q = shape_.n_query_channels();
+  const std::size_t n_kv = shape_.n_kv_channels();
+  for (std::size_t t = rows.first; t < rows.first + rows.n; t++) {
+    angles.rotate_back(t, shape_.n_kv_heads, shape_.head_dim, key_gradients_.data() + t * n_kv);
+    angles.rotate_back(t, shape_.n_heads, shape_.head_dim, query_gradients_.data() + t * n_q);
+  }
+}
+
+void LayerPass::project_back(const LayerTensors& layer, const Rows& rows, const float* input,
+                             const Activations& activations, float* gradient,
+                             Scratch& scratch) const {
   const std::size_t n_embd = shape_.n_embd;
   const std::size_t n_q = shape_.n_query_channels();
   const std::size_t n_kv = shape_.n_kv_channels();
-  float* queries = query_gradients_.data() + rows.first * n_q;
-  float* keys = key_gradients_.data() + rows.first * n_kv;
-  const float* values = value_gradients_.data() + rows.first * n_kv;
-  for (std::size_t i = 0; i < rows.n; i++) {
-    angles.rotate_back(rows.first + i, shape_.n_kv_heads, shape_.head_dim, keys + i * n_kv);
-    angles.rotate_back(rows.first + i, shape_.n_heads, shape_.head_dim, queries + i * n_q);
-  }
-  if (last) {
-    return;
-  }
-  float* norm = scratch.norm.data();
-  linear(table_, queries, n_q, rows.n, q_, {}, norm);
   const auto kv_stride = static_cast<std::ptrdiff_t>(n_kv);
-  table_.multiply({{keys, kv_stride, 1}, rows.n, k_.view(), 0, 0, norm, n_embd, true});
-  table_.multiply({{values, kv_stride, 1}, rows.n, v_.view(), 0, 0, norm, n_embd, true});
-  for (std::size_t i = 0; i < rows.n; i++) {
-    const std::size_t row = (rows.first + i) * n_embd;
-    table_.rms_norm_back(input + row, layer.attn_norm.data(), norm + i * n_embd, gradient + row,
-                         n_embd, shape_.rms_epsilon);
-  }
+  float* by_normed = scratch.norm.data();
+  const float* queries =
+      behind_norm(layer.q_norm, row_of(activations.raw_queries, rows.first, n_q),
+                  query_gradients_.data() + rows.first * n_q, rows.n * shape_.n_heads, scratch);
+  linear(table_, queries, n_q, rows.n, q_, {}, by_normed);
+  const float* keys =
+      behind_norm(layer.k_norm, row_of(activations.raw_keys, rows.first, n_kv),
+                  key_gradients_.data() + rows.first * n_kv, rows.n * shape_.n_kv_heads, scratch);
+  table_.multiply({{keys, kv_stride, 1}, rows.n, k_.view(), 0, 0, by_normed, n_embd, true});
+  const float* values = value_gradients_.data() + rows.first * n_kv;
+  table_.multiply({{values, kv_stride, 1}, rows.n, v_.view(), 0, 0, by_normed, n_embd, true});
+  norm_back(layer.attn_norm, input + rows.first * n_embd, by_normed, rows.n,
+            gradient + rows.first * n_embd);
 }
 
 void LayerPass::backward(const LayerTensors& layer, const RopeAngles& angles, std::size_t n_tokens,
@@ -226,13 +291,16 @@ void LayerPass::backward(const LayerTensors& layer, const RopeAngles& angles, st
     feed_forward_back(layer, rows, activations, gradient, scratch);
   });
   rotate_keys(angles, n_tokens, activations.keys);
-  attention_.backward(attention_shape(shape_, n_tokens),
+  attention_.backward(attention_shape(shape_, layer, n_tokens),
                       {activations.queries.data(), rotated_keys_.data(), activations.values.data(),
                        activations.attention.data(), activations.lse.data()},
                       {attention_gradients_.data(), query_gradients_.data(), key_gradients_.data(),
                        value_gradients_.data()});
   for_rows(n_tokens, [&](const Rows& rows, Scratch& scratch) {
-    project_back(layer, angles, rows, input, last, gradient, scratch);
+    rotate_back(angles, rows);
+    if (!last) {
+      project_back(layer, rows, input, activations, gradient, scratch);
+    }
   });
 }
 

@@ -1,9 +1,10 @@
-// One transformer layer (RMS norm, attention, RMS norm, SwiGLU) over a whole sequence,
-// forwards and backwards to its input, keys and values. Loss, embedding and the loop
-// over layers are gradient.h's.
+// One transformer layer (RMS norm, attention, RMS norm, gated feed-forward, and the
+// further norms of some architectures) over a whole sequence, forwards and backwards to
+// its input, keys and values. Loss, embedding and the loop over layers are gradient.h's.
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "calibration/attention_pass.h"
 #include "calibration/dense.h"
@@ -23,6 +24,8 @@ struct Activations {
   dense::Buffer lse;        ///< [n_heads, n_tokens]
   dense::Buffer middle;     ///< Between attention and feed-forward.
   dense::Buffer gate, up;   ///< Overwritten by the way back.
+  dense::Buffer raw_queries, raw_keys;  ///< Before their norm; only with head_norms.
+  dense::Buffer attn_out, ffn_out;      ///< Before their norm; only with post_norms.
 
   void resize(const ModelShape& shape, std::size_t n_tokens);
 
@@ -30,7 +33,7 @@ struct Activations {
   static std::size_t n_floats(const ModelShape& shape, std::size_t n_tokens);
 };
 
-/// Added to keys (before RoPE) and values of a layer: for finite differences.
+/// Added to keys (after their norm, before RoPE) and values of a layer: for finite differences.
 struct KvOffset {
   const float* keys = nullptr;  ///< [n_tokens, kv channels] or nullptr.
   const float* values = nullptr;
@@ -67,10 +70,27 @@ class LayerPass {
   struct Scratch {
     dense::Buffer norm;    // [kRows, n_embd]
     dense::Buffer hidden;  // [kRows, n_ff]
+    dense::Buffer by_raw;  // [kRows, the widest norm's row], the gradient behind a norm
   };
 
   struct Rows;
 
+  // A product that a norm may follow.
+  struct NormedLinear {
+    const dense::Packed& weights;
+    const std::vector<float>& bias;
+    const std::vector<float>& norm;  // empty: none
+    dense::Buffer& raw;              // what goes into the norm, kept for the way back
+  };
+
+  void norm(const std::vector<float>& weight, const float* in, std::size_t n_rows,
+            float* out) const;
+  void norm_back(const std::vector<float>& weight, const float* in, const float* gradient,
+                 std::size_t n_rows, float* in_gradient) const;
+  void normed_linear(const NormedLinear& linear, const Rows& rows, const float* in,
+                     float* out) const;
+  const float* behind_norm(const std::vector<float>& weight, const float* in, const float* gradient,
+                           std::size_t n_rows, Scratch& scratch) const;
   void project(const LayerTensors& layer, const RopeAngles& angles, const Rows& rows,
                const float* input, const KvOffset& offset, Activations& activations,
                Scratch& scratch) const;
@@ -78,8 +98,9 @@ class LayerPass {
                     Activations& activations, float* output, Scratch& scratch) const;
   void feed_forward_back(const LayerTensors& layer, const Rows& rows, Activations& activations,
                          float* gradient, Scratch& scratch);
-  void project_back(const LayerTensors& layer, const RopeAngles& angles, const Rows& rows,
-                    const float* input, bool last, float* gradient, Scratch& scratch);
+  void rotate_back(const RopeAngles& angles, const Rows& rows);
+  void project_back(const LayerTensors& layer, const Rows& rows, const float* input,
+                    const Activations& activations, float* gradient, Scratch& scratch) const;
   void rotate_keys(const RopeAngles& angles, std::size_t n_tokens, const dense::Buffer& keys);
   template <typename Function>
   void for_rows(std::size_t n_tokens, const Function& function);

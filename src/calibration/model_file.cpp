@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 namespace cqkv {
@@ -21,6 +22,9 @@ class Loader {
   Status load() {
     CQKV_RETURN_IF_ERROR(read_architecture());
     read_shape();
+    CQKV_RETURN_IF_ERROR(status_);
+    read_graph();
+    read_windows();
     CQKV_RETURN_IF_ERROR(status_);
     read_rope();
     CQKV_RETURN_IF_ERROR(status_);
@@ -48,16 +52,19 @@ class Loader {
       return architecture.status();
     }
     model_.architecture = *architecture;
-    if (*architecture != "llama" && *architecture != "qwen2") {
+    if (!is("llama") && !is("qwen2") && !is("qwen3") && !is("gemma3")) {
       return unsupported(file_.path() +
-                         ": gradients are implemented for the architectures llama "
-                         "and qwen2, this model is " +
+                         ": gradients are implemented for the architectures llama, qwen2, qwen3 "
+                         "and gemma3, this model is " +
                          *architecture + "; use --weights uniform");
     }
     return {};
   }
 
-  std::size_t dimension(const char* name, std::optional<std::int64_t> fallback = {}) {
+  bool is(std::string_view architecture) const { return model_.architecture == architecture; }
+
+  std::size_t dimension(const char* name, std::optional<std::int64_t> fallback = {},
+                        std::int64_t least = 1) {
     auto value = file_.find_uniform_integer(key(name));
     if (!value.ok()) {
       fail(value.status());
@@ -68,9 +75,9 @@ class Loader {
       return 1;
     }
     const std::int64_t n = value->has_value() ? **value : *fallback;
-    if (n < 1 || n > kMaxDimension) {
-      fail(corrupt(file_.path() + ": key " + key(name) + ": got " + std::to_string(n) +
-                   ", want 1 to " + std::to_string(kMaxDimension)));
+    if (n < least || n > kMaxDimension) {
+      fail(corrupt(file_.path() + ": key " + key(name) + ": got " + std::to_string(n) + ", want " +
+                   std::to_string(least) + " to " + std::to_string(kMaxDimension)));
       return 1;
     }
     return static_cast<std::size_t>(n);
@@ -114,6 +121,43 @@ class Loader {
     }
   }
 
+  // What the architectures compute differently, as libllama's graphs have it.
+  void read_graph() {
+    ModelShape& shape = model_.shape;
+    std::size_t scaled_dim = shape.head_dim;
+    if (is("gemma3")) {
+      constexpr std::size_t kLayersOf27B = 62;  // libllama's way to tell it
+      scaled_dim = shape.n_layers == kLayersOf27B ? shape.n_embd / shape.n_heads : shape.head_dim;
+      shape.embedding_scale = std::sqrt(static_cast<float>(shape.n_embd));
+      shape.post_norms = true;
+      shape.gelu = true;
+      if (number("final_logit_softcapping", 0.0) != 0.0) {
+        fail_unsupported("with softcapped logits");
+      }
+    }
+    shape.score_scale = 1.0F / std::sqrt(static_cast<float>(scaled_dim));
+    shape.head_norms = is("qwen3") || is("gemma3");
+  }
+
+  // Sliding windows, as libllama's load_swa_pattern reads them: in all layers but the last
+  // of each period.
+  void read_windows() {
+    if (!is("gemma3")) {
+      return;
+    }
+    window_ = dimension("attention.sliding_window", 0, 0);
+    if (!file_.find_integer(key("attention.sliding_window_pattern")).ok()) {
+      fail_unsupported("with sliding windows listed layer by layer");
+      return;
+    }
+    window_period_ = dimension("attention.sliding_window_pattern", 6, 0);
+  }
+
+  std::size_t window_of(std::size_t il) const {
+    const bool global = window_period_ > 0 && il % window_period_ == window_period_ - 1;
+    return global ? 0 : window_;
+  }
+
   void read_rope() {
     // As libllama does it: llama_model_base::load_hparams and llama_context's constructor.
     RopeNode& rope = model_.rope;
@@ -135,6 +179,10 @@ class Loader {
     rope.attn_factor = static_cast<float>(number("rope.scaling.attn_factor", 1.0));
     read_rope_scaling();
     read_rope_factors();
+    // Local layers have their own base, and libllama never scales their positions.
+    model_.local_rope = rope;
+    model_.local_rope.freq_base = static_cast<float>(number("rope.freq_base_swa", 10000.0));
+    model_.local_rope.freq_scale = 1.0F;
   }
 
   void read_rope_scaling() {
@@ -225,6 +273,15 @@ class Loader {
     layer.gate = linear(prefix + "ffn_gate", shape.n_embd, shape.n_ff);
     layer.up = linear(prefix + "ffn_up", shape.n_embd, shape.n_ff);
     layer.down = linear(prefix + "ffn_down", shape.n_ff, shape.n_embd);
+    if (shape.head_norms) {
+      layer.q_norm = vector(prefix + "attn_q_norm.weight", shape.head_dim);
+      layer.k_norm = vector(prefix + "attn_k_norm.weight", shape.head_dim);
+    }
+    if (shape.post_norms) {
+      layer.attn_post_norm = vector(prefix + "post_attention_norm.weight", shape.n_embd);
+      layer.ffn_post_norm = vector(prefix + "post_ffw_norm.weight", shape.n_embd);
+    }
+    layer.window = window_of(il);
     return layer;
   }
 
@@ -250,6 +307,8 @@ class Loader {
   const GgufFile& file_;
   ModelFile& model_;
   Status status_;
+  std::size_t window_ = 0;         // 0: no layer has one
+  std::size_t window_period_ = 0;  // 0: all layers have it
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The weights and hyperparameters of a llama or qwen2 model file, as the gradient
-// pass needs them: checked, mapped, not yet dequantized.
+// The weights and hyperparameters of a model file of the architectures that the
+// gradient pass knows (llama, qwen2, qwen3, gemma3), as it needs them: checked, mapped,
+// not yet dequantized.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +15,7 @@
 
 namespace cqkv {
 
+/// Sizes, and what is computed between the products, the same in all layers.
 struct ModelShape {
   std::size_t n_layers = 0;
   std::size_t n_embd = 0;
@@ -23,6 +25,11 @@ struct ModelShape {
   std::size_t n_ff = 0;
   std::size_t n_vocab = 0;
   float rms_epsilon = 0.0F;
+  float embedding_scale = 1.0F;  ///< Of a token's row before the first layer.
+  float score_scale = 1.0F;      ///< Of query-key products.
+  bool head_norms = false;       ///< RMS norms over each head of queries and keys, before RoPE.
+  bool post_norms = false;  ///< RMS norms of what attention and feed-forward add to the residual.
+  bool gelu = false;        ///< The feed-forward's gate is GELU, not SiLU.
 
   std::size_t n_query_channels() const { return n_heads * head_dim; }
 
@@ -42,8 +49,13 @@ struct LinearTensor {
 struct LayerTensors {
   std::vector<float> attn_norm;
   std::vector<float> ffn_norm;
+  std::vector<float> q_norm, k_norm;                 ///< [head_dim], or empty: no head_norms.
+  std::vector<float> attn_post_norm, ffn_post_norm;  ///< Or empty: no post_norms.
   LinearTensor q, k, v, o;
   LinearTensor gate, up, down;
+  std::size_t window = 0;  ///< Tokens that a query sees, itself included; 0: all before it.
+
+  bool local() const { return window > 0; }
 };
 
 /// Const after load.
@@ -51,6 +63,7 @@ struct ModelFile {
   std::string architecture;
   ModelShape shape;
   RopeNode rope;
+  RopeNode local_rope;  ///< Of local layers.
   GgufTensor embedding;
   std::vector<LayerTensors> layers;
   std::vector<float> output_norm;
@@ -58,8 +71,8 @@ struct ModelFile {
   std::unique_ptr<GgufFile> file;
 
   /// @return the errors of GgufFile::open; kUnsupported, naming the architecture and
-  ///   `--weights uniform`, for anything but dense llama and qwen2; kCorrupt for a missing
-  ///   tensor or a wrong shape (got, want).
+  ///   `--weights uniform`, for anything but dense llama, qwen2, qwen3 and gemma3; kCorrupt
+  ///   for a missing tensor or a wrong shape (got, want).
   static Result<ModelFile> load(const std::string& path);
 };
 

@@ -72,6 +72,25 @@ TEST_F(CalibrateTest, LearnsWithFisherWeights) {
   EXPECT_GT(calibration->stats.mean_loss, 0.0);
 }
 
+TEST_F(CalibrateTest, LearnsWithFisherWeightsForAllArchitectures) {
+  TinyModel qwen2;
+  qwen2.architecture = "qwen2";
+  for (const TinyModel& tiny : {qwen2, TinyModel::qwen3(), TinyModel::gemma3()}) {
+    const auto calibration = calibrate(options(tiny, Weighting::kFisher));
+    ASSERT_TRUE(calibration.ok()) << calibration.status().message();
+    const Codebook& codebook = calibration->codebook;
+    EXPECT_EQ(codebook.origin.architecture, tiny.architecture);
+    ASSERT_EQ(codebook.layers.size(), static_cast<std::size_t>(tiny.n_layers));
+    for (const auto& layer : codebook.layers) {
+      for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+        ASSERT_NE(layer.get(kind), nullptr);
+        EXPECT_EQ(layer.get(kind)->n_kv_heads(), tiny.n_kv_heads);
+        EXPECT_EQ(layer.get(kind)->head_dim(), tiny.head_dim);
+      }
+    }
+  }
+}
+
 TEST_F(CalibrateTest, FisherDoesNotDependOnThreads) {
   CalibrationOptions chosen = options({}, Weighting::kFisher);
   const auto one = calibrate(chosen);

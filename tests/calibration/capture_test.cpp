@@ -1,5 +1,5 @@
 // KvCapture against the keys and values of the gradient pass, which computes them
-// without libllama. Architectures beyond llama and qwen2 are not in the tests.
+// without libllama. Architectures beyond those of the gradient pass are not in the tests.
 #include "calibration/capture.h"
 
 #include <atomic>
@@ -78,8 +78,17 @@ TEST_F(CaptureTest, AgreesWithGradientPassForQwen2) {
   check_against_gradient_pass(tiny, 40);
 }
 
+TEST_F(CaptureTest, AgreesWithGradientPassForQwen3) {
+  check_against_gradient_pass(TinyModel::qwen3(), 40);
+}
+
+TEST_F(CaptureTest, AgreesWithGradientPassForGemma3) {
+  check_against_gradient_pass(TinyModel::gemma3(), 40);
+}
+
 TEST_F(CaptureTest, AgreesWithGradientPassAcrossPieces) {
   check_against_gradient_pass({}, 700);
+  check_against_gradient_pass(TinyModel::gemma3(), 700);
 }
 
 TEST_F(CaptureTest, AgreesWithGradientPassWithYarnAndFactors) {

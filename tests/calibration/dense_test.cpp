@@ -160,7 +160,11 @@ TEST_P(DenseTest, SoftmaxBackIsTheDerivative) {
   }
 }
 
-TEST_P(DenseTest, SwigluAndItsDerivative) {
+using GatedUnit = decltype(Table::swiglu);
+using GatedUnitBack = decltype(Table::swiglu_back);
+
+// A gated unit and its derivative against the activation in double.
+void check_gated(GatedUnit unit, GatedUnitBack back, double (*activation)(double)) {
   const std::size_t n = 37;
   auto gate = random_values(n, 1, 4.0F);
   gate[0] = 100.0F;  // beyond the range of exp, both ways
@@ -168,19 +172,28 @@ TEST_P(DenseTest, SwigluAndItsDerivative) {
   const auto up = random_values(n, 2);
   const auto gradient = random_values(n, 3);
   std::vector<float> out(n);
-  table().swiglu(gate.data(), up.data(), out.data(), n);
+  unit(gate.data(), up.data(), out.data(), n);
   auto by_gate = gate;
   auto by_up = up;
-  table().swiglu_back(by_gate.data(), by_up.data(), gradient.data(), by_gate.data(), by_up.data(),
-                      n);
-  const auto silu = [](double x) { return x / (1.0 + std::exp(-x)); };
+  back(by_gate.data(), by_up.data(), gradient.data(), by_gate.data(), by_up.data(), n);
   for (std::size_t i = 0; i < n; i++) {
     const double step = 1e-5;
-    const double slope = (silu(gate[i] + step) - silu(gate[i] - step)) / (2 * step);
-    EXPECT_NEAR(out[i], silu(gate[i]) * up[i], 1e-5);
+    const double slope = (activation(gate[i] + step) - activation(gate[i] - step)) / (2 * step);
+    EXPECT_NEAR(out[i], activation(gate[i]) * up[i], 1e-5);
     EXPECT_NEAR(by_gate[i], gradient[i] * up[i] * slope, 1e-5);
-    EXPECT_NEAR(by_up[i], gradient[i] * silu(gate[i]), 4 * kEps * 100);
+    EXPECT_NEAR(by_up[i], gradient[i] * activation(gate[i]), 4 * kEps * 100);
   }
+}
+
+TEST_P(DenseTest, SwigluAndItsDerivative) {
+  check_gated(table().swiglu, table().swiglu_back,
+              [](double x) { return x / (1.0 + std::exp(-x)); });
+}
+
+TEST_P(DenseTest, GegluAndItsDerivative) {
+  check_gated(table().geglu, table().geglu_back, [](double x) {
+    return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+  });
 }
 
 double norm_product(const std::vector<double>& x, const std::vector<float>& weight,

@@ -1,6 +1,7 @@
 // What ModelFile, GgufFile and the fingerprint refuse, and how they say it.
 #include "calibration/model_file.h"
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 
@@ -42,11 +43,68 @@ TEST_F(ModelFileTest, ReadsShapes) {
   EXPECT_EQ(model->output.weight.data, model->embedding.data);
 }
 
+TEST_F(ModelFileTest, ReadsWhatQwen3Adds) {
+  const auto model = ModelFile::load(TinyModel::qwen3().write("model.gguf"));
+  ASSERT_TRUE(model.ok()) << model.status().message();
+  EXPECT_EQ(model->shape.n_query_channels(), 64U);
+  EXPECT_TRUE(model->shape.head_norms);
+  EXPECT_FALSE(model->shape.post_norms);
+  EXPECT_EQ(model->layers[1].k_norm.size(), 16U);
+  EXPECT_EQ(model->rope.mode, GGML_ROPE_TYPE_NEOX);
+  EXPECT_FLOAT_EQ(model->shape.score_scale, 0.25F);
+}
+
+TEST_F(ModelFileTest, ReadsWhatGemma3Adds) {
+  TinyModel tiny = TinyModel::gemma3();
+  tiny.rope_factor = 8.0F;
+  const auto model = ModelFile::load(tiny.write("model.gguf"));
+  ASSERT_TRUE(model.ok()) << model.status().message();
+  EXPECT_EQ(model->layers[0].window, 5U);
+  EXPECT_EQ(model->layers[1].window, 0U);
+  EXPECT_EQ(model->layers[2].window, 5U);
+  EXPECT_EQ(model->layers[2].ffn_post_norm.size(), 32U);
+  EXPECT_EQ(model->rope.freq_base, 1000.0F);
+  EXPECT_EQ(model->rope.freq_scale, 0.125F);
+  EXPECT_EQ(model->local_rope.freq_base, 10000.0F);
+  EXPECT_EQ(model->local_rope.freq_scale, 1.0F);
+  EXPECT_FLOAT_EQ(model->shape.embedding_scale, std::sqrt(32.0F));
+  EXPECT_FLOAT_EQ(model->shape.score_scale, 0.25F);
+}
+
+// Its queries are scaled by another size than its heads'.
+TEST_F(ModelFileTest, ReadsTheScaleOfGemma3With27B) {
+  TinyModel tiny = TinyModel::gemma3();
+  tiny.n_layers = 62;
+  const auto model = ModelFile::load(tiny.write("model.gguf"));
+  ASSERT_TRUE(model.ok()) << model.status().message();
+  EXPECT_FLOAT_EQ(model->shape.score_scale, 1.0F / std::sqrt(8.0F));
+}
+
+TEST_F(ModelFileTest, RefusesSoftcappedLogits) {
+  TinyModel tiny = TinyModel::gemma3();
+  tiny.logit_softcap = 30.0F;
+  expect_error(tiny, StatusCode::kUnsupported, "softcapped logits");
+}
+
+TEST_F(ModelFileTest, RefusesListedWindows) {
+  TinyModel tiny = TinyModel::gemma3();
+  tiny.listed_windows = true;
+  expect_error(tiny, StatusCode::kUnsupported, "listed layer by layer");
+}
+
+TEST_F(ModelFileTest, NamesAMissingNorm) {
+  for (const char* name : {"blk.1.attn_k_norm.weight", "blk.2.post_ffw_norm.weight"}) {
+    TinyModel tiny = TinyModel::gemma3();
+    tiny.left_out = name;
+    expect_error(tiny, StatusCode::kCorrupt, std::string(name) + " is missing");
+  }
+}
+
 TEST_F(ModelFileTest, NamesAnArchitectureWithoutGradients) {
   TinyModel tiny;
-  tiny.architecture = "gemma3";
+  tiny.architecture = "gemma2";
   const std::string path = tiny.write("model.gguf");
-  expect_error(path, StatusCode::kUnsupported, "gemma3");
+  expect_error(path, StatusCode::kUnsupported, "this model is gemma2");
   expect_error(path, StatusCode::kUnsupported, "--weights uniform");
 }
 

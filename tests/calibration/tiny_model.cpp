@@ -61,9 +61,26 @@ class Writer {
     if (model_.rope_factor != 0.0F) {
       gguf_set_val_f32(gguf_.get(), key("rope.scaling.factor").c_str(), model_.rope_factor);
     }
+    write_windows();
+    if (model_.logit_softcap != 0.0F) {
+      gguf_set_val_f32(gguf_.get(), key("final_logit_softcapping").c_str(), model_.logit_softcap);
+    }
     if (model_.with_experts) {
       integer("expert_count", 4);
       integer("expert_used_count", 2);
+    }
+  }
+
+  void write_windows() {
+    if (model_.window != 0) {
+      integer("attention.sliding_window", model_.window);
+    }
+    const char* period = "attention.sliding_window_pattern";
+    if (model_.listed_windows) {
+      const std::vector<std::uint32_t> all(static_cast<std::size_t>(model_.n_layers), 1);
+      gguf_set_arr_data(gguf_.get(), key(period).c_str(), GGUF_TYPE_UINT32, all.data(), all.size());
+    } else if (model_.window_period != 0) {
+      integer(period, model_.window_period);
     }
   }
 
@@ -141,11 +158,24 @@ class Writer {
         keys[5] = std::numeric_limits<float>::quiet_NaN();
       }
       linear(prefix + "attn_v", model_.n_embd, n_kv, model_.biases);
+      write_norms(prefix);
       linear(prefix + "attn_output", n_q, model_.n_embd, false);
       linear(prefix + "ffn_gate", model_.n_embd, model_.n_ff, false);
       linear(prefix + "ffn_up", model_.n_embd, model_.n_ff, false);
       linear(prefix + "ffn_down", model_.n_ff + (il == 1 ? model_.wrong_columns : 0), model_.n_embd,
              false);
+    }
+  }
+
+  // The norms that not all architectures have.
+  void write_norms(const std::string& prefix) {
+    if (model_.has_head_norms()) {
+      tensor(prefix + "attn_q_norm.weight", model_.head_dim, 0, 1.0F, 0.2F);
+      tensor(prefix + "attn_k_norm.weight", model_.head_dim, 0, 1.0F, 0.2F);
+    }
+    if (model_.has_post_norms()) {
+      tensor(prefix + "post_attention_norm.weight", model_.n_embd, 0, 1.0F, 0.2F);
+      tensor(prefix + "post_ffw_norm.weight", model_.n_embd, 0, 1.0F, 0.2F);
     }
   }
 
@@ -186,6 +216,25 @@ std::filesystem::path temporary_folder() {
   folders.paths.insert(folder);
   std::filesystem::create_directories(folder);
   return folder;
+}
+
+TinyModel TinyModel::qwen3() {
+  TinyModel tiny;
+  tiny.architecture = "qwen3";
+  tiny.head_dim = 16;
+  tiny.tied_output = false;
+  return tiny;
+}
+
+TinyModel TinyModel::gemma3() {
+  TinyModel tiny;
+  tiny.architecture = "gemma3";
+  tiny.n_layers = 3;
+  tiny.n_kv_heads = 1;
+  tiny.head_dim = 16;
+  tiny.window = 5;
+  tiny.window_period = 2;
+  return tiny;
 }
 
 std::string TinyModel::write(const std::string& name) const {

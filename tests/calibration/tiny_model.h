@@ -1,5 +1,5 @@
-// A tiny random model file, written by the tests themselves: llama or qwen2, f32 or
-// quantized weights, a byte vocabulary of SentencePiece kind that any text fits.
+// A tiny random model file, written by the tests themselves: llama, qwen2, qwen3 or
+// gemma3, f32 weights, a byte vocabulary of SentencePiece kind that any text fits.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,12 @@ struct TinyModel {
   bool biases = false;
   bool tied_output = true;
   bool freq_factors = false;
-  std::string rope_scaling;  ///< Empty: no key.
-  float rope_factor = 0.0F;  ///< 0: no key.
+  std::string rope_scaling;     ///< Empty: no key.
+  float rope_factor = 0.0F;     ///< 0: no key.
+  int window = 0;               ///< The sliding window; 0: no key.
+  int window_period = 0;        ///< All layers but the last of so many have it; 0: no key.
+  bool listed_windows = false;  ///< Write the period as a list instead.
+  float logit_softcap = 0.0F;   ///< 0: no key.
   bool add_bos = true;
   bool with_experts = false;
   int wrong_columns = 0;        ///< Added to the width of blk.1.ffn_down.weight.
@@ -32,6 +36,16 @@ struct TinyModel {
   std::uint64_t seed = 7;
 
   static constexpr int kVocab = 3 + 256 + 1;
+
+  /// Heads wider than n_embd / n_heads, with norms.
+  static TinyModel qwen3();
+
+  /// The same with one KV head; layers 0 and 2 with a window of 5 tokens, 1 without.
+  static TinyModel gemma3();
+
+  bool has_head_norms() const { return architecture == "qwen3" || architecture == "gemma3"; }
+
+  bool has_post_norms() const { return architecture == "gemma3"; }
 
   /// Writes the file into the test's temporary folder and returns its path.
   std::string write(const std::string& name) const;
