@@ -33,6 +33,7 @@ std::string format(const char* pattern, ...) {
   std::array<char, 512> buffer{};
   std::va_list arguments;
   va_start(arguments, pattern);
+  // NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): clang 14 does not see va_start
   std::vsnprintf(buffer.data(), buffer.size(), pattern, arguments);
   va_end(arguments);
   return buffer.data();
