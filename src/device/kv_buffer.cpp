@@ -102,6 +102,8 @@ Status KvBuffer::add(ggml_tensor* tensor) {
   const LoadedCodebook* book = nullptr;
   const TensorCodebook* codebook = codebook_for(*library_, tensor, &book);
   if (codebook == nullptr) {
+    // Recurrent states and sides that the codebook keeps exact are no reason to complain.
+    unmatched_ = unmatched_ || (book == nullptr && parse_cache_name(tensor->name));
     return {};
   }
   if (tensor->type != GGML_TYPE_F16) {
@@ -385,7 +387,7 @@ void KvBuffer::copy_codes(const CodedTensor& tensor, std::size_t from, std::size
 }
 
 std::string KvBuffer::take_summary() {
-  if (summarised_ || !has_cache_ || library_->empty()) {
+  if (summarised_ || library_->empty() || (tensors_.empty() && !unmatched_)) {
     return "";
   }
   summarised_ = true;

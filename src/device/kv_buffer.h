@@ -158,6 +158,7 @@ class KvBuffer {
   std::size_t size_ = 0;
   std::size_t n_stream_cells_ = 1;  // cells of one stream
   bool has_cache_ = false;
+  bool unmatched_ = false;  // an attention cache that no codebook fits
   bool reported_bad_row_ = false;
   bool summarised_ = false;
   std::shared_ptr<const CodebookLibrary> library_;
