@@ -237,6 +237,11 @@ Status check_attention(const ggml_tensor* node) {
         "attention sinks (learned logits) on coded caches are not implemented; run "
         "this model without a codebook");
   }
+  if (root_of(k) == root_of(v)) {
+    return unsupported(
+        "attention whose values are a part of the keys (MLA) on coded caches is not "
+        "implemented; run this model without a codebook");
+  }
   if (q->type != GGML_TYPE_F32 || (mask != nullptr && mask->type != GGML_TYPE_F16) ||
       !is_our_cache(k) || !is_our_cache(v)) {
     return unsupported(node_text(node) + ": queries, mask or caches are of an unexpected kind");
