@@ -217,6 +217,22 @@ void move_exact_rows(KvBuffer& buffer, const ggml_tensor* node) {
 
 }  // namespace
 
+// Attention reads a cache through one permuted view of its heads. ggml's scheduler gives
+// an attention to the device only next to a store; the attention of a layer without a cache
+// of its own it leaves to the CPU, with a copy of the cache that would hold records.
+Status check_view(const ggml_tensor* view) {
+  if (view->op != GGML_OP_PERMUTE || !is_our_cache(view)) {
+    return {};
+  }
+  CodedTensor* tensor = buffer_of(view).coded(view);
+  if (tensor == nullptr || view->ne[0] != tensor->codebook->head_dim() || ++tensor->n_views == 1) {
+    return {};
+  }
+  return unsupported(layer_text(*tensor) +
+                     " are read by another layer too, on the CPU, which cannot read codes; run "
+                     "this model without a codebook");
+}
+
 Status check_attention(const ggml_tensor* node) {
   const ggml_tensor* q = node->src[0];
   const ggml_tensor* k = node->src[1];

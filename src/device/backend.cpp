@@ -175,13 +175,12 @@ ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t device) {
 
 bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* node) {
   switch (classify(node)) {
-    case NodeKind::kNoop:
-      return true;
     case NodeKind::kForeign:
       return false;
     case NodeKind::kPlain:
       return ggml_backend_dev_supports_op(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU),
                                           node);
+    case NodeKind::kNoop:
     case NodeKind::kCoded: {
       Status status;
       try {

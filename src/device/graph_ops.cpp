@@ -95,6 +95,9 @@ NodeKind classify(const ggml_tensor* node) {
 }
 
 Status check_coded(const ggml_tensor* node) {
+  if (is_noop(node->op)) {
+    return check_view(node);
+  }
   if (in_dry_run(node)) {
     return {};
   }

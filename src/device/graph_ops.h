@@ -26,8 +26,8 @@ enum class NodeKind {
 
 NodeKind classify(const ggml_tensor* node);
 
-/// Whether a kCoded node can be served; the message says why not and what to do.
-/// Compares the model's fingerprint where the graph shows the weights.
+/// Whether a kCoded or kNoop node of a planned graph can be served; the message says why not and
+/// what to do. Compares the model's fingerprint where the graph shows the weights.
 Status check_coded(const ggml_tensor* node);
 
 /// Scratch memory of one backend.

@@ -37,6 +37,7 @@ struct CodedTensor {
   bool verified = false;      ///< The model's fingerprint was compared for this layer.
   bool rotated = false;       ///< Keys: a rotation precedes the store; `rope` says which.
   RopeParams rope;
+  int n_views = 0;                 ///< Attention's views of it in the graph being planned.
   bool read_by_others = false;     ///< Attention of other layers reads it too.
   std::uint64_t stored_epoch = 0;  ///< Graph of the window that last stored rows,
   std::uint64_t moved_epoch = 0;   ///< and in which they were moved to the pool.

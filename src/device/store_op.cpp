@@ -184,6 +184,7 @@ Status check_store(const ggml_tensor* node) {
   const ggml_tensor* rows = node->src[0];
   const ggml_tensor* index = node->src[1];
   CodedTensor& tensor = *buffer_of(node).coded(node);
+  tensor.n_views = 0;
   if (node->ne[0] != tensor.codebook->n_channels()) {
     return unsupported(node_text(node) + " stores rows of " + std::to_string(node->ne[0]) +
                        " values, want " + std::to_string(tensor.codebook->n_channels()) +
