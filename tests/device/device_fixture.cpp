@@ -112,6 +112,17 @@ std::string use_codebook(const Codebook& codebook, const std::string& name) {
   return path;
 }
 
+double relative_distance(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double difference = 0;
+  double norm = 0;
+  for (std::size_t i = 0; i < a.size() && i < b.size(); i++) {
+    difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+    norm += static_cast<double>(b[i]) * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
 Tokens run_of_tokens(int first, int n, std::uint64_t seed) {
   Tokens tokens;
   tokens.seed = seed;

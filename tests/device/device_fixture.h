@@ -42,6 +42,9 @@ Codebook random_codebook(int n_layers, CodecSpec k, CodecSpec v, int n_kv_heads,
 /// Writes it to a temporary file and makes the device use it.
 std::string use_codebook(const Codebook& codebook, const std::string& name);
 
+/// |a - b| / |b|.
+double relative_distance(const std::vector<float>& a, const std::vector<float>& b);
+
 struct CacheShape {
   int n_layers = 2;
   int n_heads = 6;

@@ -6,6 +6,7 @@
 
 #include "core/half.h"
 #include "device/device_fixture.h"
+#include "support/codebooks.h"
 
 namespace cqkv::device {
 namespace {
@@ -17,17 +18,6 @@ constexpr CodecSpec kExact{};
 void expect_same(const std::vector<float>& got, const std::vector<float>& want) {
   ASSERT_FALSE(got.empty()) << Backend::get().last_error();
   ASSERT_EQ(got, want);
-}
-
-double relative_distance(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double difference = 0;
-  double norm = 0;
-  for (std::size_t i = 0; i < a.size() && i < b.size(); i++) {
-    difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
-    norm += static_cast<double>(b[i]) * b[i];
-  }
-  return std::sqrt(difference / norm);
 }
 
 // The result of the same rows in a plain cache, whose operations ggml's CPU backend runs.
@@ -76,18 +66,10 @@ TEST(Device, LosslessCodebookGivesExactAttention) {
     shape.rope_mode = rope_mode;
     const Tokens tokens = run_of_tokens(0, 16);
     const std::vector<float> want = plain_result(shape, tokens);
-    // 1c12b: 4096 levels a channel, here a fine grid of +-5.
-    Codebook grid =
-        random_codebook(shape.n_layers, {1, 12}, {1, 12}, shape.n_kv_heads, shape.head_dim, 1);
-    for (auto& layer : grid.layers) {
-      for (auto* side : {&layer.k, &layer.v}) {
-        std::vector<float> levels(static_cast<std::size_t>(128) * 4096);
-        for (std::size_t i = 0; i < levels.size(); i++) {
-          levels[i] = static_cast<float>(static_cast<int>(i % 4096) - 2048) / 400.0F;
-        }
-        *side = {*TensorCodebook::create({1, 12}, shape.n_kv_heads, shape.head_dim, levels)};
-      }
-    }
+    // 4096 levels a channel, here a fine grid of +-5.
+    Codebook grid;
+    const TensorCodebook levels = testing::grid_tensor(shape.n_kv_heads, shape.head_dim, 5.0F);
+    grid.layers.assign(static_cast<std::size_t>(shape.n_layers), {{levels}, {levels}});
     use_codebook(grid, "grid");
     TestCache cache(shape);
     ASSERT_TRUE(cache.ok());

@@ -23,6 +23,18 @@ inline TensorCodebook random_tensor(CodecSpec spec, int n_kv_heads, int head_dim
   return TensorCodebook::create(spec, n_kv_heads, head_dim, std::move(values)).value();
 }
 
+/// Nearly lossless: every channel by itself in 4096 levels between -range and range.
+inline TensorCodebook grid_tensor(int n_kv_heads, int head_dim, float range) {
+  constexpr CodecSpec kSpec{1, 12};
+  const int n_levels = kSpec.n_centroids();
+  std::vector<float> values(static_cast<std::size_t>(n_kv_heads) * head_dim * n_levels);
+  for (std::size_t i = 0; i < values.size(); i++) {
+    const auto level = static_cast<float>(i % n_levels);
+    values[i] = range * (2.0F * level / static_cast<float>(n_levels - 1) - 1.0F);
+  }
+  return TensorCodebook::create(kSpec, n_kv_heads, head_dim, std::move(values)).value();
+}
+
 /// All layers alike; an exact spec leaves its side empty.
 inline Codebook random_codebook(int n_layers, CodecSpec k, CodecSpec v, int n_kv_heads,
                                 int head_dim) {
