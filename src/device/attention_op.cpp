@@ -51,15 +51,6 @@ Status check_side(const ggml_tensor* view) {
   return {};
 }
 
-// Layers that have no cache of their own read that of a layer before them.
-void note_reader(const ggml_tensor* queries, const ggml_tensor* cache) {
-  CodedTensor* tensor = buffer_of(cache).coded(cache);
-  const std::optional<int> layer = layer_of_queries(root_of(queries)->name);
-  if (tensor != nullptr && layer && *layer != tensor->name.layer) {
-    tensor->read_by_others = true;
-  }
-}
-
 CacheSide side_of(const ggml_tensor* view, std::size_t first_cell) {
   CacheSide side;
   const ggml_tensor* root = root_of(view);
@@ -205,11 +196,11 @@ void set_rotation(KvBuffer& buffer, const CodedTensor& keys, AttentionCall& call
   call.rope = &table;
 }
 
-// After attention: rows that stay exact go to the pool, unless other layers still read them.
+// After attention: rows that stay exact go to the pool.
 void move_exact_rows(KvBuffer& buffer, const ggml_tensor* node) {
   for (const ggml_tensor* view : {node->src[1], node->src[2]}) {
     CodedTensor* tensor = buffer.coded(view);
-    if (tensor != nullptr && !tensor->read_by_others) {
+    if (tensor != nullptr) {
       buffer.move_exact_rows(*tensor);
     }
   }
@@ -263,10 +254,7 @@ Status check_attention(const ggml_tensor* node) {
     return unsupported(node_text(node) + ": queries, mask or caches are of an unexpected kind");
   }
   CQKV_RETURN_IF_ERROR(check_side(k));
-  CQKV_RETURN_IF_ERROR(check_side(v));
-  note_reader(q, k);
-  note_reader(q, v);
-  return {};
+  return check_side(v);
 }
 
 Status run_attention(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch) {

@@ -179,9 +179,6 @@ bool KvBuffer::uses_window(const CodedTensor& tensor) const {
 }
 
 BatchRows& KvBuffer::batch_rows(const CodedTensor& tensor) {
-  if (tensor.read_by_others) {
-    return own_rows_[&tensor];
-  }
   return tensor.name.kind == KvKind::kKey ? key_rows_ : value_rows_;
 }
 
@@ -218,9 +215,6 @@ void KvBuffer::settle() {
   }
   bool moved = true;
   for (const auto& [data, tensor] : tensors_) {
-    if (tensor->read_by_others && !window_.needs_plan()) {
-      move_exact_rows(*tensor);
-    }
     moved = moved &&
             (tensor->stored_epoch != window_.epoch() || tensor->moved_epoch == window_.epoch());
   }

@@ -38,13 +38,11 @@ struct CodedTensor {
   bool rotated = false;       ///< Keys: a rotation precedes the store; `rope` says which.
   RopeParams rope;
   int n_views = 0;                 ///< Attention's views of it in the graph being planned.
-  bool read_by_others = false;     ///< Attention of other layers reads it too.
   std::uint64_t stored_epoch = 0;  ///< Graph of the window that last stored rows,
   std::uint64_t moved_epoch = 0;   ///< and in which they were moved to the pool.
 };
 
-/// Exact rows of the tokens of one graph: of the layer in work, or, for a tensor that
-/// other layers read as well, its own.
+/// Exact rows of the tokens of one graph, of the layer in work.
 struct BatchRows {
   const CodedTensor* owner = nullptr;
   std::vector<std::uint8_t> bytes;
@@ -170,7 +168,6 @@ class KvBuffer {
   ExactWindow window_;
   BatchRows key_rows_;
   BatchRows value_rows_;
-  std::map<const CodedTensor*, BatchRows> own_rows_;  // of tensors read by others
   bool warned_of_eviction_ = false;
   PositionBatch batch_;
   std::vector<std::unique_ptr<RopeTable>> rope_tables_;

@@ -26,21 +26,6 @@ std::optional<CacheName> parse_cache_name(const char* name) {
   return result;
 }
 
-std::optional<int> layer_of_queries(const char* name) {
-  const std::string_view whole(name);
-  const auto dash = whole.rfind('-');
-  if (!whole.starts_with("Qcur") || dash == std::string_view::npos) {
-    return std::nullopt;
-  }
-  int layer = 0;
-  const char* end = whole.data() + whole.size();
-  const auto [stop, error] = std::from_chars(whole.data() + dash + 1, end, layer);
-  if (error != std::errc() || stop != end) {
-    return std::nullopt;
-  }
-  return layer;
-}
-
 bool is_cache_like(const char* name) {
   return std::strncmp(name, "cache_", 6) == 0;
 }

@@ -19,9 +19,6 @@ struct CacheName {
 
 std::optional<CacheName> parse_cache_name(const char* name);
 
-/// The layer in the name of an attention's queries, such as "Qcur-7" or "Qcur_pos-7".
-std::optional<int> layer_of_queries(const char* name);
-
 /// Whether the name is that of any state llama.cpp keeps between evaluations.
 bool is_cache_like(const char* name);
 

@@ -34,13 +34,5 @@ TEST(Version, OnlyTheOneCompiledAgainst) {
   EXPECT_FALSE(check_ggml_version(nullptr).ok());
 }
 
-TEST(Names, LayerOfQueries) {
-  EXPECT_EQ(layer_of_queries("Qcur-0"), 0);
-  EXPECT_EQ(layer_of_queries("Qcur_pos-18"), 18);
-  for (const char* name : {"Qcur", "Qcur-", "Qcur-1x", "Kcur-3", "CQ0#Qcur-3#0", ""}) {
-    EXPECT_EQ(layer_of_queries(name), std::nullopt) << name;
-  }
-}
-
 }  // namespace
 }  // namespace cqkv::device
