@@ -28,26 +28,26 @@ class GemmaTest : public ::testing::Test {
   static constexpr std::size_t kTokens = 600;
 
   void SetUp() override {
-    const char* path = std::getenv("CQKV_GEMMA_MODEL");
-    if (path == nullptr) {
+    const char* file = std::getenv("CQKV_GEMMA_MODEL");
+    if (file == nullptr) {
       GTEST_SKIP() << "CQKV_GEMMA_MODEL is not set";
     }
     llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
-    path_ = path;
-    const auto tokenizer = Tokenizer::load(path_);
+    path = file;
+    const auto tokenizer = Tokenizer::load(path);
     ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
     const auto sequences = read_sequences(
         *tokenizer, {{std::string(CQKV_DATA) + "/wikitext2-test.txt"}, "text", kTokens, kTokens});
     ASSERT_TRUE(sequences.ok()) << sequences.status().message();
-    tokens_ = (*sequences)[0];
-    auto model = GradientModel::load(path_, {2});
-    ASSERT_TRUE(model.ok()) << model.status().message();
-    model_.emplace(*std::move(model));
+    tokens = (*sequences)[0];
+    auto loaded = GradientModel::load(path, {2});
+    ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+    model.emplace(*std::move(loaded));
   }
 
-  std::string path_;
-  std::vector<Token> tokens_;
-  std::optional<GradientModel> model_;
+  std::string path;
+  std::vector<Token> tokens;
+  std::optional<GradientModel> model;
 };
 
 double dot(const std::vector<float>& a, const std::vector<float>& b) {
@@ -70,12 +70,12 @@ KvSink append_to(RowMap& all) {
 // libllama rounds activations to 8 bits, which moves a row by some percent of its length.
 TEST_F(GemmaTest, RowsAndLossAgreeWithLibllama) {
   RowMap expected;
-  const auto loss = model_->run(tokens_, append_to(expected));
+  const auto loss = model->run(tokens, append_to(expected));
   ASSERT_TRUE(loss.ok()) << loss.status().message();
-  auto capture = KvCapture::load(path_, kTokens, 2);
+  auto capture = KvCapture::load(path, kTokens, 2);
   ASSERT_TRUE(capture.ok()) << capture.status().message();
   RowMap got;
-  ASSERT_TRUE(capture->run(tokens_, append_to(got)).ok());
+  ASSERT_TRUE(capture->run(tokens, append_to(got)).ok());
   ASSERT_EQ(got.size(), 36U);
   ASSERT_EQ(expected.size(), got.size());
   double lowest = 1.0;
@@ -86,7 +86,7 @@ TEST_F(GemmaTest, RowsAndLossAgreeWithLibllama) {
     EXPECT_GT(cosine, 0.995) << "layer " << key.first << " " << kv_kind_name(key.second);
     lowest = std::min(lowest, cosine);
   }
-  const double theirs = testing::llama_loss(path_, tokens_);
+  const double theirs = testing::llama_loss(path, tokens);
   EXPECT_NEAR(*loss, theirs, 0.01 * theirs);
   std::printf("loss %.4f, libllama's %.4f, lowest cosine %.5f\n", *loss, theirs, lowest);
 }
@@ -95,13 +95,13 @@ TEST_F(GemmaTest, RowsAndLossAgreeWithLibllama) {
 // moves it by a nat, far beyond the rounding of f32 in a loss of some thousand nats.
 TEST_F(GemmaTest, GradientsAreTheSlopesOfTheLoss) {
   RowMap gradients;
-  const auto loss = model_->run(tokens_, [&](const KvRows& rows) {
+  const auto loss = model->run(tokens, [&](const KvRows& rows) {
     const std::size_t n = rows.n_tokens * rows.shape.n_channels();
     gradients[{rows.layer, rows.kind}].assign(rows.gradients, rows.gradients + n);
     return Status();
   });
   ASSERT_TRUE(loss.ok()) << loss.status().message();
-  const auto n_predicted = static_cast<double>(tokens_.size() - 1);
+  const auto n_predicted = static_cast<double>(tokens.size() - 1);
   for (const int layer : {0, 5, 17}) {  // 5 and 17 have no window
     for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
       const auto& gradient = gradients.at({layer, kind});
@@ -110,14 +110,14 @@ TEST_F(GemmaTest, GradientsAreTheSlopesOfTheLoss) {
       for (float& value : step) {
         value *= static_cast<float>(0.5 / square);
       }
-      std::vector<KvOffset> offsets(model_->shape().n_layers);
+      std::vector<KvOffset> offsets(model->shape().n_layers);
       auto& slot = kind == KvKind::kKey ? offsets[layer].keys : offsets[layer].values;
       slot = step.data();
-      const auto above = model_->loss(tokens_, offsets);
+      const auto above = model->loss(tokens, offsets);
       for (float& value : step) {
         value = -value;
       }
-      const auto below = model_->loss(tokens_, offsets);
+      const auto below = model->loss(tokens, offsets);
       ASSERT_TRUE(above.ok() && below.ok());
       EXPECT_NEAR((*above - *below) * n_predicted, 1.0, 0.05)
           << "layer " << layer << " " << kv_kind_name(kind);

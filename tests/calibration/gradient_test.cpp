@@ -132,9 +132,10 @@ void check_loss(const TinyModel& tiny, double tolerance = 1e-4) {
   EXPECT_NEAR(*loss, testing::llama_loss(path, tokens), tolerance);
 }
 
-// ggml rounds GELU and what goes into it to half floats, 5e-4 of each value; the errors of
-// the tokens average out in part.
-constexpr double kGeluTolerance = 1e-3;
+// ggml rounds GELU and what goes into it to half floats, 5e-4 of each value, and the errors
+// average out over the tokens: 1.3e-4 at most here. A window of 83 that were 84 moves the
+// loss by 9e-4, the shorter ones by 3e-2.
+constexpr double kGeluTolerance = 4e-4;
 
 TEST(GradientTest, LossMatchesLibllamaForLlama) {
   check_loss({});
