@@ -34,6 +34,7 @@ Status check_coded(const ggml_tensor* node);
 struct GraphScratch {
   AttentionWorkspace attention;
   std::vector<float> rows;
+  std::vector<float> decoded;  // a row for each thread
   std::vector<std::uint16_t> codes;
   std::vector<std::size_t> cells;
 };

@@ -118,14 +118,14 @@ Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, const ggml_tensor* rope
   return {};
 }
 
+// `decoded` has room for one row.
 void write_exact_rows(const CodedTensor& tensor, const GraphScratch& scratch, std::int64_t first,
-                      std::int64_t last, std::uint8_t* exact) {
+                      std::int64_t last, float* decoded, std::uint8_t* exact) {
   const auto n_channels = static_cast<std::size_t>(tensor.codebook->n_channels());
   const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
-  std::vector<float> decoded(n_channels);
   for (auto t = static_cast<std::size_t>(first); t < static_cast<std::size_t>(last); t++) {
-    tensor.codebook->decode(scratch.codes.data() + t * n_codes, 1, decoded.data(), n_channels);
-    write_exact_row(tensor.exact, scratch.rows.data() + t * n_channels, decoded.data(),
+    tensor.codebook->decode(scratch.codes.data() + t * n_codes, 1, decoded, n_channels);
+    write_exact_row(tensor.exact, scratch.rows.data() + t * n_channels, decoded,
                     exact + t * tensor.exact.row_bytes());
   }
 }
@@ -139,7 +139,9 @@ void encode_rows(const CodedTensor& tensor, const ggml_tensor* rows, const Posit
   const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
   scratch.rows.resize(static_cast<std::size_t>(n_tokens) * n_channels);
   scratch.codes.resize(static_cast<std::size_t>(n_tokens) * n_codes);
-  const auto task = [&](int chunk, int /*thread*/) {
+  // Here, since tasks must not throw.
+  scratch.decoded.resize(static_cast<std::size_t>(parallel.n_threads()) * n_channels);
+  const auto task = [&](int chunk, int thread) {
     const std::int64_t first = chunk * kChunk;
     const std::int64_t last = std::min(first + kChunk, n_tokens);
     for (std::int64_t t = first; t < last; t++) {
@@ -157,7 +159,9 @@ void encode_rows(const CodedTensor& tensor, const ggml_tensor* rows, const Posit
                             static_cast<std::size_t>(last - first), n_channels,
                             scratch.codes.data() + static_cast<std::size_t>(first) * n_codes);
     if (exact != nullptr) {
-      write_exact_rows(tensor, scratch, first, last, exact);
+      write_exact_rows(tensor, scratch, first, last,
+                       scratch.decoded.data() + static_cast<std::size_t>(thread) * n_channels,
+                       exact);
     }
   };
   parallel.run(static_cast<int>((n_tokens + kChunk - 1) / kChunk), task);

@@ -79,6 +79,19 @@ class Input {
   std::span<const std::uint8_t> bytes_;
 };
 
+// One thread, and the promise of ParallelFor that tasks do not throw is kept or fatal.
+class StrictParallelFor final : public ParallelFor {
+ public:
+  int n_threads() const override { return 1; }
+
+  void run(int n_tasks, const Task& task) override {
+    const auto run_one = [&](int i) noexcept { task(i, 0); };
+    for (int i = 0; i < n_tasks; i++) {
+      run_one(i);
+    }
+  }
+};
+
 // Tensors of one evaluation of n tokens on a stream, made once and filled for each.
 struct Graph {
   ggml_context_ptr context;
@@ -725,7 +738,7 @@ struct CacheModel::Impl {
   ggml_backend_buffer_ptr shift_buffer;
   ggml_tensor* shift_amount = nullptr;
   std::array<ggml_tensor*, kLayers> shift_nodes{};
-  ThreadParallelFor parallel{1};
+  StrictParallelFor parallel;
   GraphScratch scratch;
   bool made_to_fail = false;
 
