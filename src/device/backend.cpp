@@ -182,12 +182,8 @@ bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* node) 
                                           node);
     case NodeKind::kNoop:
     case NodeKind::kCoded: {
-      Status status;
-      try {
-        status = check_coded(node);
-      } catch (const std::bad_alloc&) {
-        status = {StatusCode::kResourceExhausted, "out of memory in planning a graph"};
-      }
+      const Status status =
+          without_exceptions("planning a graph", [&] { return check_coded(node); });
       if (!status.ok()) {
         refuse(status);
       }
@@ -219,7 +215,7 @@ ggml_backend_dev_t registry_device(ggml_backend_reg_t /*registry*/, std::size_t 
 const char* set_codebook(const char* paths) {
   static thread_local std::string error;
   clear_last_error();
-  auto library = load_codebooks(paths == nullptr ? "" : paths);
+  auto library = CodebookLibrary::load(paths);
   if (!library.ok()) {
     error = library.status().message();
     return error.c_str();

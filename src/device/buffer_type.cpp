@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <new>
 
 #include <ggml-impl.h>
 
@@ -52,21 +51,11 @@ void* get_base(ggml_backend_buffer_t buffer) {
   return contents(buffer).base();
 }
 
-// Calls what may need memory; ggml's C code must not see an exception.
-template <typename Function>
-Status guarded(const Function& function) {
-  try {
-    return function();
-  } catch (const std::bad_alloc&) {
-    return {StatusCode::kResourceExhausted, "out of memory"};
-  }
-}
-
 ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
   KvBuffer& kv = contents(buffer);
   allocating_cache = false;  // placing a tensor asks for its size once more
   const std::size_t before = kv.extra_bytes();
-  const Status status = guarded([&] { return kv.add(tensor); });
+  const Status status = without_exceptions("placing a cache", [&] { return kv.add(tensor); });
   if (!status.ok()) {
     report_error(status.message());
     return GGML_STATUS_FAILED;
@@ -97,12 +86,11 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* d
     partial_rows(tensor, offset, size);
     return;
   }
-  const Status status = guarded([&]() -> Status {
+  const Status status = without_exceptions("restoring a saved state", [&] {
     kv.write_rows(*coded, range.first, {static_cast<const std::uint8_t*>(data), size});
-    return {};
   });
   if (!status.ok()) {
-    report_error("restoring a saved state: " + status.message());
+    report_error(status.message());
     kv.invalidate_rows(range.first, range.n);
   }
 }
@@ -121,12 +109,11 @@ void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* d
     std::memset(data, 0, size);
     return;
   }
-  const Status status = guarded([&]() -> Status {
+  const Status status = without_exceptions("saving a state", [&] {
     kv.read_rows(*coded, range.first, {static_cast<std::uint8_t*>(data), size});
-    return {};
   });
   if (!status.ok()) {
-    report_error("saving a state: " + status.message());
+    report_error(status.message());
     std::memset(data, kUnreadable, size);
   }
 }
@@ -139,12 +126,10 @@ void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, std::uint8
     return;
   }
   std::vector<std::uint8_t> row;
-  const Status status = guarded([&]() -> Status {
-    row.assign(std::min(coded->row_bytes, size), value);
-    return {};
-  });
+  const Status status = without_exceptions(
+      "clearing rows", [&] { row.assign(std::min(coded->row_bytes, size), value); });
   if (!status.ok()) {
-    report_error("clearing rows: " + status.message());
+    report_error(status.message());
     return;
   }
   for (std::size_t done = 0; done < size; done += row.size()) {
@@ -176,12 +161,10 @@ bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tenso
   if (!source_rows.whole || !rows.whole) {
     return false;
   }
-  const Status status = guarded([&]() -> Status {
-    kv.copy_rows(*to, source_rows.first, rows.first, rows.n);
-    return {};
-  });
+  const Status status = without_exceptions(
+      "copying a sequence", [&] { kv.copy_rows(*to, source_rows.first, rows.first, rows.n); });
   if (!status.ok()) {
-    report_error("copying a sequence: " + status.message());
+    report_error(status.message());
     kv.invalidate_rows(rows.first, rows.n);
   }
   return true;
@@ -209,17 +192,12 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, std::size_t 
   if (refused && !for_cache) {
     return nullptr;
   }
-  std::shared_ptr<const CodebookLibrary> library;
-  const Status loaded = guarded([&]() -> Status {
-    const auto current = current_library();
-    library = current.ok() ? *current : nullptr;
-    return current.status();
-  });
-  if (!loaded.ok()) {
-    report_error(loaded.message());
+  const auto library = current_library();
+  if (!library.ok()) {
+    report_error(library.status().message());
     return nullptr;
   }
-  auto kv = KvBuffer::create(size, library);
+  auto kv = KvBuffer::create(size, *library);
   if (kv == nullptr) {
     report_error("out of memory: " + std::to_string(size) + " bytes for a buffer");
     return nullptr;

@@ -6,9 +6,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
-#include <new>
 
 #include "codebook_file/codebook_file.h"
+#include "device/refusal.h"
 
 namespace cqkv::device {
 namespace {
@@ -73,7 +73,7 @@ std::size_t CodebookLibrary::pool_rows(const WindowSpec& spec, std::size_t n_str
   return window_rows(spec, cells_per_stream, static_cast<std::size_t>(n_sequences));
 }
 
-Result<std::shared_ptr<const CodebookLibrary>> CodebookLibrary::load(const std::string& paths) {
+Result<std::shared_ptr<const CodebookLibrary>> CodebookLibrary::read(const std::string& paths) {
   auto library = std::make_shared<CodebookLibrary>();
   const Result<WindowChoice> choice = current_window_choice();
   if (!choice.ok()) {
@@ -115,12 +115,9 @@ const LoadedCodebook* CodebookLibrary::match(const CacheName& name, std::int64_t
   return nullptr;
 }
 
-Result<std::shared_ptr<const CodebookLibrary>> load_codebooks(const std::string& paths) {
-  try {
-    return CodebookLibrary::load(paths);
-  } catch (const std::bad_alloc&) {
-    return Status(StatusCode::kResourceExhausted, "out of memory reading codebooks");
-  }
+Result<std::shared_ptr<const CodebookLibrary>> CodebookLibrary::load(const char* paths) {
+  return without_exceptions("reading codebooks",
+                            [&] { return read(paths == nullptr ? "" : paths); });
 }
 
 Result<std::shared_ptr<const CodebookLibrary>> current_library() {
@@ -130,8 +127,7 @@ Result<std::shared_ptr<const CodebookLibrary>> current_library() {
       return library_in_use;
     }
   }
-  const char* paths = std::getenv("CQKV_CODEBOOK");
-  auto loaded = load_codebooks(paths == nullptr ? "" : paths);
+  auto loaded = CodebookLibrary::load(std::getenv("CQKV_CODEBOOK"));
   if (!loaded.ok()) {
     return loaded.status();
   }

@@ -37,8 +37,9 @@ struct LoadedCodebook {
 
 class CodebookLibrary {
  public:
-  /// Reads files separated by ':'; an empty list is a library without codebooks.
-  static Result<std::shared_ptr<const CodebookLibrary>> load(const std::string& paths);
+  /// Reads files separated by ':'; an empty list (or null) is a library without codebooks.
+  /// Throws nothing: kResourceExhausted if memory runs out.
+  static Result<std::shared_ptr<const CodebookLibrary>> load(const char* paths);
 
   bool empty() const { return books_.empty(); }
 
@@ -54,12 +55,11 @@ class CodebookLibrary {
   const LoadedCodebook* match(const CacheName& name, std::int64_t n_channels) const;
 
  private:
+  static Result<std::shared_ptr<const CodebookLibrary>> read(const std::string& paths);
+
   std::vector<std::unique_ptr<const LoadedCodebook>> books_;
   WindowChoice window_;
 };
-
-/// CodebookLibrary::load without exceptions: kResourceExhausted if memory runs out.
-Result<std::shared_ptr<const CodebookLibrary>> load_codebooks(const std::string& paths);
 
 /// The library for caches allocated from now on. Loaded from the environment on
 /// first use; never null.

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <array>
-#include <new>
 #include <span>
 
 #include "device/attention_op.h"
 #include "device/kv_buffer.h"
 #include "device/nodes.h"
+#include "device/refusal.h"
 #include "device/store_op.h"
 
 namespace cqkv::device {
@@ -116,12 +116,8 @@ Status check_coded(const ggml_tensor* node) {
 }
 
 Status run_coded(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch) {
-  Status status;
-  try {
-    status = run_checked(node, parallel, scratch);
-  } catch (const std::bad_alloc&) {
-    status = {StatusCode::kResourceExhausted, "out of memory in graph computation"};
-  }
+  const Status status =
+      without_exceptions("computing a graph", [&] { return run_checked(node, parallel, scratch); });
   if (!status.ok()) {
     buffer_of(node->op == GGML_OP_FLASH_ATTN_EXT ? node->src[1] : node).abandon();
   }

@@ -118,7 +118,7 @@ TEST(Faults, ReadingACodebook) {
   const std::string path = folder.file("book.gguf");
   const Codebook codebook = testing::random_codebook(2, {8, 4}, {4, 4}, 2, 16);
   ASSERT_TRUE(write_codebook(codebook, path).ok());
-  expect_survives_each_failure([&] { return load_codebooks(path).status(); }, [] {});
+  expect_survives_each_failure([&] { return CodebookLibrary::load(path.c_str()).status(); }, [] {});
 }
 
 TEST(Faults, WritingACodebookLeavesNoFile) {
