@@ -20,6 +20,7 @@
 #include <utility>
 
 #include "attention/attention_plan.h"
+#include "cache/exact_window.h"
 #include "kernels/dispatch.h"
 
 namespace cqkv {
@@ -87,7 +88,6 @@ class Operator {
 
   bool has_exact_rows(int block) const;
   bool is_exact(int query, std::size_t cell) const;
-  bool is_visible(int query, std::size_t cell) const;
   unsigned scan_exact_block(int tile, int block) const;
 
   bool sees_range(int tile, int range) const;
@@ -203,22 +203,14 @@ bool Operator::is_exact(int query, std::size_t cell) const {
   return row >= 0 && (ahead < exact.window || exact.sinks[row] != 0);
 }
 
-bool Operator::is_visible(int query, std::size_t cell) const {
-  std::uint16_t value = 0;
-  if (call_.mask != nullptr) {
-    std::memcpy(&value, call_.mask + query * call_.mask_bytes + cell * sizeof(value),
-                sizeof(value));
-  }
-  return value != kHalfMinusInfinity;
-}
-
 unsigned Operator::scan_exact_block(int tile, int block) const {
   const Part part = part_of(tile, 0, 1);
+  const MaskView mask{call_.mask, call_.mask_bytes};
   const std::size_t first = static_cast<std::size_t>(block) * kBlockCells;
   unsigned seen = 0;
   for (int i = part.first_query; i < part.first_query + part.n_queries; i++) {
     for (std::size_t cell = first; cell < first + cells_of(block); cell++) {
-      if (is_visible(i, cell)) {
+      if (mask.sees(static_cast<std::size_t>(i), cell)) {
         seen |= is_exact(i, cell) ? kSeesExact : kSeesCoded;
       }
     }
@@ -361,8 +353,7 @@ void Operator::rotate_keys(const Scratch& scratch) const {
 
 // The keys of a block, with their residuals where cells have exact rows.
 void Operator::load_exact_keys(int kv_head, int block, const Scratch& scratch) const {
-  const TensorCodebook* codebook = call_.k.codebook;
-  if (codebook == nullptr) {
+  if (call_.k.codebook == nullptr) {
     load_keys(kv_head, block, scratch);  // exact as they are
     return;
   }

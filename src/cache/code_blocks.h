@@ -25,6 +25,9 @@ struct CodeLayout {
   int n_kv_heads = 0;
   int head_dim = 0;
 
+  /// Channels of one row.
+  int n_channels() const { return n_kv_heads * head_dim; }
+
   int n_groups() const { return head_dim / spec.group_dim; }
 
   int n_codes() const { return n_kv_heads * n_groups(); }

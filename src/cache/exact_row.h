@@ -41,7 +41,7 @@ struct CodedTensorSize {
   std::size_t pool_bytes = 0;
 
   static CodedTensorSize of(const CodeLayout& layout, std::size_t n_cells, std::size_t n_rows) {
-    const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
+    const ExactRowLayout exact{layout.n_channels()};
     return {layout.tensor_bytes(n_cells), n_rows * exact.row_bytes()};
   }
 

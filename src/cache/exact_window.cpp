@@ -45,8 +45,8 @@ void ExactWindow::configure(WindowSpec spec, std::size_t n_streams, std::size_t 
                             std::size_t rows_per_stream) {
   *this = ExactWindow();
   spec_ = spec;
-  cells_per_stream_ = cells_per_stream;
   if (enabled()) {
+    cells_per_stream_ = cells_per_stream;
     rows_per_stream_ = rows_per_stream;
     row_of_cell_.assign(n_streams * cells_per_stream, kNone);
     slots_.resize(n_streams * rows_per_stream);

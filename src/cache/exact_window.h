@@ -73,6 +73,11 @@ class ExactWindow {
 
   const WindowSpec& spec() const { return spec_; }
 
+  /// Cells of all streams and of one; 0 and 1 without a window.
+  std::size_t n_cells() const { return row_of_cell_.size(); }
+
+  std::size_t cells_per_stream() const { return cells_per_stream_; }
+
   /// Rows of the whole pool.
   std::size_t n_slots() const { return slots_.size(); }
 
@@ -160,7 +165,7 @@ class ExactWindow {
   bool is_free(std::size_t slot) const { return slots_[slot].last_seen == 0; }
 
   void free_slot(std::size_t slot);
-  void find_newest(std::span<Candidate> candidates, std::size_t first, const MaskView& mask,
+  void find_newest(std::span<Candidate> candidates, std::size_t n_cells, const MaskView& mask,
                    std::span<const std::int32_t> query_positions) const;
   std::vector<Candidate> candidates_of(std::size_t first, std::size_t n_cells,
                                        const std::int32_t* cell_positions) const;

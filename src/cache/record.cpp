@@ -69,7 +69,7 @@ Status check_exact(const CodeLayout& layout, std::span<const std::uint8_t> row) 
     return corrupt("record with an exact row, for which a row of " + std::to_string(row.size()) +
                    " bytes has no room");
   }
-  const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
+  const ExactRowLayout exact{layout.n_channels()};
   for (std::size_t i = 0; i < exact.n_scales(); i++) {
     const auto scale = get<float>(row, record_bytes(layout) + i * sizeof(float));
     if (!(scale >= 0.0F && scale <= ExactRowLayout::kLargestScale)) {
@@ -93,7 +93,7 @@ std::size_t record_bytes(const CodeLayout& layout) {
 }
 
 bool record_holds_exact_row(const CodeLayout& layout, std::size_t row_bytes) {
-  const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
+  const ExactRowLayout exact{layout.n_channels()};
   return record_bytes(layout) + exact.row_bytes() <= row_bytes;
 }
 
@@ -157,7 +157,7 @@ Result<RecordRow> read_record(const CodeLayout& layout, std::span<const std::uin
   RecordRow result{.content = RowContent::kRecord, .exact = {}};
   if ((row[20] & kExactFlag) != 0) {
     CQKV_RETURN_IF_ERROR(check_exact(layout, row));
-    const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
+    const ExactRowLayout exact{layout.n_channels()};
     result.exact = row.subspan(record_bytes(layout), exact.row_bytes());
   }
   unpack(layout, row.data() + kRecordHeaderBytes, codes);

@@ -2,12 +2,9 @@
 #include "device/attention_op.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <optional>
 #include <span>
 
-#include "core/half.h"
 #include "device/kv_buffer.h"
 #include "device/nodes.h"
 
@@ -71,16 +68,13 @@ Status check_visible(const CellTable& cells, std::size_t first, std::size_t n_ce
   if (!cells.any_invalid(first, n_cells)) {
     return {};
   }
+  const MaskView mask{call.mask, call.mask_bytes};
   for (std::size_t t = 0; t < n_cells; t++) {
     if (cells.at(first + t) != CellTable::kInvalid) {
       continue;
     }
     for (int i = 0; i < call.n_queries; i++) {
-      std::uint16_t value = 0;
-      if (call.mask != nullptr) {
-        std::memcpy(&value, call.mask + static_cast<std::size_t>(i) * call.mask_bytes + 2 * t, 2);
-      }
-      if (half_to_float(value) > -INFINITY) {
+      if (mask.sees(static_cast<std::size_t>(i), t)) {
         return {StatusCode::kMismatch,
                 "a token whose saved state could not be restored would be used; process the "
                 "prompt again"};

@@ -82,13 +82,13 @@ Status KvBuffer::configure_window(const ggml_tensor* tensor, const LoadedCodeboo
                       library_->pool_rows(spec, n_streams, cells_per_stream));
     return {};
   }
-  const bool same = spec == window_.spec() && cells_per_stream == n_stream_cells_ &&
-                    n_streams * cells_per_stream == cells_.size();
+  const bool same = spec == window_.spec() && cells_per_stream == window_.cells_per_stream() &&
+                    n_streams * cells_per_stream == window_.n_cells();
   if (window_.enabled() && !same) {
     return unsupported(std::string(tensor->name) + ": got " + std::to_string(n_streams) + " x " +
                        std::to_string(cells_per_stream) + " cells, want the " +
-                       std::to_string(cells_.size() / n_stream_cells_) + " x " +
-                       std::to_string(n_stream_cells_) +
+                       std::to_string(window_.n_cells() / window_.cells_per_stream()) + " x " +
+                       std::to_string(window_.cells_per_stream()) +
                        " of the other caches in its buffer; run with --window 0 --sinks 0");
   }
   return {};
@@ -128,7 +128,6 @@ Status KvBuffer::add(ggml_tensor* tensor) {
   const CodedTensorSize size = coded_size(*library_, tensor, *book, *codebook);
   coded->exact = {codebook->n_channels()};
   coded->pool = size.pool_bytes == 0 ? nullptr : coded->codes + size.pool_offset();
-  n_stream_cells_ = static_cast<std::size_t>(tensor->ne[1]);
   cells_.grow(coded->n_cells);
   if (state_owner_ == nullptr) {
     state_owner_ = coded.get();

@@ -155,7 +155,6 @@ class KvBuffer {
 
   std::uint8_t* memory_ = nullptr;
   std::size_t size_ = 0;
-  std::size_t n_stream_cells_ = 1;  // cells of one stream
   bool has_cache_ = false;
   bool unmatched_ = false;  // an attention cache that no codebook fits
   bool reported_bad_row_ = false;
