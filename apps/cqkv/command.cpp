@@ -11,6 +11,14 @@
 
 namespace cqkv::app {
 
+void add_window_flags(CLI::App* parser, std::optional<int>& window, std::optional<int>& sinks) {
+  const auto add = [&](const char* name, std::optional<int>& value, const char* what) {
+    parser->add_option(name, value, what)->check(CLI::NonNegativeNumber)->type_name("N");
+  };
+  add("--window", window, "Most recent tokens kept exact; default: as stored in the codebook");
+  add("--sinks", sinks, "First tokens kept exact");
+}
+
 Status write_text(const std::string& path, const std::string& text) {
   if (path == "-") {
     const bool written =

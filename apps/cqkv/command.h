@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,9 @@ Command add_run(CLI::App& app);
 Command add_serve(CLI::App& app);
 Command add_inspect(CLI::App& app);
 Command add_info(CLI::App& app);
+
+/// --window and --sinks where they override a codebook's own.
+void add_window_flags(CLI::App* parser, std::optional<int>& window, std::optional<int>& sinks);
 
 /// Writes `text` to `path` ("-": standard output) completely or not at all.
 Status write_text(const std::string& path, const std::string& text);

@@ -171,12 +171,7 @@ Command add_info(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber)
       ->type_name("N");
-  const auto exact = [&](const char* name, std::optional<int>& value, const char* what) {
-    parser->add_option(name, value, what)->check(CLI::NonNegativeNumber)->type_name("N");
-  };
-  exact("--window", flags->window,
-        "Most recent tokens kept exact; default: as stored in the codebook");
-  exact("--sinks", flags->sinks, "First tokens kept exact");
+  add_window_flags(parser, flags->window, flags->sinks);
   parser->add_flag("--json", flags->json, "As JSON");
   parser->footer(
       "Examples:\n"

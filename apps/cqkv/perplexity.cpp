@@ -232,12 +232,7 @@ Command add_perplexity(CLI::App& app) {
   number("-b,--batch-size", flags->options.n_batch, "Logical batch size");
   number("--ubatch-size", flags->options.n_ubatch, "Also -ub: physical batch size");
   number("-t,--threads", flags->options.n_threads, "Threads");
-  const auto exact = [&](const char* name, std::optional<int>& value, const char* what) {
-    parser->add_option(name, value, what)->check(CLI::NonNegativeNumber)->type_name("N");
-  };
-  exact("--window", flags->options.window,
-        "Most recent tokens kept exact; default: as stored in the codebook");
-  exact("--sinks", flags->options.sinks, "First tokens kept exact");
+  add_window_flags(parser, flags->options.window, flags->options.sinks);
   parser
       ->add_option("--score", flags->score,
                    "half: the second half of each chunk, as llama-perplexity; all: every position "

@@ -120,12 +120,7 @@ void add_common(CLI::App* parser, Flags& flags) {
                    "Its codebook; more than one for a model with a draft model")
       ->required()
       ->type_name("FNAME");
-  const auto exact = [&](const char* name, std::optional<int>& value, const char* what) {
-    parser->add_option(name, value, what)->check(CLI::NonNegativeNumber)->type_name("N");
-  };
-  exact("--window", flags.window,
-        "Most recent tokens kept exact; default: as stored in the codebook");
-  exact("--sinks", flags.sinks, "First tokens kept exact");
+  add_window_flags(parser, flags.window, flags.sinks);
   parser->add_flag("--print-command", flags.print, "Print what would be started, and stop");
 }
 
