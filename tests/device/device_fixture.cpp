@@ -346,4 +346,62 @@ void TestCache::clear() {
   std::fill(cell_positions_.begin(), cell_positions_.end(), -1);
 }
 
+Tokens moved(Tokens tokens, int cells, int sequence) {
+  for (auto& cell : tokens.cells) {
+    cell += cells;
+  }
+  tokens.sequence = sequence;
+  return tokens;
+}
+
+void restore_all(const TestCache& original, int n, TestCache& restored, int first_cell) {
+  const auto for_each_tensor = [&](const auto& function) {
+    for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+      for (int layer = 0; layer < original.shape().n_layers; layer++) {
+        function(kind, layer);
+      }
+    }
+  };
+  for_each_tensor([&](KvKind kind, int layer) {
+    restored.restore(kind, layer, first_cell, original.save(kind, layer, 0, n));
+  });
+  std::copy_n(original.positions_of_cells().begin(), n,
+              restored.positions_of_cells().begin() + first_cell);
+  for_each_tensor([&](KvKind kind, int layer) {
+    EXPECT_EQ(restored.save(kind, layer, first_cell, n), original.save(kind, layer, 0, n))
+        << kv_kind_name(kind) << "s of layer " << layer;
+  });
+}
+
+void expect_batches_do_not_matter(const CacheShape& shape, int n) {
+  TestCache whole(shape);
+  const std::vector<float> want = whole.evaluate(run_of_tokens(0, n));
+  ASSERT_FALSE(want.empty()) << Backend::get().last_error();
+  const std::size_t per_token = static_cast<std::size_t>(shape.n_heads) * shape.head_dim;
+  for (const int step : {1, 7, 64, 150}) {
+    for (const int n_threads : {1, 3}) {
+      TestCache cache(shape, n_threads);
+      for (int first = 0; first < n; first += step) {
+        const int count = std::min(step, n - first);
+        const std::vector<float> part = cache.evaluate(run_of_tokens(first, count));
+        ASSERT_EQ(part.size(), shape.n_layers * count * per_token);
+        for (int layer = 0; layer < shape.n_layers; layer++) {
+          const auto got = part.begin() + static_cast<std::ptrdiff_t>(layer * count * per_token);
+          const auto expected =
+              want.begin() + static_cast<std::ptrdiff_t>((layer * n + first) * per_token);
+          ASSERT_TRUE(
+              std::equal(got, got + static_cast<std::ptrdiff_t>(count * per_token), expected))
+              << "batches of " << step << ", " << n_threads << " threads, layer " << layer
+              << ", token " << first;
+        }
+      }
+      for (int layer = 0; layer < shape.n_layers; layer++) {
+        for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+          ASSERT_EQ(cache.save(kind, layer, 0, n), whole.save(kind, layer, 0, n));
+        }
+      }
+    }
+  }
+}
+
 }  // namespace cqkv::device

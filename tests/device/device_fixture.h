@@ -105,6 +105,8 @@ class TestCache {
   /// Tells the bookkeeping which cells hold which positions (after restore, copy).
   std::vector<std::int32_t>& positions_of_cells() { return cell_positions_; }
 
+  const std::vector<std::int32_t>& positions_of_cells() const { return cell_positions_; }
+
   const CacheShape& shape() const { return shape_; }
 
  private:
@@ -122,5 +124,16 @@ class TestCache {
   std::vector<std::int32_t> cell_positions_;  // -1: no token
   std::vector<int> cell_sequences_;
 };
+
+/// The same tokens at cells that lie `cells` further on, of another sequence.
+Tokens moved(Tokens tokens, int cells, int sequence = 0);
+
+/// Restores the first n rows of all tensors of a cache, with their positions, into cells
+/// from first_cell on, and expects to read back what was restored.
+void restore_all(const TestCache& original, int n, TestCache& restored, int first_cell);
+
+/// Expects results and saved rows of n tokens to be equal to the bit for batches of 1, 7, 64
+/// and 150 tokens and for 1 and 3 threads.
+void expect_batches_do_not_matter(const CacheShape& shape, int n);
 
 }  // namespace cqkv::device

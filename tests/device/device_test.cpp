@@ -96,36 +96,7 @@ TEST_P(BatchInvariance, DoesNotDependOnBatchesOrThreads) {
   const CacheShape shape;
   const auto [k, v] = GetParam();
   use_codebook(random_codebook(shape.n_layers, k, v, shape.n_kv_heads, shape.head_dim, 2), "batch");
-  const int n = 200;
-  TestCache whole(shape);
-  const std::vector<float> want = whole.evaluate(run_of_tokens(0, n));
-  ASSERT_FALSE(want.empty()) << Backend::get().last_error();
-  const std::size_t per_token = static_cast<std::size_t>(shape.n_heads) * shape.head_dim;
-  for (const int step : {1, 7, 64, 150}) {
-    for (const int n_threads : {1, 3}) {
-      TestCache cache(shape, n_threads);
-      for (int first = 0; first < n; first += step) {
-        const int count = std::min(step, n - first);
-        const std::vector<float> part = cache.evaluate(run_of_tokens(first, count));
-        ASSERT_EQ(part.size(), shape.n_layers * count * per_token);
-        for (int layer = 0; layer < shape.n_layers; layer++) {
-          const auto got = part.begin() + static_cast<std::ptrdiff_t>(layer * count * per_token);
-          const auto expected =
-              want.begin() + static_cast<std::ptrdiff_t>((layer * n + first) * per_token);
-          ASSERT_TRUE(
-              std::equal(got, got + static_cast<std::ptrdiff_t>(count * per_token), expected))
-              << "batches of " << step << ", " << n_threads << " threads, layer " << layer;
-        }
-      }
-      for (int layer = 0; layer < shape.n_layers; layer++) {
-        for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
-          if (!(kind == KvKind::kKey ? k : v).exact()) {
-            ASSERT_EQ(cache.save(kind, layer, 0, n), whole.save(kind, layer, 0, n));
-          }
-        }
-      }
-    }
-  }
+  expect_batches_do_not_matter(shape, 200);
 }
 
 INSTANTIATE_TEST_SUITE_P(Configs, BatchInvariance,
@@ -161,18 +132,10 @@ TEST(Device, StreamsAreIndependentAndCopied) {
   const std::vector<float> want = alone.evaluate(run_of_tokens(50, 3));
 
   TestCache cache(shape);
-  Tokens second = run_of_tokens(0, 80, 99);  // other rows in stream 1
-  for (auto& cell : second.cells) {
-    cell += shape.n_cells;
-  }
   cache.evaluate(run_of_tokens(0, 50));
-  cache.evaluate(second, 1);
+  cache.evaluate(moved(run_of_tokens(0, 80, 99), shape.n_cells), 1);  // other rows in stream 1
   cache.copy_stream(0, 1);
-  Tokens more = run_of_tokens(50, 3);
-  for (auto& cell : more.cells) {
-    cell += shape.n_cells;
-  }
-  expect_same(cache.evaluate(more, 1), want);
+  expect_same(cache.evaluate(moved(run_of_tokens(50, 3), shape.n_cells), 1), want);
   expect_same(cache.evaluate(run_of_tokens(50, 3), 0), want);
 }
 
@@ -183,22 +146,10 @@ TEST(Device, SavedRowsRestoreIntoOtherCells) {
   TestCache original(shape);
   original.evaluate(run_of_tokens(0, 64));
   TestCache restored(shape);
-  for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
-    for (int layer = 0; layer < shape.n_layers; layer++) {
-      restored.restore(kind, layer, 64, original.save(kind, layer, 0, 64));
-      EXPECT_EQ(restored.save(kind, layer, 64, 64), original.save(kind, layer, 0, 64));
-    }
-  }
-  for (int i = 0; i < 64; i++) {
-    restored.positions_of_cells()[static_cast<std::size_t>(64 + i)] = i;
-  }
-  Tokens next = run_of_tokens(64, 4);
-  const std::vector<float> want = original.evaluate(next);
-  for (auto& cell : next.cells) {
-    cell += 64;
-  }
+  restore_all(original, 64, restored, 64);
+  const std::vector<float> want = original.evaluate(run_of_tokens(64, 4));
   // Both in whole blocks, so that not even the order of sums differs.
-  expect_same(restored.evaluate(next), want);
+  expect_same(restored.evaluate(moved(run_of_tokens(64, 4), 64)), want);
 }
 
 TEST(Device, StateOfAnotherCodebookIsRefusedWhenUsed) {
@@ -264,12 +215,7 @@ TEST(Device, ShiftOfARestoredStateCountsOnce) {
   TestCache original(shape);
   original.evaluate(run_of_tokens(0, 64));
   TestCache restored(shape);
-  for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
-    for (int layer = 0; layer < shape.n_layers; layer++) {
-      restored.restore(kind, layer, 0, original.save(kind, layer, 0, 64));
-    }
-  }
-  restored.positions_of_cells() = original.positions_of_cells();
+  restore_all(original, 64, restored, 0);
   const std::vector<std::int32_t> amount(256, 7);
   ASSERT_TRUE(restored.shift(amount));
   ASSERT_TRUE(original.shift(amount));

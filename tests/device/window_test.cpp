@@ -2,8 +2,6 @@
 // and not on batches, slots, saving or copying, and that the pool stays in its bounds.
 // The rule for one query is tested against an oracle in tests/attention, the bookkeeping
 // in tests/cache/exact_window_test.cpp.
-#include <cmath>
-
 #include "cache/exact_window.h"
 #include "device/device_fixture.h"
 
@@ -44,26 +42,7 @@ class Window : public ::testing::Test {
     }
     return last;
   }
-
-  static Tokens moved(Tokens tokens, int cells, int sequence = 0) {
-    for (auto& cell : tokens.cells) {
-      cell += cells;
-    }
-    tokens.sequence = sequence;
-    return tokens;
-  }
 };
-
-double relative_distance(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double difference = 0;
-  double norm = 0;
-  for (std::size_t i = 0; i < a.size() && i < b.size(); i++) {
-    difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
-    norm += static_cast<double>(b[i]) * b[i];
-  }
-  return std::sqrt(difference / norm);
-}
 
 // A window over everything makes even a random codebook harmless: what is left is the
 // residual's rounding, 1/254 of the largest of 32 channels at most.
@@ -92,34 +71,9 @@ TEST_F(Window, SinksAloneChangeTheResult) {
 }
 
 TEST_F(Window, DoesNotDependOnBatchesOrThreads) {
-  const CacheShape shape;
-  const int n = 200;
   for (const auto& [k, v] : {std::pair{k1Bit, k2Bit}, std::pair{k2Bit, CodecSpec{}}}) {
     use(kWindow, kSinks, 1, k, v);
-    TestCache whole(shape);
-    const std::vector<float> want = whole.evaluate(run_of_tokens(0, n));
-    ASSERT_FALSE(want.empty()) << Backend::get().last_error();
-    const std::size_t per_token = static_cast<std::size_t>(shape.n_heads) * shape.head_dim;
-    for (const int step : {1, 7, 64, 150}) {
-      for (const int n_threads : {1, 3}) {
-        TestCache cache(shape, n_threads);
-        for (int first = 0; first < n; first += step) {
-          const int count = std::min(step, n - first);
-          const std::vector<float> part = cache.evaluate(run_of_tokens(first, count));
-          ASSERT_EQ(part.size(), shape.n_layers * count * per_token);
-          for (int layer = 0; layer < shape.n_layers; layer++) {
-            const auto got = part.begin() + static_cast<std::ptrdiff_t>(layer * count * per_token);
-            ASSERT_TRUE(std::equal(
-                got, got + static_cast<std::ptrdiff_t>(count * per_token),
-                want.begin() + static_cast<std::ptrdiff_t>((layer * n + first) * per_token)))
-                << "batches of " << step << ", " << n_threads << " threads, layer " << layer
-                << ", token " << first;
-          }
-        }
-        ASSERT_EQ(cache.save(KvKind::kKey, 1, 0, n), whole.save(KvKind::kKey, 1, 0, n))
-            << "exact rows are part of the saved state";
-      }
-    }
+    expect_batches_do_not_matter({}, 200);  // saved rows, which hold the exact ones, included
   }
 }
 
@@ -176,19 +130,7 @@ TEST_F(Window, SavedRowsKeepIt) {
   TestCache original(shape);
   original.evaluate(run_of_tokens(0, 64));
   TestCache restored(shape);
-  for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
-    for (int layer = 0; layer < shape.n_layers; layer++) {
-      restored.restore(kind, layer, 64, original.save(kind, layer, 0, 64));
-    }
-  }
-  for (int i = 0; i < 64; i++) {
-    restored.positions_of_cells()[static_cast<std::size_t>(64 + i)] = i;
-  }
-  for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
-    for (int layer = 0; layer < shape.n_layers; layer++) {
-      EXPECT_EQ(restored.save(kind, layer, 64, 64), original.save(kind, layer, 0, 64));
-    }
-  }
+  restore_all(original, 64, restored, 64);
   const std::vector<float> want = original.evaluate(run_of_tokens(64, 40));
   EXPECT_EQ(restored.evaluate(moved(run_of_tokens(64, 40), 64)), want);
 }
@@ -200,15 +142,7 @@ TEST_F(Window, RowsSavedWithoutItRestoreAsCodes) {
   codes.evaluate(run_of_tokens(0, 64));
   use(kWindow, kSinks);
   TestCache restored(shape);
-  for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
-    for (int layer = 0; layer < shape.n_layers; layer++) {
-      restored.restore(kind, layer, 0, codes.save(kind, layer, 0, 64));
-    }
-  }
-  for (int i = 0; i < 64; i++) {
-    restored.positions_of_cells()[static_cast<std::size_t>(i)] = i;
-  }
-  EXPECT_EQ(restored.save(KvKind::kKey, 0, 0, 64), codes.save(KvKind::kKey, 0, 0, 64));
+  restore_all(codes, 64, restored, 0);
   EXPECT_FALSE(restored.evaluate(run_of_tokens(64, 1)).empty());
 }
 
