@@ -288,19 +288,6 @@ inline void swiglu(const float* gate, const float* up, float* out, std::size_t n
   }
 }
 
-inline void swiglu_back(const float* gate, const float* up, const float* gradient,
-                        float* gate_gradient, float* up_gradient, std::size_t n) {
-  for (std::size_t i = 0; i < n; i += kWidth) {
-    const std::size_t m = n - i < kWidth ? n - i : kWidth;
-    const Vector g = load_part(gate + i, m);
-    const Vector u = load_part(up + i, m);
-    const Vector d = load_part(gradient + i, m);
-    const Vector sigmoid = 1.0F / (1.0F + exponential(-g));
-    store_part(up_gradient + i, d * g * sigmoid, m);
-    store_part(gate_gradient + i, d * u * sigmoid * (1.0F + g * (1.0F - sigmoid)), m);
-  }
-}
-
 inline constexpr float kGeluScale = 1.5957691216F;  // 2 sqrt(2 / pi)
 inline constexpr float kGeluCubic = 0.044715F;
 
@@ -316,18 +303,45 @@ inline void geglu(const float* gate, const float* up, float* out, std::size_t n)
   }
 }
 
-inline void geglu_back(const float* gate, const float* up, const float* gradient,
+// A gate g * sigmoid: its sigmoid, and its derivative divided by that.
+struct Gate {
+  Vector sigmoid;
+  Vector slope;
+};
+
+inline Gate silu_gate(const Vector& g) {
+  const Vector sigmoid = 1.0F / (1.0F + exponential(-g));
+  return {sigmoid, 1.0F + g * (1.0F - sigmoid)};
+}
+
+inline Gate gelu_gate(const Vector& g) {
+  const Vector sigmoid = gelu_sigmoid(g);
+  const Vector slope = kGeluScale * (1.0F + 3.0F * kGeluCubic * g * g);
+  return {sigmoid, 1.0F + g * slope * (1.0F - sigmoid)};
+}
+
+template <Gate (*kGate)(const Vector&)>
+inline void gated_back(const float* gate, const float* up, const float* gradient,
                        float* gate_gradient, float* up_gradient, std::size_t n) {
   for (std::size_t i = 0; i < n; i += kWidth) {
     const std::size_t m = n - i < kWidth ? n - i : kWidth;
     const Vector g = load_part(gate + i, m);
     const Vector u = load_part(up + i, m);
     const Vector d = load_part(gradient + i, m);
-    const Vector sigmoid = gelu_sigmoid(g);
-    const Vector slope = kGeluScale * (1.0F + 3.0F * kGeluCubic * g * g);
-    store_part(up_gradient + i, d * g * sigmoid, m);
-    store_part(gate_gradient + i, d * u * sigmoid * (1.0F + g * slope * (1.0F - sigmoid)), m);
+    const Gate at = kGate(g);
+    store_part(up_gradient + i, d * g * at.sigmoid, m);
+    store_part(gate_gradient + i, d * u * at.sigmoid * at.slope, m);
   }
+}
+
+inline void swiglu_back(const float* gate, const float* up, const float* gradient,
+                        float* gate_gradient, float* up_gradient, std::size_t n) {
+  gated_back<silu_gate>(gate, up, gradient, gate_gradient, up_gradient, n);
+}
+
+inline void geglu_back(const float* gate, const float* up, const float* gradient,
+                       float* gate_gradient, float* up_gradient, std::size_t n) {
+  gated_back<gelu_gate>(gate, up, gradient, gate_gradient, up_gradient, n);
 }
 
 inline float dot(const float* a, const float* b, std::size_t n) {
