@@ -3,30 +3,31 @@
 
 Eight slots serve random greedy requests at once: fresh prompts, conversations that go on,
 cancelled streams, slots saved and restored into others, answers that run past the context
-(shifts). Every answer that can be compared is then asked for again from a server with one
-slot, and the share of answers that differ is printed, for the coded cache and for stock's
-16-bit cache under the same requests. Also checked: the server's memory, and its log.
+(shifts). Answers are then asked for again from a server with one slot, all or a random
+sample of them, and the share that differs is printed, for the coded cache and for stock's
+16-bit cache under requests from the same seed. Also checked: the server's memory, its log.
 
-  scripts/soak.py --model M.gguf --codebook CB.gguf [--minutes 60] [--seed 1] [--out FOLDER]
+  scripts/soak.py --model M.gguf --codebook CB.gguf [--minutes 60] [--stock-minutes 60]
+                  [--replay N] [--seed 1] [--out FOLDER]
 
 Exit code 1 if an error is in a log, a request fails, or memory grows.
 """
 
 import argparse
 import concurrent.futures
-import json
 import os
 import random
 import re
-import socket
-import subprocess
 import sys
 import threading
 import time
 import urllib.error
-import urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "tests", "e2e"))
+
+from llama_client import LlamaServer  # noqa: E402: found through the line above
+
 BIN = os.path.join(ROOT, "build", "bin")
 TEXT = os.path.join(ROOT, "data", "wikitext2-test.txt")
 N_SLOTS = 8
@@ -35,22 +36,14 @@ BAD_WORDS = ("cqkv: a token", "cqkv: restoring", "failed to decode", "Decode() f
              "out of memory", "GGML_ASSERT", "exact window has room")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Server:
+class Server(LlamaServer):
     def __init__(self, options, coded, n_slots, unified, name):
-        self.port = free_port()
-        self.log_path = os.path.join(options.out, name + ".log")
         context = ["-c", str(n_slots * SLOT_TOKENS), "-np", str(n_slots)]
         if n_slots > 1:
             context += ["--kv-unified", "--kv-unified-per-slot", str(SLOT_TOKENS)] if unified else [
                 "--no-kv-unified"]
-        theirs = ["--host", "127.0.0.1", "--port", str(self.port), "-t", "2", "--context-shift",
-                  "--slot-save-path", options.out, "--cache-ram", "0", *context]
+        theirs = ["-t", "2", "--context-shift", "--slot-save-path", options.out, "--cache-ram", "0",
+                  *context]
         if coded:
             command = [os.path.join(BIN, "cqkv"), "serve", "-m", options.model, "--kv-codebook",
                        options.codebook, "--", *theirs]
@@ -58,57 +51,20 @@ class Server:
             command = [os.path.join(BIN, "llama-server"), "-m", options.model, "-fa", "on",
                        "-ngl", "0", *theirs]
         environment = {key: value for key, value in os.environ.items() if key != "GGML_BACKEND_PATH"}
-        with open(self.log_path, "w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT,
-                                            env=environment)
-        deadline = time.time() + 120
-        while True:
-            try:
-                if self.get("/health")["status"] == "ok":
-                    return
-            except (urllib.error.URLError, ConnectionError):
-                if self.process.poll() is not None or time.time() > deadline:
-                    raise SystemExit(f"soak: {name}: the server did not start, see {self.log_path}")
-                time.sleep(0.2)
+        super().__init__(command, os.path.join(options.out, name + ".log"), environment)
 
-    def get(self, path):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
-            return json.load(answer)
-
-    def post(self, path, body):
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}",
-                                         json.dumps(body).encode(),
-                                         {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=900) as answer:
-            return json.load(answer)
-
-    def complete(self, request, slot=-1):
-        return self.post("/completion", {
-            "prompt": request["prompt"], "n_predict": request["n_predict"], "temperature": 0,
-            "ignore_eos": True, "cache_prompt": True, "id_slot": slot})["content"]
-
-    def cancel(self, request):
-        body = json.dumps({"prompt": request["prompt"], "n_predict": 400, "stream": True,
-                           "ignore_eos": True})
-        with socket.create_connection(("127.0.0.1", self.port), 60) as connection:
-            connection.sendall(
-                f"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(body.encode())}\r\n\r\n{body}".encode())
-            for _ in range(request["n_chunks"]):
-                if not connection.recv(4096):
-                    break
+    def answer(self, request, slot=-1):
+        return self.complete(request["prompt"], slot, request["n_predict"],
+                             ignore_eos=True)["content"]
 
     def resident_mebibytes(self):
         with open(f"/proc/{self.process.pid}/status", encoding="utf-8") as status:
             return int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1)) / 1024
 
-    def stop(self):
-        self.process.terminate()
-        self.process.wait(60)
+    def stop_and_complain(self):
+        self.stop()
         with open(self.log_path, encoding="utf-8", errors="replace") as log:
-            text = log.read()
-        return sorted({line.strip() for line in text.splitlines()
-                       if any(word in line for word in BAD_WORDS)})
+            return sorted({line.strip() for line in log if any(word in line for word in BAD_WORDS)})
 
 
 class Requests:
@@ -151,7 +107,7 @@ class Soak:
         self.counts = {}
 
     def ask(self, request, slot=-1):
-        answer = self.server.complete(request, slot)
+        answer = self.server.answer(request, slot)
         with self.lock:
             self.answers.append(({"prompt": request["prompt"], "n_predict": request["n_predict"]},
                                  answer))
@@ -177,7 +133,7 @@ class Soak:
             prompt += self.ask({"prompt": prompt, "n_predict": request["n_predict"]}) + " " + more
 
     def do_cancel(self, request, _number):
-        self.server.cancel(request)
+        self.server.cancel(request["prompt"], 400, request["n_chunks"])
 
     def do_save(self, request, number):
         # Two slots belong to the pair while it saves from one into the other.
@@ -194,19 +150,19 @@ class Soak:
 
 
 def soak(options, coded, unified):
-    """Returns requests with answers, and what went wrong."""
+    """Half of the minutes; returns requests with answers, and what went wrong."""
     name = f"{'coded' if coded else 'stock'}-{'unified' if unified else 'streams'}"
     server = Server(options, coded, N_SLOTS, unified, name)
     requests = Requests(options.seed + (0 if unified else 1000))
     run = Soak(server)
-    n_requests = options.requests
-    end = time.time() + options.minutes * 60 / 2
+    minutes = options.minutes if coded else options.stock_minutes
+    end = time.time() + minutes * 60 / 2
     memory = []
     with concurrent.futures.ThreadPoolExecutor(N_SLOTS) as pool:
         pending = set()
         number = 0
-        while (number < n_requests) if n_requests else (time.time() < end):
-            while len(pending) < N_SLOTS and (not n_requests or number < n_requests):
+        while time.time() < end:
+            while len(pending) < N_SLOTS:
                 pending.add(pool.submit(run.run, requests.next(), number))
                 number += 1
             done, pending = concurrent.futures.wait(
@@ -215,7 +171,7 @@ def soak(options, coded, unified):
                 future.result()
             memory.append(server.resident_mebibytes())
         concurrent.futures.wait(pending)
-    complaints = run.failures + server.stop()
+    complaints = run.failures + server.stop_and_complain()
     quarter = max(1, len(memory) // 4)
     early, late = max(memory[:2 * quarter]), max(memory[-quarter:])
     print(f"{name}: {number} requests {run.counts}, {len(run.answers)} answers; memory "
@@ -224,16 +180,19 @@ def soak(options, coded, unified):
         complaints.append(f"memory grew from {early:.0f} to {late:.0f} MiB")
     for complaint in complaints:
         print(f"{name}: ERROR {complaint}", flush=True)
-    return run.answers, complaints, number
+    return run.answers, complaints
 
 
 def replay(options, coded, answers):
+    """Returns how many answers were asked for again, how many differed, and complaints."""
+    if options.replay and options.replay < len(answers):
+        answers = random.Random(options.seed).sample(answers, options.replay)
     server = Server(options, coded, 1, False, ("coded" if coded else "stock") + "-replay")
-    different = sum(server.complete(request, 0) != answer for request, answer in answers)
-    complaints = server.stop()
+    different = sum(server.answer(request, 0) != answer for request, answer in answers)
+    complaints = server.stop_and_complain()
     for complaint in complaints:
         print(f"replay: ERROR {complaint}", flush=True)
-    return different, complaints
+    return len(answers), different, complaints
 
 
 def main():
@@ -242,23 +201,24 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--codebook", required=True)
     parser.add_argument("--minutes", type=float, default=60, help="of the coded soak")
+    parser.add_argument("--stock-minutes", type=float, help="of stock's (default: the same)")
+    parser.add_argument("--replay", type=int, default=0,
+                        help="answers compared from each half of a soak (default 0: all)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", default="build/soak")
     options = parser.parse_args()
     options.out = os.path.abspath(options.out)
-    options.requests = 0
+    if options.stock_minutes is None:
+        options.stock_minutes = options.minutes
     os.makedirs(options.out, exist_ok=True)
     complaints = []
-    numbers = {}
     for coded in (True, False):
         total = different = 0
         for unified in (True, False):
-            # Stock gets as many requests as the coded server managed in its time.
-            options.requests = numbers.get(unified, 0)
-            answers, wrong, numbers[unified] = soak(options, coded, unified)
-            n_different, replay_wrong = replay(options, coded, answers)
+            answers, wrong = soak(options, coded, unified)
+            n_compared, n_different, replay_wrong = replay(options, coded, answers)
             complaints += wrong + replay_wrong
-            total += len(answers)
+            total += n_compared
             different += n_different
         print(f"{'coded' if coded else 'stock'}: {different} of {total} answers differ from the "
               f"single slot's ({100 * different / max(total, 1):.2f} %)", flush=True)
