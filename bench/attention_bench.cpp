@@ -1,7 +1,7 @@
 // Times attention over coded and plain caches: nanoseconds per token, query and query
 // head, for decode (1 query) and prefill (512), at every level of this processor.
 //
-//     attention_bench [--isa NAME] [--threads N] [--quick]
+//     attention_bench [--isa NAME] [--threads N] [--quick] [--floats]
 //
 // Three figures: the median of repeated runs of one call, the fastest of them, and the
 // processor time of all threads, which a busy machine disturbs least. Encoding and the
@@ -27,6 +27,7 @@ struct Options {
   std::string isa;  // empty: all
   int n_threads = 1;
   bool quick = false;
+  bool floats = false;
 };
 
 // Heads as in a model that is in use.
@@ -89,7 +90,7 @@ Timing time_call(const AttentionShape& shape, int n_threads) {
 void print_row(const std::string& isa, const Model& model, const AttentionShape& shape,
                const Options& options) {
   const Timing timing = time_call(shape, options.n_threads);
-  std::printf("%-7s %-11s %-7s %-8s %7d %8zu %8.2f %8.2f %8.2f\n", isa.c_str(), model.name,
+  std::printf("%-11s %-11s %-7s %-8s %7d %8zu %8.2f %8.2f %8.2f\n", isa.c_str(), model.name,
               shape.k.name().c_str(), shape.scrambled ? "any" : "in order", shape.n_queries,
               shape.n_cells, timing.median_ns, timing.fastest_ns, timing.cpu_ns);
   std::fflush(stdout);
@@ -108,6 +109,7 @@ void run_level(const std::string& isa, const Options& options) {
       shape.head_dim_k = shape.head_dim_v = model.head_dim;
       shape.rope = plain_rope(model.head_dim, RopeMode::kNeox);
       shape.causal = true;
+      shape.byte_tables = !options.floats;
       for (const std::size_t n_cells : frontiers) {
         shape.n_cells = n_cells;
         print_row(isa, model, shape, options);
@@ -128,12 +130,15 @@ Options parse(int argc, char** argv) {
     const std::string_view argument = argv[i];
     if (argument == "--quick") {
       options.quick = true;
+    } else if (argument == "--floats") {
+      options.floats = true;
     } else if (argument == "--isa" && i + 1 < argc) {
       options.isa = argv[++i];
     } else if (argument == "--threads" && i + 1 < argc) {
       options.n_threads = std::max(1, std::atoi(argv[++i]));  // NOLINT(cert-err34-c): 0 is caught
     } else {
-      std::fprintf(stderr, "usage: attention_bench [--isa NAME] [--threads N] [--quick]\n");
+      std::fprintf(stderr,
+                   "usage: attention_bench [--isa NAME] [--threads N] [--quick] [--floats]\n");
       std::exit(2);
     }
   }
@@ -146,7 +151,7 @@ Options parse(int argc, char** argv) {
 int main(int argc, char** argv) {
   const cqkv::Options options = cqkv::parse(argc, argv);
   std::printf("ns per token, query and query head; %d thread(s)\n", options.n_threads);
-  std::printf("%-7s %-11s %-7s %-8s %7s %8s %8s %8s %8s\n", "level", "heads", "codec", "position",
+  std::printf("%-11s %-11s %-7s %-8s %7s %8s %8s %8s %8s\n", "level", "heads", "codec", "position",
               "queries", "cells", "median", "fastest", "cpu");
   for (const std::string& isa : cqkv::supported_isas()) {
     if (!options.isa.empty() && options.isa != isa) {

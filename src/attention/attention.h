@@ -14,6 +14,7 @@
 #include "cqkv/codebook.h"
 #include "cqkv/status.h"
 
+#include "attention/byte_tables.h"
 #include "attention/rope.h"
 #include "cache/code_blocks.h"
 #include "cache/exact_row.h"
@@ -25,6 +26,9 @@ namespace cqkv {
 struct CacheSide {
   /// Codes and their codebook; or null for plain rows.
   const TensorCodebook* codebook = nullptr;
+  /// Codes: the centroids as bytes, keys' with the pairs of the call's rotation. Null, or of
+  /// another order than the kernels in use want: attention decodes to floats, slowly.
+  const ByteTables* tables = nullptr;
   /// First block of the stream (codes), or the first row (plain).
   const std::uint8_t* data = nullptr;
   /// Plain rows: bytes from row to row and from head to head, f16 elements.
@@ -107,9 +111,12 @@ class AttentionWorkspace {
 ///
 /// @return kInvalidArgument if shapes disagree (nothing is written), kResourceExhausted
 ///   if scratch memory cannot be had.
-/// Numerics: f32; every row is computed in an order fixed by cell indices alone:
+/// Numerics: f32, and 8 and 16 bits where there are byte tables (docs/kernels.md); every row
+///   is computed in an order fixed by cell indices alone:
 ///   blocks of 64 cells inside ranges of kRangeCells cells, ranges merged in order; in a
-///   block first the cells that the query sees coded, then those that it sees exactly.
+///   block first the cells that the query sees coded, then those that it sees exactly. How
+///   keys are rotated depends on whether the positions of the cells of a block that the query
+///   sees coded run on, and on nothing else in the batch.
 /// Threads: parallel over KV heads, tiles of queries and (few queries) ranges.
 Status attend(const AttentionCall& call, ParallelFor& parallel, AttentionWorkspace& workspace);
 

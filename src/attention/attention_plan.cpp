@@ -1,6 +1,9 @@
 // See attention_plan.h.
 #include "attention/attention_plan.h"
 
+#include "attention/byte_tables.h"
+#include "kernels/dispatch.h"
+
 namespace cqkv {
 namespace {
 
@@ -14,9 +17,23 @@ constexpr int kManyRows = 32;
 constexpr int kTasksPerThread = 3;
 // Limit of the states kept for merging; beyond it ranges are not run in parallel.
 constexpr std::size_t kMaxPartialFloats = std::size_t{4} << 20U;
+// Up to so many rows the tables of a head weigh as much as the work on one block, so that
+// several blocks are taken together.
+constexpr int kFewRows = 8;
 
 int round_up(int n, int multiple) {
   return (n + multiple - 1) / multiple * multiple;
+}
+
+bool has_usable_tables(const CacheSide& side) {
+  const kernels::KernelTable& kernel = kernels::active();
+  return side.codebook != nullptr && side.tables != nullptr &&
+         side.tables->order() == kernel.table_order &&
+         ByteTables::usable(side.codebook->spec(), kernel);
+}
+
+std::size_t unpacked_bytes(const CacheSide& side, int head_dim) {
+  return static_cast<std::size_t>(head_dim / side.codebook->spec().group_dim) * kBlockCells * 2;
 }
 
 }  // namespace
@@ -29,7 +46,16 @@ Plan::Plan(const AttentionCall& call, int n_threads)
       tile_rows(tile_queries * heads_per_kv),
       n_tiles((call.n_queries + tile_queries - 1) / tile_queries),
       n_blocks(static_cast<int>((call.n_cells + kBlockCells - 1) / kBlockCells)),
-      n_ranges((n_blocks + kBlocksPerRange - 1) / kBlocksPerRange) {
+      n_ranges((n_blocks + kBlocksPerRange - 1) / kBlocksPerRange),
+      byte_keys(has_usable_tables(call.k)),
+      byte_values(has_usable_tables(call.v)) {
+  if (byte_keys) {
+    padded_pairs =
+        round_up(static_cast<int>(call.k.tables->pairs().pairs.size()), kernels::kQueryLanes);
+  }
+  if (byte_keys && byte_values && tile_rows <= kFewRows) {
+    chunk_blocks = kernels::kMaxChunk;
+  }
   const int wanted = n_threads == 1 ? 1 : kTasksPerThread * n_threads;
   n_kv_groups = tile_rows >= kManyRows ? call.n_kv_heads : 1;
   const std::size_t n_partials = static_cast<std::size_t>(n_tiles) * call.n_kv_heads * n_ranges;
@@ -41,6 +67,33 @@ Plan::Plan(const AttentionCall& call, int n_threads)
   }
   kv_per_task = (call.n_kv_heads + n_kv_groups - 1) / n_kv_groups;
   n_kv_groups = (call.n_kv_heads + kv_per_task - 1) / kv_per_task;
+}
+
+void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& carver) {
+  const std::size_t rows_of_task = static_cast<std::size_t>(plan.kv_per_task) * plan.tile_rows;
+  const std::size_t chunk_rows = static_cast<std::size_t>(plan.chunk_blocks) * plan.tile_rows;
+  const auto padded = static_cast<std::size_t>(plan.padded_pairs);
+  const auto chunk = static_cast<std::size_t>(plan.chunk_blocks);
+  std::size_t code_bytes = 0;
+  std::size_t kernel_bytes = 0;
+  if (plan.byte_keys) {
+    pairs = carver.take<float>(rows_of_task * 2 * padded);
+    factors = carver.take<float>(rows_of_task);
+    packed_rows = carver.take<std::uint32_t>(chunk_rows * padded);
+    bases = carver.take<std::int64_t>(chunk * plan.tile_queries);
+    row_angles = carver.take<float>((chunk + 1) * 2 * padded);
+    packed_angles = carver.take<std::int16_t>(plan.angle_words());
+    code_bytes = unpacked_bytes(call.k, call.head_dim_k);
+    kernel_bytes = kernels::score_scratch_bytes(call.head_dim_k, plan.padded_pairs);
+  }
+  if (plan.byte_values) {
+    weights = carver.take<float>(chunk_rows);
+    probabilities = carver.take<std::uint8_t>(chunk_rows * kBlockCells);
+    code_bytes = std::max(code_bytes, unpacked_bytes(call.v, call.head_dim_v));
+    kernel_bytes = std::max(kernel_bytes, kernels::accumulate_scratch_bytes(plan.tile_rows));
+  }
+  unpacked = carver.take<std::uint8_t>(chunk * code_bytes);
+  kernel = carver.take<std::uint8_t>(kernel_bytes);
 }
 
 }  // namespace cqkv

@@ -102,8 +102,17 @@ struct Plan {
   int kv_per_task = 0;
   int n_kv_groups = 0;
   bool split_ranges = false;
+  bool byte_keys = false;    // coded keys with byte tables
+  bool byte_values = false;  // coded values with byte tables
+  int padded_pairs = 0;      // pairs of key channels, of byte keys, rounded up
+  int chunk_blocks = 1;      // blocks that a task may take together
 
   Plan(const AttentionCall& call, int n_threads);
+
+  // Words of the packed angles of a block.
+  std::size_t angle_words() const {
+    return byte_keys ? kernels::packed_angle_words(padded_pairs) : 0;
+  }
 
   int n_tasks() const { return n_tiles * n_kv_groups * (split_ranges ? n_ranges : 1); }
 
@@ -120,35 +129,57 @@ struct Scratch {
   float* queries = nullptr;  // [kv_per_task, tile_rows, head_dim_k]
   SoftmaxState total;        // [kv_per_task, tile_rows]
   SoftmaxState part;
-  float* scores = nullptr;      // [tile_rows, 64]
-  float* rescale = nullptr;     // [tile_rows]
-  float* keys = nullptr;        // [head_dim_k, 64]
-  float* values = nullptr;      // [64, value_stride]
-  float* rows = nullptr;        // [64, head_dim_k], plain keys before transposition
-  float* mask = nullptr;        // [tile_queries, 64]
-  float* exact_mask = nullptr;  // the same, of the cells seen exactly
-  float* cosines = nullptr;     // [head_dim_k / 2, 64]
-  float* sines = nullptr;
-  std::int32_t* positions = nullptr;  // [64]
+  float* scores = nullptr;          // [chunk_blocks, tile_rows, 64]
+  float* rescale = nullptr;         // [chunk_blocks, tile_rows]
+  float* mask = nullptr;            // [chunk_blocks, tile_queries, 64]
+  float* scattered_mask = nullptr;  // [tile_queries, 64] of the cells seen scattered
+  float* exact_mask = nullptr;      // the same, of the cells seen exactly
+
+  // Steps in floats.
+  float* keys = nullptr;              // [head_dim_k, 64]
+  float* values = nullptr;            // [64, value_stride]
+  float* rows = nullptr;              // [64, head_dim_k], plain keys before transposition
   std::uint16_t* codes = nullptr;     // [64]
+  std::int32_t* positions = nullptr;  // [64]
+  float* cosines = nullptr;           // [head_dim_k / 2, 64]
+  float* sines = nullptr;
+
+  // Steps in bytes.
+  float* pairs = nullptr;    // [kv_per_task, tile_rows, 2, padded_pairs]: scaled queries
+  float* factors = nullptr;  // [kv_per_task, tile_rows]: what undoes the scale
+  std::uint32_t* packed_rows = nullptr;   // [chunk_blocks, tile_rows, padded_pairs]
+  std::int64_t* bases = nullptr;          // [chunk_blocks, tile_queries]
+  float* row_angles = nullptr;            // [chunk_blocks + 1, 2, padded_pairs]
+  std::int16_t* packed_angles = nullptr;  // angle_words()
+  float* weights = nullptr;               // [chunk_blocks, tile_rows]
+  std::uint8_t* probabilities = nullptr;  // [chunk_blocks, tile_rows, 64]
+  std::uint8_t* unpacked = nullptr;       // [chunk_blocks, groups, 64] of 8 or 16 bits
+  std::uint8_t* kernel = nullptr;
 
   Scratch(const AttentionCall& call, const Plan& plan, Carver& carver) {
     const std::size_t rows_of_task = static_cast<std::size_t>(plan.kv_per_task) * plan.tile_rows;
+    const std::size_t chunk_rows = static_cast<std::size_t>(plan.chunk_blocks) * plan.tile_rows;
+    const std::size_t tile_masks = static_cast<std::size_t>(plan.tile_queries) * kBlockCells;
     queries = carver.take<float>(rows_of_task * call.head_dim_k);
     total.take(carver, rows_of_task, plan.channels_v);
     part.take(carver, rows_of_task, plan.channels_v);
-    scores = carver.take<float>(static_cast<std::size_t>(plan.tile_rows) * kBlockCells);
-    rescale = carver.take<float>(plan.tile_rows);
+    scores = carver.take<float>(chunk_rows * kBlockCells);
+    rescale = carver.take<float>(chunk_rows);
+    mask = carver.take<float>(plan.chunk_blocks * tile_masks);
+    scattered_mask = carver.take<float>(tile_masks);
+    exact_mask = carver.take<float>(tile_masks);
     keys = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
     values = carver.take<float>(static_cast<std::size_t>(plan.value_stride) * kBlockCells);
     rows = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
-    mask = carver.take<float>(static_cast<std::size_t>(plan.tile_queries) * kBlockCells);
-    exact_mask = carver.take<float>(static_cast<std::size_t>(plan.tile_queries) * kBlockCells);
+    codes = carver.take<std::uint16_t>(kBlockCells);
+    positions = carver.take<std::int32_t>(kBlockCells);
     cosines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
     sines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
-    positions = carver.take<std::int32_t>(kBlockCells);
-    codes = carver.take<std::uint16_t>(kBlockCells);
+    take_bytes(call, plan, carver);
   }
+
+ private:
+  void take_bytes(const AttentionCall& call, const Plan& plan, Carver& carver);
 };
 
 }  // namespace cqkv

@@ -213,7 +213,8 @@ RopeTable::RopeTable(const RopeParams& params)
       frequencies_(RopeFrequencies::of(params)),
       n_padded_(padded_pairs(params)),
       low_run_(static_cast<std::size_t>(params.n_dims) * kBlockCells),
-      low_(kBlockCells * 2 * n_padded_) {
+      low_(kBlockCells * 2 * n_padded_),
+      centred_(static_cast<std::size_t>(params.n_dims) * kBlockCells) {
   const int n_pairs = params.n_dims / 2;
   for (int l = 0; l < kBlockCells; l++) {
     float* row = low_.data() + l * 2 * n_padded_;
@@ -221,6 +222,9 @@ RopeTable::RopeTable(const RopeParams& params)
     for (int i = 0; i < n_pairs; i++) {
       low_run_[i * kBlockCells + l] = row[i];
       low_run_[(n_pairs + i) * kBlockCells + l] = row[n_padded_ + i];
+      const double angle = frequencies_.frequency[i] * (l - kBlockCentre);
+      centred_[i * kBlockCells + l] = static_cast<float>(std::cos(angle));
+      centred_[(n_pairs + i) * kBlockCells + l] = static_cast<float>(std::sin(angle));
     }
   }
 }
@@ -265,6 +269,22 @@ void RopeTable::block(const std::int32_t* positions, float* cosines, float* sine
     if (h < 0 || h >= n_high) {
       outside_table(h, low[t], cosines + t, sines + t);
     }
+  }
+}
+
+void RopeTable::row(std::int64_t position, float* cosines, float* sines) const {
+  const std::size_t row_floats = 2 * n_padded_;
+  const std::int64_t h = high_of(position);
+  const float* low = low_.data() + (position - h * kBlockCells) * row_floats;
+  const bool in_table = h >= 0 && h < static_cast<std::int64_t>(high_.size() / row_floats);
+  const float* high = in_table ? high_.data() + h * row_floats : nullptr;
+  for (int i = 0; i < params_.n_dims / 2; i++) {
+    const double angle =
+        in_table ? 0.0 : frequencies_.frequency[i] * static_cast<double>(h * kBlockCells);
+    const float high_cos = in_table ? high[i] : static_cast<float>(std::cos(angle));
+    const float high_sin = in_table ? high[n_padded_ + i] : static_cast<float>(std::sin(angle));
+    cosines[i] = high_cos * low[i] - high_sin * low[n_padded_ + i];
+    sines[i] = high_sin * low[i] + high_cos * low[n_padded_ + i];
   }
 }
 

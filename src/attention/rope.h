@@ -76,6 +76,18 @@ class RopeTable {
   /// the product is f32: the error is at most 4 eps a pair.
   void block(const std::int32_t* positions, float* cosines, float* sines) const;
 
+  /// cosines[i] and sines[i] of one position, magnitude included, from the same tables.
+  void row(std::int64_t position, float* cosines, float* sines) const;
+
+  /// cosines[i * 64 + t] of the angles of position t - kBlockCentre, then as many sines, without
+  /// the magnitude: what a block of consecutive keys is rotated by when the queries are rotated
+  /// back by the position of its centre.
+  const float* centred() const { return centred_.data(); }
+
+  float magnitude() const { return frequencies_.magnitude; }
+
+  static constexpr int kBlockCentre = 32;
+
  private:
   // One token of a block whose high angle is not in the table, rounded as the table is.
   void outside_table(std::int64_t h, const float* low, float* cosines, float* sines) const;
@@ -86,6 +98,7 @@ class RopeTable {
   std::vector<float> low_run_;  // [2, n_dims / 2, 64]: low_ by channels
   std::vector<float> low_;      // [64, 2 (cos, sin), n_padded]: angles of l, with the magnitude
   std::vector<float> high_;     // [n_high, 2, n_padded]: angles of 64 h
+  std::vector<float> centred_;  // [2, n_dims / 2, 64]
 };
 
 }  // namespace cqkv

@@ -51,8 +51,9 @@ Status check_side(const ggml_tensor* view) {
 CacheSide side_of(const ggml_tensor* view, std::size_t first_cell) {
   CacheSide side;
   const ggml_tensor* root = root_of(view);
-  if (const CodedTensor* coded = buffer_of(view).coded(view)) {
+  if (CodedTensor* coded = buffer_of(view).coded(view)) {
     side.codebook = coded->codebook;
+    side.tables = buffer_of(view).byte_tables(*coded);
     side.data = coded->codes + first_cell / kBlockCells * coded->layout.block_bytes();
     return side;
   }

@@ -237,6 +237,10 @@ void set_window(int window, int sinks, int n_sequences) {
   set_window_choice(choice);
 }
 
+void use_byte_tables(int wanted) {
+  set_byte_tables(wanted != 0);
+}
+
 const char* last_error_text() {
   static thread_local std::string text;
   text = last_error();
@@ -254,6 +258,9 @@ void* registry_proc(ggml_backend_reg_t /*registry*/, const char* name) {
   }
   if (wanted == "cqkv_set_window") {
     return reinterpret_cast<void*>(set_window);
+  }
+  if (wanted == "cqkv_use_byte_tables") {
+    return reinterpret_cast<void*>(use_byte_tables);
   }
   if (wanted == "cqkv_last_error") {
     return reinterpret_cast<void*>(last_error_text);

@@ -16,6 +16,7 @@ namespace {
 std::mutex library_mutex;
 std::shared_ptr<const CodebookLibrary> library_in_use;  // guarded by library_mutex
 std::optional<WindowChoice> window_choice;              // guarded by library_mutex
+std::optional<bool> byte_tables;                        // guarded by library_mutex
 
 constexpr int kMaxWindow = 1 << 20;
 
@@ -34,6 +35,13 @@ Status read_number(const char* name, int lowest, std::optional<int>& out) {
   }
   out = value;
   return {};
+}
+
+Result<bool> wants_byte_tables() {
+  const std::lock_guard lock(library_mutex);
+  std::optional<int> number;
+  CQKV_RETURN_IF_ERROR(read_number("CQKV_BYTE_TABLES", 0, number));
+  return byte_tables.value_or(number.value_or(1) != 0);
 }
 
 }  // namespace
@@ -58,6 +66,11 @@ Result<WindowChoice> current_window_choice() {
   return window_choice ? Result<WindowChoice>(*window_choice) : WindowChoice::from_environment();
 }
 
+void set_byte_tables(bool wanted) {
+  const std::lock_guard lock(library_mutex);
+  byte_tables = wanted;
+}
+
 WindowSpec CodebookLibrary::window_of(const LoadedCodebook& book) const {
   const auto bounded = [](std::uint32_t value) {
     return static_cast<int>(std::min<std::uint32_t>(value, kMaxWindow));
@@ -80,6 +93,11 @@ Result<std::shared_ptr<const CodebookLibrary>> CodebookLibrary::read(const std::
     return choice.status();
   }
   library->window_ = *choice;
+  const Result<bool> bytes = wants_byte_tables();
+  if (!bytes.ok()) {
+    return bytes.status();
+  }
+  library->byte_tables_ = *bytes;
   std::size_t begin = 0;
   while (begin < paths.size()) {
     std::size_t end = paths.find(':', begin);

@@ -46,6 +46,9 @@ class CodebookLibrary {
   /// The window of caches coded with this codebook.
   WindowSpec window_of(const LoadedCodebook& book) const;
 
+  /// Whether attention may use centroids as bytes; otherwise it decodes to floats.
+  bool uses_byte_tables() const { return byte_tables_; }
+
   /// Rows of the pool of one stream out of n_streams with that window.
   std::size_t pool_rows(const WindowSpec& spec, std::size_t n_streams,
                         std::size_t cells_per_stream) const;
@@ -59,6 +62,7 @@ class CodebookLibrary {
 
   std::vector<std::unique_ptr<const LoadedCodebook>> books_;
   WindowChoice window_;
+  bool byte_tables_ = true;
 };
 
 /// The library for caches allocated from now on. Loaded from the environment on
@@ -73,5 +77,9 @@ void set_window_choice(const WindowChoice& choice);
 
 /// The one set, or that of the environment.
 Result<WindowChoice> current_window_choice();
+
+/// Whether libraries loaded from now on use centroids as bytes; the environment
+/// (CQKV_BYTE_TABLES) no longer counts.
+void set_byte_tables(bool wanted);
 
 }  // namespace cqkv::device

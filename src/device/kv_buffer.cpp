@@ -6,10 +6,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include <ggml-impl.h>
 
 #include "device/refusal.h"
+#include "kernels/dispatch.h"
 
 namespace cqkv::device {
 namespace {
@@ -149,6 +151,26 @@ RopeTable& KvBuffer::rope_table(const RopeParams& params) {
   }
   rope_tables_.push_back(std::make_unique<RopeTable>(params));
   return *rope_tables_.back();
+}
+
+const ByteTables* KvBuffer::byte_tables(CodedTensor& tensor) {
+  const kernels::KernelTable& kernel = kernels::active();
+  if (!library_->uses_byte_tables() || !ByteTables::usable(tensor.codebook->spec(), kernel)) {
+    return nullptr;
+  }
+  KeyPairs pairs;
+  if (tensor.name.kind == KvKind::kKey) {
+    pairs = KeyPairs::of(tensor.codebook->head_dim(), tensor.rotated ? &tensor.rope : nullptr);
+  }
+  const bool fits = tensor.tables != nullptr && tensor.tables->order() == kernel.table_order &&
+                    tensor.tables->pairs() == pairs;
+  if (!fits) {
+    tensor.tables = std::make_unique<const ByteTables>(
+        tensor.name.kind == KvKind::kKey
+            ? ByteTables::keys(*tensor.codebook, std::move(pairs), kernel.table_order)
+            : ByteTables::values(*tensor.codebook, kernel.table_order));
+  }
+  return tensor.tables->error() <= ByteTables::kMaxError ? tensor.tables.get() : nullptr;
 }
 
 void KvBuffer::clear(std::uint8_t value) {

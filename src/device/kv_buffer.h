@@ -13,6 +13,7 @@
 #include <ggml-backend-impl.h>
 #include <ggml.h>
 
+#include "attention/byte_tables.h"
 #include "attention/rope.h"
 #include "cache/cell_table.h"
 #include "cache/code_blocks.h"
@@ -37,6 +38,7 @@ struct CodedTensor {
   bool verified = false;      ///< The model's fingerprint was compared for this layer.
   bool rotated = false;       ///< Keys: a rotation precedes the store; `rope` says which.
   RopeParams rope;
+  std::unique_ptr<const ByteTables> tables;  ///< See KvBuffer::byte_tables.
   int n_views = 0;                 ///< Attention's views of it in the graph being planned.
   std::uint64_t stored_epoch = 0;  ///< Graph of the window that last stored rows,
   std::uint64_t moved_epoch = 0;   ///< and in which they were moved to the pool.
@@ -113,6 +115,11 @@ class KvBuffer {
   const CodedTensor* position_owner() const { return position_owner_; }
 
   void set_position_owner(const CodedTensor* tensor) { position_owner_ = tensor; }
+
+  /// The tensor's centroids as bytes, for the kernels in use and, of keys, the rotation last
+  /// stored with; made on first use and when either changes. Null if there are none for its
+  /// codes, or if they are too coarse for them. One call at a time.
+  const ByteTables* byte_tables(CodedTensor& tensor);
 
   /// A table of angles for these parameters, shared by all layers.
   RopeTable& rope_table(const RopeParams& params);

@@ -64,6 +64,15 @@ Status KvDevice::set_window(std::optional<int> window, std::optional<int> sinks)
   return {};
 }
 
+Status KvDevice::use_byte_tables(bool wanted) const {
+  const auto use = proc<void (*)(int)>(registry_, "cqkv_use_byte_tables");
+  if (use == nullptr) {
+    return unsupported("KV device: it has no function cqkv_use_byte_tables; rebuild cqkv");
+  }
+  use(wanted ? 1 : 0);
+  return {};
+}
+
 std::string KvDevice::last_error() const {
   const auto get = proc<const char* (*)()>(registry_, "cqkv_last_error");
   const char* text = get == nullptr ? nullptr : get();

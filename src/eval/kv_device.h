@@ -30,6 +30,9 @@ class KvDevice {
   /// nothing: the codebook's.
   Status set_window(std::optional<int> window, std::optional<int> sinks) const;
 
+  /// Whether caches coded from the next set_codebook on may use centroids as bytes.
+  Status use_byte_tables(bool wanted) const;
+
   /// The device's last refusal, or "".
   std::string last_error() const;
 

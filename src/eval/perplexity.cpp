@@ -210,6 +210,7 @@ Status Evaluation::make_context(const Variant& variant, ContextHandle& out) {
   params.no_perf = true;
   if (variant.uses_device()) {
     CQKV_RETURN_IF_ERROR(device_->set_window(window(variant), sinks(variant)));
+    CQKV_RETURN_IF_ERROR(device_->use_byte_tables(variant.byte_tables));
     CQKV_RETURN_IF_ERROR(device_->set_codebook(variant.codebook_path));
   }
   take_llama_errors();

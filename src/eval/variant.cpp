@@ -34,6 +34,10 @@ Result<bool> take_suffix(std::string_view& name, Variant& out) {
   } else if (key == "sinks") {
     CQKV_RETURN_IF_ERROR(
         parse_number(digits, out.text, "the number of sinks", 0, out.sinks.emplace()));
+  } else if (key == "bytes") {
+    int bytes = 0;
+    CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "byte tables", 0, bytes));
+    out.byte_tables = bytes != 0;
   } else {
     return false;
   }
@@ -68,8 +72,8 @@ Result<Variant> Variant::parse(const std::string& text) {
     result.kind = CacheKind::kCoded;
     result.codebook_path = name;
   }
-  if (result.kind != CacheKind::kCoded && (result.window || result.sinks)) {
-    return invalid_argument("'" + text + "': only a codebook has a window");
+  if (result.kind != CacheKind::kCoded && (result.window || result.sinks || !result.byte_tables)) {
+    return invalid_argument("'" + text + "': only a codebook has a window or byte tables");
   }
   return result;
 }

@@ -23,11 +23,13 @@ struct Variant {
   int n_ubatch = 0;           ///< 0: that of the run.
   std::optional<int> window;  ///< kCoded: exact recent tokens; nothing: the codebook's.
   std::optional<int> sinks;   ///< kCoded: exact first tokens.
+  bool byte_tables = true;    ///< kCoded: whether attention may use centroids as bytes.
 
   bool uses_device() const { return kind != CacheKind::kStock; }
 
   /// Reads a path, "none", "stock", "stock-nofa" or "stock-ub:<N>"; each but the last
-  /// may end in "@ub:<N>", a path also in "@window:<N>" and "@sinks:<N>", in any order.
+  /// may end in "@ub:<N>", a path also in "@window:<N>", "@sinks:<N>" and
+  /// "@bytes:<0 or 1>", in any order.
   static Result<Variant> parse(const std::string& text);
 };
 

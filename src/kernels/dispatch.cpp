@@ -35,9 +35,21 @@ bool has_avx512() {
 }
 #endif
 
+#ifdef CQKV_HAVE_AVX512_VBMI
+bool has_avx512_vbmi() {
+  return has_avx512() && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
 // Compiled in and runnable here, best first.
 std::vector<const KernelTable*> usable_tables() {
   std::vector<const KernelTable*> tables;
+#ifdef CQKV_HAVE_AVX512_VBMI
+  if (has_avx512_vbmi()) {
+    tables.push_back(&kernels::kAvx512VbmiTable);
+  }
+#endif
 #ifdef CQKV_HAVE_AVX512
   if (has_avx512()) {
     tables.push_back(&kernels::kAvx512Table);

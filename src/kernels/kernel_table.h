@@ -10,10 +10,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace cqkv::kernels {
+#include "kernels/coded_blocks.h"
 
-/// Cells of one block; every tile below has this many tokens.
-inline constexpr int kBlockCells = 64;
+namespace cqkv::kernels {
 
 /// Centroids are padded to a multiple of this in the transposed table of `encode_group`.
 inline constexpr int kEncodeLanes = 16;
@@ -98,6 +97,47 @@ struct KernelTable {
 
   /// Widens n half floats.
   void (*half_to_float_n)(const std::uint16_t* in, std::size_t n, float* out) noexcept;
+
+  // Integer kernels (coded_blocks.h). Sums are exact, so all levels agree to the bit.
+
+  /// The order in which score_codes and accumulate_codes expect 8-bit centroids.
+  TableOrder table_order;
+
+  /// Codes of more bits are not for score_codes and accumulate_codes.
+  int max_code_bits;
+
+  /// Rounds the angles of a block to 16 bits, as score_codes reads them: round(cosines[i][t] *
+  /// factor) and as many sines for i < n_pairs and 64 tokens, to packed_angle_words(n_pairs) words
+  /// in the level's own order. |cosine * factor| < 2^15.
+  void (*pack_angles)(const float* cosines, const float* sines, int n_pairs, float factor,
+                      std::int16_t* packed) noexcept;
+
+  /// Rotates rows of pairs back by an angle and rounds them to 16 bits:
+  ///
+  ///     packed[r][i] = round(x c_i + y s_i) & 0xFFFF | round(y c_i - x s_i) << 16
+  ///
+  /// x = pairs[r][i], y = pairs[r][n_padded + i], i < n_padded, a multiple of kQueryLanes; ties
+  /// to even. No result may leave 16 bits.
+  void (*rotate_queries)(const float* pairs, int n_rows, int n_padded, const float* cosines,
+                         const float* sines, std::uint32_t* packed) noexcept;
+
+  /// See ScoreCodes.
+  void (*score_codes)(const ScoreCodes& call) noexcept;
+
+  /// One step of the online softmax as in softmax_rows, with probabilities in 8 bits relative
+  /// to the largest of the step:
+  ///
+  ///     s = scores[r][t] * scale + mask[r][t];  top = max_t s;  m' = max(m, top)
+  ///     p[r][t] = round(255 exp(s - top));  weights[r] = exp(top - m') / 255
+  ///     rescale[r] = exp(m - m');  l <- l * rescale + weights[r] * sum_t p[r][t]
+  ///
+  /// A row that sees nothing gets p = 0, weight 0 and rescale 1.
+  void (*softmax_bytes)(const float* scores, int n_rows, float scale, const float* mask,
+                        int rows_per_mask, float* maxima, float* sums, float* rescale,
+                        float* weights, std::uint8_t* p) noexcept;
+
+  /// See AccumulateCodes.
+  void (*accumulate_codes)(const AccumulateCodes& call) noexcept;
 };
 
 /// Baseline of the platform; always compiled, the specification in code.
@@ -106,5 +146,7 @@ extern const KernelTable kScalarTable;
 extern const KernelTable kAvx2Table;
 /// AVX-512 F, BW, DQ and VL, with F16C.
 extern const KernelTable kAvx512Table;
+/// The same with VBMI and VNNI.
+extern const KernelTable kAvx512VbmiTable;
 
 }  // namespace cqkv::kernels

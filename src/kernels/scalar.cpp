@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kLanes = 4;
 using Vec = float __attribute__((vector_size(16)));
+using IntVec = std::int32_t __attribute__((vector_size(16)));
 
 inline Vec multiply_add(Vec a, Vec b, Vec c) {
   return a * b + c;
@@ -25,10 +26,17 @@ inline void widen_halves(const std::uint16_t* in, std::size_t n, float* out) {
   }
 }
 
+inline void narrow_row(const IntVec* words, std::uint8_t* out) {
+  for (int i = 0; i < 64; i++) {
+    out[i] = static_cast<std::uint8_t>(words[i / kLanes][i % kLanes]);
+  }
+}
+
 }  // namespace
 }  // namespace cqkv::kernels
 
-#include "kernels/kernels_impl.inc"
+#include "kernels/integer_scalar.inc"
+#include "kernels/make_table.inc"
 
 namespace cqkv::kernels {
 

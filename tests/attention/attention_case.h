@@ -14,6 +14,7 @@
 #include "attention/attention.h"
 #include "core/half.h"
 #include "core/rng.h"
+#include "kernels/dispatch.h"
 #include "support/exact_buffer.h"
 
 namespace cqkv {
@@ -35,13 +36,15 @@ struct AttentionShape {
   /// positions so that some cells are inside the window and some are not.
   bool exact_rows = false;
   int window = 30;
+  /// Coded sides have byte tables, for the kernels in use when call() is called.
+  bool byte_tables = false;
   std::optional<RopeParams> rope;
 
   std::string name() const {
     return k.name() + "/" + v.name() + " kv" + std::to_string(n_kv_heads) + "x" +
            std::to_string(heads_per_kv) + " d" + std::to_string(head_dim_k) + "/" +
            std::to_string(head_dim_v) + " q" + std::to_string(n_queries) + " t" +
-           std::to_string(n_cells);
+           std::to_string(n_cells) + (byte_tables ? " bytes" : "");
   }
 };
 
@@ -92,6 +95,7 @@ class AttentionCase {
 
   /// The call, layout [query][head][channel] for queries and output.
   AttentionCall call() {
+    make_tables();
     AttentionCall call;
     call.n_heads = n_heads();
     call.n_kv_heads = shape_.n_kv_heads;
@@ -102,6 +106,8 @@ class AttentionCase {
     call.scale = 1.0F / std::sqrt(static_cast<float>(shape_.head_dim_k));
     call.k = side(shape_.head_dim_k, k_codebook_, k_data_);
     call.v = side(shape_.head_dim_v, v_codebook_, v_data_);
+    call.k.tables = k_tables_ ? &*k_tables_ : nullptr;
+    call.v.tables = v_tables_ ? &*v_tables_ : nullptr;
     call.positions = positions_.data();
     call.rope = rope_ ? &*rope_ : nullptr;
     call.exact = shape_.exact_rows ? &exact_ : nullptr;
@@ -155,6 +161,18 @@ class AttentionCase {
     data = ExactBuffer<std::uint8_t>(layout.tensor_bytes(shape_.n_cells));
     for (std::size_t i = 0; i < data.size(); i++) {
       data[i] = static_cast<std::uint8_t>(rng_.below(256));
+    }
+  }
+
+  void make_tables() {
+    const kernels::KernelTable& kernel = kernels::active();
+    if (shape_.byte_tables && ByteTables::usable(shape_.k, kernel)) {
+      k_tables_ = ByteTables::keys(
+          *k_codebook_, KeyPairs::of(shape_.head_dim_k, shape_.rope ? &*shape_.rope : nullptr),
+          kernel.table_order);
+    }
+    if (shape_.byte_tables && ByteTables::usable(shape_.v, kernel)) {
+      v_tables_ = ByteTables::values(*v_codebook_, kernel.table_order);
     }
   }
 
@@ -219,6 +237,8 @@ class AttentionCase {
   std::optional<RopeTable> rope_;
   std::optional<TensorCodebook> k_codebook_;
   std::optional<TensorCodebook> v_codebook_;
+  std::optional<ByteTables> k_tables_;
+  std::optional<ByteTables> v_tables_;
   ExactBuffer<std::uint8_t> k_data_;
   ExactBuffer<std::uint8_t> v_data_;
   ExactRows exact_;

@@ -22,12 +22,24 @@ namespace {
 // 1e-4 is ten times what occurs; a wrong cell, head or angle gives 1e-2 and more.
 constexpr double kTolerance = 1e-4;
 
+// With byte tables. The largest of a channel's centroids is about 3.5, so that a channel is off
+// by up to 0.014 and by 0.008 in the mean square; so is a score, after the scale. A probability
+// is off by up to half of 1 / 255 of the block's largest. Over 100 cells and more an output is
+// off by 0.0025 in the mean square; over two or three by 0.03 at most. A wrong cell gives 0.1.
+constexpr double kByteTolerance = 0.04;
+
 struct ShapeCase {
   std::uint64_t seed = 1;
   int n_threads = 1;
 };
 
 void expect_matches_reference(const AttentionShape& shape, ShapeCase how = {}) {
+  if (!shape.byte_tables && !(shape.k.exact() && shape.v.exact())) {
+    AttentionShape bytes = shape;
+    bytes.byte_tables = true;
+    expect_matches_reference(bytes, how);
+  }
+  const double tolerance = shape.byte_tables ? kByteTolerance : kTolerance;
   AttentionCase test(shape, how.seed);
   const std::vector<double> want = reference_attend(test.call());
   ThreadParallelFor parallel(how.n_threads);
@@ -46,9 +58,9 @@ void expect_matches_reference(const AttentionShape& shape, ShapeCase how = {}) {
         worst_at = i;
       }
     }
-    ASSERT_LT(worst, kTolerance) << isa << ", " << shape.name() << ", seed " << how.seed << ", "
-                                 << how.n_threads << " threads: element " << worst_at << " is "
-                                 << test.out()[worst_at] << ", want " << want[worst_at];
+    ASSERT_LT(worst, tolerance) << isa << ", " << shape.name() << ", seed " << how.seed << ", "
+                                << how.n_threads << " threads: element " << worst_at << " is "
+                                << test.out()[worst_at] << ", want " << want[worst_at];
   }
 }
 
@@ -266,6 +278,89 @@ TEST(Attention, UniformScoresGiveTheMean) {
   for (std::size_t i = 0; i < want.size(); i++) {
     ASSERT_NEAR(test.out()[i], want[i], 128 * 0x1p-23 * 4);
   }
+}
+
+// Positions that run on from any beginning, break off inside a block, or interleave: the ways
+// in which keys are rotated.
+TEST(Attention, PositionsThatRunOnAndThatDoNot) {
+  for (const int kind : {0, 1, 2, 3}) {
+    for (const int n_queries : {1, 3, 40}) {
+      AttentionShape shape;
+      shape.rope = plain_rope(64, RopeMode::kNeox);
+      shape.heads_per_kv = 2;
+      shape.n_cells = 700;
+      shape.n_queries = n_queries;
+      shape.byte_tables = true;
+      AttentionCase test(shape, 3);
+      for (std::size_t t = 0; t < shape.n_cells; t++) {
+        const auto cell = static_cast<std::int32_t>(t);
+        const std::int32_t positions[] = {cell + 4000, cell < 300 ? cell : cell + 17,
+                                          cell / 3 + cell % 3 * 1000, cell == 333 ? 5 : cell};
+        test.positions()[t] = positions[kind];
+      }
+      const std::vector<double> want = reference_attend(test.call());
+      for (const std::string& isa : supported_isas()) {
+        ASSERT_TRUE(force_isa(isa).ok());
+        ThreadParallelFor parallel(1);
+        AttentionWorkspace workspace;
+        ASSERT_TRUE(attend(test.call(), parallel, workspace).ok());
+        for (std::size_t i = 0; i < want.size(); i++) {
+          ASSERT_NEAR(test.out()[i], want[i], kByteTolerance) << isa << " kind " << kind;
+        }
+      }
+    }
+  }
+}
+
+// Queries of any size: the scale of their 16 bits follows them.
+TEST(Attention, TinyHugeAndZeroQueries) {
+  for (const float size : {0.0F, 1e-38F, 1e-20F, 1e4F, 1e15F}) {
+    AttentionShape shape;
+    shape.rope = plain_rope(64, RopeMode::kNeox);
+    shape.byte_tables = true;
+    AttentionCase test(shape, 4);
+    for (float& value : test.queries()) {
+      value *= size;
+    }
+    AttentionCall call = test.call();
+    call.scale = size > 1.0F ? call.scale / size : call.scale;
+    const std::vector<double> want = reference_attend(call);
+    ThreadParallelFor parallel(1);
+    AttentionWorkspace workspace;
+    ASSERT_TRUE(attend(call, parallel, workspace).ok());
+    for (std::size_t i = 0; i < want.size(); i++) {
+      ASSERT_NEAR(test.out()[i], want[i], kByteTolerance) << size;
+    }
+  }
+}
+
+// Codes finer than bytes: their tables say so; coarse ones are fine.
+TEST(Attention, TablesKnowTheirError) {
+  Rng rng(1);
+  for (const auto& [name, fine] :
+       {std::pair{"1c12b", true}, std::pair{"1c8b", true}, std::pair{"1c4b", false},
+        std::pair{"2c8b", false}, std::pair{"8c8b", false}}) {
+    const CodecSpec spec = CodecSpec::parse(name).value();
+    std::vector<float> centroids(static_cast<std::size_t>(2) * 16 * spec.n_centroids());
+    for (float& value : centroids) {
+      value = static_cast<float>(rng.normal());
+    }
+    const auto codebook = TensorCodebook::create(spec, 2, 16, centroids).value();
+    const ByteTables tables = ByteTables::values(codebook, kernels::TableOrder::kByCode);
+    EXPECT_EQ(tables.error() > ByteTables::kMaxError, fine) << name << ": " << tables.error();
+  }
+}
+
+TEST(Attention, TablesOfAnotherRotationAreRefused) {
+  AttentionShape shape;
+  shape.byte_tables = true;
+  shape.rope = plain_rope(64, RopeMode::kNeox);
+  AttentionCase test(shape, 1);
+  AttentionCall call = test.call();
+  call.rope = nullptr;
+  ThreadParallelFor parallel(1);
+  AttentionWorkspace workspace;
+  EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
 }
 
 // Scores of several hundred: exponentials underflow, nothing overflows.

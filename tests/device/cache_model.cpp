@@ -184,6 +184,7 @@ struct CacheModel::Impl {
     }
     set_window_choice(
         {.window = std::nullopt, .sinks = std::nullopt, .n_sequences = pool_sequences});
+    set_byte_tables(false);  // whose roundings would hide a wrong row
     set_current_library(*CodebookLibrary::load(path.c_str()));
     unlink(path.c_str());
   }

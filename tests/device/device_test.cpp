@@ -225,7 +225,8 @@ TEST(Device, ShiftOfARestoredStateCountsOnce) {
 }
 
 // What RoPE promises: only differences of positions matter, so shifting all tokens
-// and the queries alike changes nothing but rounding.
+// and the queries alike changes nothing but rounding: of queries to 16 bits, and of
+// probabilities that stand between two bytes.
 TEST(Device, ShiftKeepsRelativePositions) {
   CacheShape shape;
   shape.n_layers = 1;
@@ -241,8 +242,8 @@ TEST(Device, ShiftKeepsRelativePositions) {
   };
   const std::vector<float> want = result(0);
   ASSERT_FALSE(want.empty());
-  EXPECT_LT(relative_distance(result(37), want), 1e-5);
-  EXPECT_LT(relative_distance(result(1000), want), 1e-4) << "f32 angles of ggml's query";
+  EXPECT_LT(relative_distance(result(37), want), 1e-3);
+  EXPECT_LT(relative_distance(result(1000), want), 1e-3) << "f32 angles of ggml's query";
 }
 
 TEST(Device, RefusesWhatItCannotServe) {

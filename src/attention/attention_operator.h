@@ -1,0 +1,137 @@
+// One attention call under way: the class behind `attend`. Its members are in four files:
+//
+//   attention.cpp       cutting into tasks, ranges and chunks of blocks, merging, checking
+//   visible_blocks.cpp  what the queries of a tile see of a block: masks, positions, angles
+//   float_step.cpp      a step over plain rows, exact rows and codes without byte tables
+//   byte_step.cpp       a step over codes with byte tables, by the integer kernels
+//
+// Internal to this folder.
+#pragma once
+
+#include "attention/attention.h"
+#include "attention/attention_plan.h"
+#include "kernels/kernel_table.h"
+
+namespace cqkv {
+
+/// Everything that tasks share, read-only but for the memory that each task owns.
+class AttentionOperator {
+ public:
+  AttentionOperator(const AttentionCall& call, int n_threads);
+
+  // Scratch memory: what every thread needs, what all share.
+  std::size_t thread_bytes() const;
+  std::size_t shared_bytes() const;
+
+  void use(std::uint8_t* shared, std::uint8_t* threads);
+  void run(ParallelFor& parallel);
+
+ private:
+  // What the queries of a tile see of a block: cells as codes, at positions that run on from
+  // cell to cell or not, and cells exactly.
+  static constexpr unsigned kSeesCoded = 1;
+  static constexpr unsigned kSeesScattered = 2;
+  static constexpr unsigned kSeesExact = 4;
+
+  // A tile of queries and some KV heads.
+  struct Part {
+    int tile;
+    int first_query;
+    int n_queries;
+    int n_rows;  // n_queries times heads per KV head
+    int first_kv;
+    int n_kv;
+  };
+
+  // Blocks that a task works on together.
+  struct Chunk {
+    int blocks[kernels::kMaxChunk];
+    int n = 0;
+    unsigned seen = 0;
+  };
+
+  std::size_t n_partial_states() const {
+    return static_cast<std::size_t>(plan_.n_tiles) * call_.n_kv_heads * plan_.n_ranges;
+  }
+
+  int cells_of(int block) const {
+    const std::size_t left = call_.n_cells - static_cast<std::size_t>(block) * kBlockCells;
+    return static_cast<int>(std::min<std::size_t>(left, kBlockCells));
+  }
+
+  Part part_of(int tile, int first_kv, int n_kv) const;
+  Scratch scratch_of(int thread) const;
+  SoftmaxState partial_of(int tile, int kv_head, int range) const;
+
+  // attention.cpp
+  void run_task(int task, int thread);
+  void run_merge(int task, int thread);
+  void gather_queries(const Part& part, const Scratch& scratch) const;
+  Chunk chunk_at(const Part& part, int& block, int last) const;
+  void run_range(const Part& part, int range, const Scratch& scratch) const;
+  void write_out(const Part& part, const SoftmaxState& state) const;
+
+  // visible_blocks.cpp
+  unsigned sees(int tile, int block) const {
+    return visible_[static_cast<std::size_t>(tile) * plan_.n_blocks + block];
+  }
+
+  bool sees_range(int tile, int range) const;
+  void scan_mask(int tile);
+  bool has_exact_rows(int block) const;
+  bool is_exact(int query, std::size_t cell) const;
+  bool positions_run_on(int block) const;
+  unsigned scan_block(const Part& part, int block) const;
+  unsigned scan_query(int query, int block) const;
+  void prepare_block(const Part& part, const Chunk& chunk, int index, const Scratch& scratch) const;
+  void load_mask(const Part& part, std::size_t cell, int n_cells, float* mask) const;
+  void split_exact(const Part& part, int block, const Scratch& scratch) const;
+  void split_scattered(const Part& part, int block, float* mask, std::int64_t* bases,
+                       const Scratch& scratch) const;
+  void load_angles(const Part& part, std::size_t cell, int n_cells, const Scratch& scratch) const;
+
+  // float_step.cpp
+  void exact_step(const Part& part, int kv, int block, const Scratch& scratch) const;
+  void float_scores(const Part& part, int kv, int block, bool exact, const Scratch& scratch) const;
+  void float_values(const Part& part, int kv, int block, bool exact, const float* mask,
+                    const Scratch& scratch) const;
+  void load_keys(int kv_head, int block, const Scratch& scratch) const;
+  void load_exact_keys(int kv_head, int block, const Scratch& scratch) const;
+  void rotate_keys(const Scratch& scratch) const;
+  void load_values(int kv_head, int block, bool exact, const Scratch& scratch) const;
+  void decode_rows(const CacheSide& side, int kv_head, int block, int head_dim,
+                   const Scratch& scratch, float* rows, std::size_t stride) const;
+  void add_exact(const ExactRows::Side& side, int kv_head, int block, int head_dim, float* rows,
+                 std::size_t stride) const;
+  void load_plain(const CacheSide& side, int kv_head, int block, int head_dim, float* rows,
+                  std::size_t stride) const;
+
+  // byte_step.cpp
+  void pack_centred() const;
+  void prepare_rows(const Part& part, const Scratch& scratch) const;
+  void prepare_row(const float* query, const float* scales, float* pairs, float* factor) const;
+  float* row_angles_of(const Scratch& scratch, int index) const;
+  void load_row_angles(std::int64_t base, bool scattered, float* angles) const;
+  void pack_block_angles(const Scratch& scratch) const;
+  kernels::CodedBlocks coded_blocks(const CacheSide& side, int kv_head, int head_dim,
+                                    const Chunk& chunk, std::uint8_t* unpacked) const;
+  void coded_step(const Part& part, int kv, const Chunk& chunk, bool scattered,
+                  const Scratch& scratch) const;
+  void byte_scores(const Part& part, int kv, const Chunk& chunk, bool scattered,
+                   const Scratch& scratch) const;
+  void rotate_rows(const Part& part, int kv, int index, bool scattered,
+                   const Scratch& scratch) const;
+  void byte_values(const Part& part, int kv, const Chunk& chunk, bool scattered,
+                   const Scratch& scratch) const;
+
+  const AttentionCall& call_;
+  Plan plan_;
+  const kernels::KernelTable& kernel_;
+  std::uint8_t* visible_ = nullptr;  // [tile, block]
+  std::int16_t* centred_ = nullptr;  // RopeTable::centred, packed
+  float* partials_ = nullptr;        // [tile, KV head, range] states
+  std::uint8_t* threads_ = nullptr;
+  std::size_t thread_bytes_ = 0;
+};
+
+}  // namespace cqkv

@@ -1,0 +1,244 @@
+// A step over codes with byte tables, by the integer kernels: scores against 8-bit centroids
+// rotated in 16 bits, with queries in 16 bits; probabilities and values in 8. Part of
+// AttentionOperator; the numerics and their bounds are in docs/kernels.md.
+//
+// Where the positions of the cells that a query sees run on, s = <q, R(p0 + t) k> is taken as
+// <R(-(p0 + 32)) q, R(t - 32) k>: the rotation of the keys is then the same for all blocks,
+// and what depends on p0 is one rotation of the query a block.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "attention/attention_operator.h"
+
+namespace cqkv {
+namespace {
+
+// What a rotated pair of 8-bit channels can be at most, times 32, roundings included, and what
+// the sum of its products with a query must stay below.
+constexpr float kLargestKey = 5750.0F;
+constexpr float kLargestSum = 0x1p31F;
+constexpr float kLargestQuery = 32766.0F;
+constexpr float kAngleUnit = 4096.0F;  // 12 bits behind the point
+constexpr float kKeyUnit = 32.0F;
+// Keeps the scale of tiny queries finite.
+constexpr float kLargestScale = 1e30F;
+
+}  // namespace
+
+void AttentionOperator::pack_centred() const {
+  if (plan_.byte_keys && call_.rope != nullptr) {
+    const int n_pairs = call_.rope->params().n_dims / 2;
+    const float* cosines = call_.rope->centred();
+    kernel_.pack_angles(cosines, cosines + static_cast<std::size_t>(n_pairs) * kBlockCells, n_pairs,
+                        kAngleUnit, centred_);
+  }
+}
+
+// The angles of the cells of one block, as load_angles left them.
+void AttentionOperator::pack_block_angles(const Scratch& scratch) const {
+  kernel_.pack_angles(scratch.cosines, scratch.sines, call_.rope->params().n_dims / 2,
+                      kAngleUnit / call_.rope->magnitude(), scratch.packed_angles);
+}
+
+// ---------------------------------------------------------------- queries
+
+// The queries of a task as pairs of channels, in units of which one rotated pair fills 16 bits
+// and the sum of all products 32; rotating keeps both true.
+void AttentionOperator::prepare_rows(const Part& part, const Scratch& scratch) const {
+  if (!plan_.byte_keys) {
+    return;
+  }
+  for (int r = 0; r < part.n_kv * part.n_rows; r++) {
+    prepare_row(scratch.queries + static_cast<std::size_t>(r) * call_.head_dim_k,
+                call_.k.tables->scales(part.first_kv + r / part.n_rows),
+                scratch.pairs + static_cast<std::size_t>(r) * 2 * plan_.padded_pairs,
+                scratch.factors + r);
+  }
+}
+
+void AttentionOperator::prepare_row(const float* query, const float* scales, float* pairs,
+                                    float* factor) const {
+  const KeyPairs& key_pairs = call_.k.tables->pairs();
+  const auto n_pairs = static_cast<int>(key_pairs.pairs.size());
+  const float magnitude = call_.rope != nullptr ? std::abs(call_.rope->magnitude()) : 1.0F;
+  float* y_pairs = pairs + plan_.padded_pairs;
+  std::fill_n(pairs, 2 * plan_.padded_pairs, 0.0F);
+  float largest = 0.0F;
+  float total = 0.0F;
+  for (int i = 0; i < n_pairs; i++) {
+    const kernels::ChannelPair pair = key_pairs.pairs[i];
+    pairs[i] = query[pair.x] * scales[pair.x];
+    y_pairs[i] = pair.y != pair.x ? query[pair.y] * scales[pair.y] : 0.0F;
+    const float modulus = std::sqrt(pairs[i] * pairs[i] + y_pairs[i] * y_pairs[i]) *
+                          (i < key_pairs.n_rotated ? magnitude : 1.0F);
+    largest = std::max(largest, modulus);
+    total += modulus;
+  }
+  if (!std::isfinite(total)) {
+    std::fill_n(pairs, 2 * plan_.padded_pairs, 0.0F);
+    *factor = std::numeric_limits<float>::quiet_NaN();
+    return;
+  }
+  const float room = kLargestSum / kLargestKey - static_cast<float>(n_pairs + 100);
+  const float scale =
+      total > 0.0F ? std::min({kLargestQuery / largest, room / total, kLargestScale}) : 0.0F;
+  *factor = scale > 0.0F ? 1.0F / (kKeyUnit * scale) : 0.0F;
+  for (int i = 0; i < 2 * plan_.padded_pairs; i++) {
+    pairs[i] *= scale;
+  }
+}
+
+float* AttentionOperator::row_angles_of(const Scratch& scratch, int index) const {
+  return scratch.row_angles + static_cast<std::size_t>(index) * 2 * plan_.padded_pairs;
+}
+
+// What queries are rotated back by: the position of the block's centre, or nothing but the
+// magnitude, which the rotation of keys leaves out.
+void AttentionOperator::load_row_angles(std::int64_t base, bool scattered, float* angles) const {
+  float* sines = angles + plan_.padded_pairs;
+  std::fill_n(angles, plan_.padded_pairs, 1.0F);
+  std::fill_n(sines, plan_.padded_pairs, 0.0F);
+  if (call_.rope == nullptr) {
+    return;
+  }
+  if (scattered) {
+    std::fill_n(angles, call_.rope->params().n_dims / 2, call_.rope->magnitude());
+  } else {
+    call_.rope->row(base + RopeTable::kBlockCentre, angles, sines);
+  }
+}
+
+// The rows of KV head number `kv` for block number `index` of the chunk.
+void AttentionOperator::rotate_rows(const Part& part, int kv, int index, bool scattered,
+                                    const Scratch& scratch) const {
+  const std::int64_t* bases = scratch.bases + static_cast<std::size_t>(index) * plan_.tile_queries;
+  const float* shared = row_angles_of(scratch, index);
+  float* own = row_angles_of(scratch, plan_.chunk_blocks);
+  const std::size_t row_floats = 2 * static_cast<std::size_t>(plan_.padded_pairs);
+  const float* pairs = scratch.pairs + static_cast<std::size_t>(kv) * part.n_rows * row_floats;
+  std::uint32_t* packed =
+      scratch.packed_rows + static_cast<std::size_t>(index) * plan_.tile_rows * plan_.padded_pairs;
+  if (scattered) {
+    load_row_angles(0, true, own);
+  }
+  for (int first = 0; first < part.n_queries;) {
+    int n = 1;
+    while (first + n < part.n_queries && (scattered || bases[first + n] == bases[first])) {
+      n++;
+    }
+    const float* angles = scattered ? own : shared;
+    if (!scattered && bases[first] != bases[0]) {
+      load_row_angles(bases[first], false, own);
+      angles = own;
+    }
+    const int row = first * plan_.heads_per_kv;
+    kernel_.rotate_queries(pairs + row * row_floats, n * plan_.heads_per_kv, plan_.padded_pairs,
+                           angles, angles + plan_.padded_pairs,
+                           packed + static_cast<std::size_t>(row) * plan_.padded_pairs);
+    first += n;
+  }
+}
+
+// ---------------------------------------------------------------- codes
+
+// The codes of one KV head of a chunk as the kernels read them: where they lie, or unpacked.
+kernels::CodedBlocks AttentionOperator::coded_blocks(const CacheSide& side, int kv_head,
+                                                     int head_dim, const Chunk& chunk,
+                                                     std::uint8_t* unpacked) const {
+  const CodecSpec spec = side.codebook->spec();
+  const CodeLayout layout = {spec, call_.n_kv_heads, head_dim};
+  kernels::CodedBlocks blocks;
+  blocks.table = side.tables->table(kv_head);
+  blocks.group_dim = spec.group_dim;
+  blocks.code_bits = spec.code_bits;
+  blocks.n_channels = head_dim;
+  blocks.n_blocks = chunk.n;
+  for (int i = 0; i < chunk.n; i++) {
+    const std::uint8_t* codes = side.data + layout.group_offset(chunk.blocks[i], kv_head, 0);
+    blocks.codes[i] = codes;
+    if (spec.code_bits != 8) {
+      blocks.codes[i] = unpacked;
+      for (int g = 0; g < layout.n_groups(); g++, codes += layout.group_bytes()) {
+        auto* words = reinterpret_cast<std::uint16_t*>(unpacked);
+        if (spec.code_bits > 8) {
+          unpack_group(spec.code_bits, codes, words);
+          unpacked += 2 * kBlockCells;
+        } else {
+          std::uint16_t group[kBlockCells];
+          unpack_group(spec.code_bits, codes, group);
+          std::copy_n(group, kBlockCells, unpacked);
+          unpacked += kBlockCells;
+        }
+      }
+    }
+  }
+  return blocks;
+}
+
+void AttentionOperator::byte_scores(const Part& part, int kv, const Chunk& chunk, bool scattered,
+                                    const Scratch& scratch) const {
+  const KeyPairs& key_pairs = call_.k.tables->pairs();
+  kernels::ScoreCodes score;
+  score.blocks =
+      coded_blocks(call_.k, part.first_kv + kv, call_.head_dim_k, chunk, scratch.unpacked);
+  score.pairs = key_pairs.pairs.data();
+  score.n_pairs = static_cast<int>(key_pairs.pairs.size());
+  score.n_rotated = key_pairs.n_rotated;
+  for (int i = 0; i < chunk.n; i++) {
+    rotate_rows(part, kv, i, scattered, scratch);
+    score.rotation[i] = scattered ? scratch.packed_angles : centred_;
+    score.queries[i] =
+        scratch.packed_rows + static_cast<std::size_t>(i) * plan_.tile_rows * plan_.padded_pairs;
+  }
+  score.query_stride = static_cast<std::size_t>(plan_.padded_pairs);
+  score.n_rows = part.n_rows;
+  score.factors = scratch.factors + static_cast<std::size_t>(kv) * part.n_rows;
+  score.scratch = scratch.kernel;
+  score.scores = scratch.scores;
+  kernel_.score_codes(score);
+}
+
+void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk, bool scattered,
+                                    const Scratch& scratch) const {
+  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels_v);
+  const std::size_t mask_floats = static_cast<std::size_t>(plan_.tile_queries) * kBlockCells;
+  for (int i = 0; i < chunk.n; i++) {
+    const std::size_t row = static_cast<std::size_t>(i) * part.n_rows;
+    kernel_.softmax_bytes(scratch.scores + row * kBlockCells, part.n_rows, call_.scale,
+                          scattered ? scratch.scattered_mask : scratch.mask + i * mask_floats,
+                          plan_.heads_per_kv, state.maxima, state.sums, scratch.rescale + row,
+                          scratch.weights + row, scratch.probabilities + row * kBlockCells);
+  }
+  kernels::AccumulateCodes values;
+  values.blocks =
+      coded_blocks(call_.v, part.first_kv + kv, call_.head_dim_v, chunk, scratch.unpacked);
+  values.p = scratch.probabilities;
+  values.weights = scratch.weights;
+  values.rescale = scratch.rescale;
+  values.scales = call_.v.tables->scales(part.first_kv + kv);
+  values.n_rows = part.n_rows;
+  values.scratch = scratch.kernel;
+  values.out = state.out;
+  values.out_stride = static_cast<std::size_t>(plan_.channels_v);
+  kernel_.accumulate_codes(values);
+}
+
+// One step of the softmax states of KV head number `kv` of the task with the cells of a chunk
+// that are seen coded, at positions that run on or at others.
+void AttentionOperator::coded_step(const Part& part, int kv, const Chunk& chunk, bool scattered,
+                                   const Scratch& scratch) const {
+  if (plan_.byte_keys) {
+    byte_scores(part, kv, chunk, scattered, scratch);
+  } else {
+    float_scores(part, kv, chunk.blocks[0], false, scratch);
+  }
+  if (plan_.byte_values) {
+    byte_values(part, kv, chunk, scattered, scratch);
+  } else {
+    float_values(part, kv, chunk.blocks[0], false,
+                 scattered ? scratch.scattered_mask : scratch.mask, scratch);
+  }
+}
+
+}  // namespace cqkv

@@ -1,0 +1,152 @@
+// See byte_tables.h.
+#include "attention/byte_tables.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+namespace cqkv {
+namespace {
+
+constexpr float kLargestByte = 127.0F;
+
+// The squared distance of centroid i to the nearest other one that is not its equal.
+float nearest_distance(const float* centroids, int n, int dim, int i) {
+  float nearest = std::numeric_limits<float>::infinity();
+  for (int j = 0; j < n; j++) {
+    float distance = 0.0F;
+    for (int d = 0; d < dim; d++) {
+      const float difference = centroids[j * dim + d] - centroids[i * dim + d];
+      distance += difference * difference;
+    }
+    if (distance > 0.0F) {
+      nearest = std::min(nearest, distance);
+    }
+  }
+  return nearest;
+}
+
+kernels::ChannelPair pair_of(int x, int y) {
+  return {static_cast<std::uint16_t>(x), static_cast<std::uint16_t>(y)};
+}
+
+}  // namespace
+
+KeyPairs KeyPairs::of(int head_dim, const RopeParams* rope) {
+  KeyPairs result;
+  const int n_dims = rope != nullptr ? rope->n_dims : 0;
+  result.n_rotated = n_dims / 2;
+  for (int i = 0; i < result.n_rotated; i++) {
+    result.pairs.push_back(rope->mode == RopeMode::kNeox ? pair_of(i, i + n_dims / 2)
+                                                         : pair_of(2 * i, 2 * i + 1));
+  }
+  for (int d = n_dims; d < head_dim; d += 2) {
+    result.pairs.push_back(pair_of(d, std::min(d + 1, head_dim - 1)));
+  }
+  return result;
+}
+
+bool KeyPairs::operator==(const KeyPairs& other) const {
+  const auto same = [](const kernels::ChannelPair& a, const kernels::ChannelPair& b) {
+    return a.x == b.x && a.y == b.y;
+  };
+  return n_rotated == other.n_rotated &&
+         std::equal(pairs.begin(), pairs.end(), other.pairs.begin(), other.pairs.end(), same);
+}
+
+ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order)
+    : order_(order),
+      n_channels_(codebook.n_channels()),
+      head_bytes_(static_cast<std::size_t>(codebook.head_dim()) *
+                  (order == kernels::TableOrder::kByChannel ? 256 : codebook.spec().n_centroids())),
+      padded_((static_cast<std::size_t>(codebook.head_dim()) + kernels::kChannelLanes - 1) /
+              kernels::kChannelLanes * kernels::kChannelLanes),
+      bytes_(head_bytes_ * codebook.n_kv_heads() + kernels::kTablePadding),
+      scales_(padded_ * codebook.n_kv_heads()) {
+}
+
+ByteTables ByteTables::keys(const TensorCodebook& codebook, KeyPairs pairs,
+                            kernels::TableOrder order) {
+  ByteTables result(codebook, order);
+  result.pairs_ = std::move(pairs);
+  result.set_scales(codebook);
+  for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
+    float* scales = result.scales_.data() + kv * result.padded_;
+    for (const kernels::ChannelPair& pair : result.pairs_.pairs) {
+      scales[pair.x] = scales[pair.y] = std::max(scales[pair.x], scales[pair.y]);
+    }
+  }
+  result.set_bytes(codebook);
+  return result;
+}
+
+ByteTables ByteTables::values(const TensorCodebook& codebook, kernels::TableOrder order) {
+  ByteTables result(codebook, order);
+  result.set_scales(codebook);
+  result.set_bytes(codebook);
+  return result;
+}
+
+// The largest centroid of each channel.
+void ByteTables::set_scales(const TensorCodebook& codebook) {
+  const int dim = codebook.spec().group_dim;
+  for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
+    for (int d = 0; d < codebook.head_dim(); d++) {
+      const float* centroid = codebook.group(kv, d / dim) + d % dim;
+      float largest = 0.0F;
+      for (int i = 0; i < codebook.spec().n_centroids(); i++, centroid += dim) {
+        largest = std::max(largest, std::abs(*centroid));
+      }
+      scales_[kv * padded_ + d] = largest / kLargestByte;
+    }
+  }
+}
+
+void ByteTables::set_bytes(const TensorCodebook& codebook) {
+  const int dim = codebook.spec().group_dim;
+  const int n = codebook.spec().n_centroids();
+  set_error(codebook);
+  for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
+    std::int8_t* head = bytes_.data() + kv * head_bytes_;
+    for (int d = 0; d < codebook.head_dim(); d++) {
+      const float scale = scales_[kv * padded_ + d];
+      const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
+      const float* centroid = codebook.group(kv, d / dim) + d % dim;
+      for (int i = 0; i < n; i++, centroid += dim) {
+        const float rounded = std::nearbyint(*centroid * inverse);
+        const auto byte =
+            static_cast<std::int8_t>(std::clamp(rounded, -kLargestByte, kLargestByte));
+        if (order_ == kernels::TableOrder::kByChannel) {
+          head[static_cast<std::size_t>(d) * 256 + i] = byte;
+        } else {
+          head[(static_cast<std::size_t>(d / dim) * n + i) * dim + d % dim] = byte;
+        }
+      }
+    }
+  }
+}
+
+void ByteTables::set_error(const TensorCodebook& codebook) {
+  constexpr int kSamples = 64;
+  const int dim = codebook.spec().group_dim;
+  const int n = codebook.spec().n_centroids();
+  for (int i = 0; i < codebook.n_kv_heads() * codebook.n_groups(); i++) {
+    const int kv = i / codebook.n_groups();
+    const int group = i % codebook.n_groups();
+    float rounding = 0.0F;
+    for (int d = group * dim; d < (group + 1) * dim; d++) {
+      rounding += scales(kv)[d] * scales(kv)[d] / 12.0F;
+    }
+    const int n_samples = std::min(n, kSamples);
+    float distance = 0.0F;
+    for (int sample = 0; sample < n_samples; sample++) {
+      distance += nearest_distance(codebook.group(kv, group), n, dim, sample * n / n_samples) /
+                  static_cast<float>(n_samples);
+    }
+    // All centroids alike: there is nothing to tell apart.
+    error_ = std::max(error_, rounding / distance);
+  }
+}
+
+}  // namespace cqkv

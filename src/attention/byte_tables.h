@@ -1,0 +1,97 @@
+// Centroids as 8-bit numbers, in the memory order of the kernels that look them up, and how
+// the channels of a key head form pairs for them. Built once for a codebook (and a rotation);
+// the integer part of attention reads nothing else of a codebook. What the roundings cost is
+// in docs/kernels.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "cqkv/codebook.h"
+
+#include "attention/rope.h"
+#include "kernels/kernel_table.h"
+
+namespace cqkv {
+
+/// The channels of a key head in pairs: those that are rotated together, then the rest. With
+/// an odd number of channels the last pair is one channel twice.
+struct KeyPairs {
+  std::vector<kernels::ChannelPair> pairs;
+  int n_rotated = 0;
+
+  /// `rope` null: nothing is rotated.
+  static KeyPairs of(int head_dim, const RopeParams* rope);
+
+  bool operator==(const KeyPairs& other) const;
+};
+
+/// The centroids of one cache tensor as bytes:
+///
+///     centroid value of channel d = scales[d] * byte, |byte| <= 127
+///
+/// with the largest centroid of a channel, or of both channels of a pair of keys, at 127: the
+/// error of a value is at most scales[d] / 2.
+///
+/// Whether that is little is a question of how far apart the centroids are: error() says.
+///
+/// Const after construction. Memory: one byte a centroid channel; 256 a channel where the
+/// kernels want tables by channel.
+class ByteTables {
+ public:
+  /// Whether the kernels can use byte tables of such codes.
+  static bool usable(const CodecSpec& spec, const kernels::KernelTable& kernel) {
+    return !spec.exact() && spec.code_bits <= kernel.max_code_bits;
+  }
+
+  /// Tables of keys, whose scales are shared by pairs.
+  static ByteTables keys(const TensorCodebook& codebook, KeyPairs pairs, kernels::TableOrder order);
+
+  /// Tables of values.
+  static ByteTables values(const TensorCodebook& codebook, kernels::TableOrder order);
+
+  kernels::TableOrder order() const { return order_; }
+
+  /// Keys: their pairs. Values: none.
+  const KeyPairs& pairs() const { return pairs_; }
+
+  /// Of all KV heads.
+  int n_channels() const { return n_channels_; }
+
+  const std::int8_t* table(int kv_head) const { return bytes_.data() + kv_head * head_bytes_; }
+
+  /// [head_dim rounded up to kChannelLanes], zero behind the last channel.
+  const float* scales(int kv_head) const { return scales_.data() + kv_head * padded_; }
+
+  /// The largest over groups of
+  ///
+  ///     sum over the group's channels of scales[d]^2 / 12
+  ///     / mean squared distance of a centroid to the nearest other one
+  ///
+  /// i.e. the mean squared error of the bytes against what telling centroids apart is about.
+  /// Up to 64 centroids a group are looked at.
+  float error() const { return error_; }
+
+  /// Tables with a larger error are not worth using: the codes are finer than bytes.
+  static constexpr float kMaxError = 0.02F;
+
+  std::size_t bytes() const { return bytes_.size() + scales_.size() * sizeof(float); }
+
+ private:
+  ByteTables(const TensorCodebook& codebook, kernels::TableOrder order);
+  void set_scales(const TensorCodebook& codebook);
+  void set_bytes(const TensorCodebook& codebook);
+  void set_error(const TensorCodebook& codebook);
+
+  kernels::TableOrder order_;
+  KeyPairs pairs_;
+  int n_channels_;
+  std::size_t head_bytes_;
+  std::size_t padded_;
+  std::vector<std::int8_t> bytes_;
+  std::vector<float> scales_;
+  float error_ = 0.0F;
+};
+
+}  // namespace cqkv

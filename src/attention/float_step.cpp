@@ -1,0 +1,144 @@
+// A step over one block in floats: plain rows, codes with exact rows beside them, and codes
+// for which there are no byte tables. Part of AttentionOperator.
+#include <algorithm>
+
+#include "attention/attention_operator.h"
+#include "cache/exact_row.h"
+
+namespace cqkv {
+
+void AttentionOperator::load_plain(const CacheSide& side, int kv_head, int block, int head_dim,
+                                   float* rows, std::size_t stride) const {
+  const std::uint8_t* from = side.data + kv_head * side.head_bytes +
+                             static_cast<std::size_t>(block) * kBlockCells * side.row_bytes;
+  const int n_cells = cells_of(block);
+  for (int t = 0; t < kBlockCells; t++) {
+    float* row = rows + t * stride;
+    if (t < n_cells) {
+      kernel_.half_to_float_n(reinterpret_cast<const std::uint16_t*>(from + t * side.row_bytes),
+                              static_cast<std::size_t>(head_dim), row);
+    } else {
+      std::fill_n(row, head_dim, 0.0F);
+    }
+  }
+}
+
+void AttentionOperator::load_keys(int kv_head, int block, const Scratch& scratch) const {
+  const TensorCodebook* codebook = call_.k.codebook;
+  if (codebook == nullptr) {
+    const auto stride = static_cast<std::size_t>(call_.head_dim_k);
+    load_plain(call_.k, kv_head, block, call_.head_dim_k, scratch.rows, stride);
+    kernel_.transpose_rows(scratch.rows, stride, call_.head_dim_k, scratch.keys);
+    return;
+  }
+  const CodecSpec spec = codebook->spec();
+  const CodeLayout layout = {spec, call_.n_kv_heads, call_.head_dim_k};
+  const std::uint8_t* codes = call_.k.data + layout.group_offset(block, kv_head, 0);
+  float* tile = scratch.keys;
+  for (int g = 0; g < layout.n_groups(); g++) {
+    unpack_group(spec.code_bits, codes, scratch.codes);
+    kernel_.decode_channels(codebook->group(kv_head, g), spec.group_dim, scratch.codes, tile);
+    codes += layout.group_bytes();
+    tile += static_cast<std::size_t>(spec.group_dim) * kBlockCells;
+  }
+  rotate_keys(scratch);
+}
+
+void AttentionOperator::rotate_keys(const Scratch& scratch) const {
+  if (call_.rope != nullptr) {
+    const RopeParams& rope = call_.rope->params();
+    const bool neox = rope.mode == RopeMode::kNeox;
+    kernel_.rotate_pairs(scratch.keys, rope.n_dims / 2, neox ? 1 : 2, neox ? rope.n_dims / 2 : 1,
+                         scratch.cosines, scratch.sines);
+  }
+}
+
+// The keys of a block, with their residuals where cells have exact rows.
+void AttentionOperator::load_exact_keys(int kv_head, int block, const Scratch& scratch) const {
+  if (call_.k.codebook == nullptr) {
+    load_keys(kv_head, block, scratch);  // exact as they are
+    return;
+  }
+  const auto stride = static_cast<std::size_t>(call_.head_dim_k);
+  decode_rows(call_.k, kv_head, block, call_.head_dim_k, scratch, scratch.rows, stride);
+  add_exact(call_.exact->k, kv_head, block, call_.head_dim_k, scratch.rows, stride);
+  kernel_.transpose_rows(scratch.rows, stride, call_.head_dim_k, scratch.keys);
+  rotate_keys(scratch);
+}
+
+// Adds the residuals of one head of the cells of a block that have exact rows.
+void AttentionOperator::add_exact(const ExactRows::Side& side, int kv_head, int block, int head_dim,
+                                  float* rows, std::size_t stride) const {
+  const ExactRowLayout layout{call_.n_kv_heads * head_dim};
+  const std::int32_t* row_of = call_.exact->rows + static_cast<std::size_t>(block) * kBlockCells;
+  for (int t = 0; t < cells_of(block); t++) {
+    const std::int32_t row = row_of[t];
+    if (row >= 0) {
+      const bool pool = row < call_.exact->n_pool;
+      const auto index = static_cast<std::size_t>(pool ? row : row - call_.exact->n_pool);
+      add_exact_row(layout, (pool ? side.pool : side.batch) + index * layout.row_bytes(),
+                    kv_head * head_dim, head_dim, rows + t * stride);
+    }
+  }
+}
+
+// Decodes the rows of one head of a block, token by token.
+void AttentionOperator::decode_rows(const CacheSide& side, int kv_head, int block, int head_dim,
+                                    const Scratch& scratch, float* rows, std::size_t stride) const {
+  const CodecSpec spec = side.codebook->spec();
+  const CodeLayout layout = {spec, call_.n_kv_heads, head_dim};
+  const std::uint8_t* codes = side.data + layout.group_offset(block, kv_head, 0);
+  for (int g = 0; g < layout.n_groups(); g++) {
+    unpack_group(spec.code_bits, codes, scratch.codes);
+    kernel_.decode_tokens(side.codebook->group(kv_head, g), spec.group_dim, scratch.codes,
+                          rows + static_cast<std::size_t>(g) * spec.group_dim, stride);
+    codes += layout.group_bytes();
+  }
+}
+
+void AttentionOperator::load_values(int kv_head, int block, bool exact,
+                                    const Scratch& scratch) const {
+  const auto stride = static_cast<std::size_t>(plan_.value_stride);
+  if (call_.v.codebook == nullptr) {
+    load_plain(call_.v, kv_head, block, call_.head_dim_v, scratch.values, stride);
+    return;
+  }
+  decode_rows(call_.v, kv_head, block, call_.head_dim_v, scratch, scratch.values, stride);
+  if (exact) {
+    add_exact(call_.exact->v, kv_head, block, call_.head_dim_v, scratch.values, stride);
+  }
+}
+
+// Scores of KV head number `kv` of the task with one block, decoded to floats.
+void AttentionOperator::float_scores(const Part& part, int kv, int block, bool exact,
+                                     const Scratch& scratch) const {
+  const auto query_stride = static_cast<std::size_t>(call_.head_dim_k);
+  if (exact) {
+    load_exact_keys(part.first_kv + kv, block, scratch);
+  } else {
+    load_keys(part.first_kv + kv, block, scratch);
+  }
+  kernel_.score_rows(scratch.queries + kv * part.n_rows * query_stride, query_stride, part.n_rows,
+                     call_.head_dim_k, scratch.keys, scratch.scores);
+}
+
+// Softmax and values of one block, decoded to floats.
+void AttentionOperator::float_values(const Part& part, int kv, int block, bool exact,
+                                     const float* mask, const Scratch& scratch) const {
+  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels_v);
+  kernel_.softmax_rows(scratch.scores, part.n_rows, call_.scale, mask, plan_.heads_per_kv,
+                       state.maxima, state.sums, scratch.rescale);
+  load_values(part.first_kv + kv, block, exact, scratch);
+  kernel_.accumulate_rows(scratch.scores, part.n_rows, scratch.values,
+                          static_cast<std::size_t>(plan_.value_stride), plan_.channels_v,
+                          scratch.rescale, state.out, static_cast<std::size_t>(plan_.channels_v));
+}
+
+// One step of the softmax states with the cells of a block that are seen exactly.
+void AttentionOperator::exact_step(const Part& part, int kv, int block,
+                                   const Scratch& scratch) const {
+  float_scores(part, kv, block, true, scratch);
+  float_values(part, kv, block, true, scratch.exact_mask, scratch);
+}
+
+}  // namespace cqkv

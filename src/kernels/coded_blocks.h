@@ -1,0 +1,104 @@
+// The operands of the integer kernels: blocks of codes of one KV head, their centroids as
+// 8-bit numbers, and what is multiplied with them. Plain data, included by kernel_table.h;
+// what the numbers mean and why nothing overflows is in docs/kernels.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace cqkv::kernels {
+
+/// Cells of one block; every tile below has this many tokens.
+inline constexpr int kBlockCells = 64;
+
+/// Blocks that one call takes at most.
+inline constexpr int kMaxChunk = 8;
+
+/// Rows of queries are padded to a multiple of this many pairs of channels.
+inline constexpr int kQueryLanes = 16;
+
+/// How the 8-bit centroids of a KV head lie in memory.
+enum class TableOrder {
+  kByCode,     ///< [group, 2^code_bits, group_dim]: one load gives a group of one token.
+  kByChannel,  ///< [channel, 256]: one channel's table fills registers; code_bits <= 8.
+};
+
+/// Bytes that may be read behind the centroids of the last KV head.
+inline constexpr int kTablePadding = 64;
+
+/// Two channels of a head that are rotated together, or that only stand side by side.
+struct ChannelPair {
+  std::uint16_t x = 0;
+  std::uint16_t y = 0;
+};
+
+/// Some blocks of codes of one KV head.
+struct CodedBlocks {
+  const std::int8_t* table = nullptr;  ///< In the order of KernelTable::table_order.
+  int group_dim = 0;
+  int code_bits = 0;
+  int n_channels = 0;
+  int n_blocks = 0;
+  /// Of each block [group, 64]: one byte a code, or 16 bits if code_bits > 8.
+  const std::uint8_t* codes[kMaxChunk] = {};
+};
+
+/// scores[b][r][t] = factors[r] * sum over pairs i of (qx x' + qy y'), exact in 32 bits, where
+/// (x, y) are the 8-bit channels pairs[i] of token t, and for i < n_rotated
+///
+///     x' = m(256 x, c) - m(256 y, s),  y' = m(256 x, s) + m(256 y, c)
+///     m(a, b) = (a b + 2^14) >> 15
+///
+/// with (c, s) from `rotation`, else x' = 32 x, y' = 32 y.
+struct ScoreCodes {
+  CodedBlocks blocks;
+  const ChannelPair* pairs = nullptr;
+  int n_pairs = 0;
+  int n_rotated = 0;
+  /// Of each block, as KernelTable::pack_angles leaves it.
+  const std::int16_t* rotation[kMaxChunk] = {};
+  /// Of each block [row, query_stride]: qx in the lower half, qy in the upper.
+  const std::uint32_t* queries[kMaxChunk] = {};
+  std::size_t query_stride = 0;
+  int n_rows = 0;
+  const float* factors = nullptr;   ///< [n_rows]
+  std::uint8_t* scratch = nullptr;  ///< score_scratch_bytes, aligned to 64
+  float* scores = nullptr;          ///< [n_blocks, n_rows, 64], aligned to 64
+};
+
+/// Words of the packed angles of a block. (Some levels want them in two orders.)
+inline constexpr std::size_t packed_angle_words(int n_pairs) {
+  return static_cast<std::size_t>(kBlockCells) * 4 * static_cast<std::size_t>(n_pairs);
+}
+
+/// Scratch of score_codes.
+inline constexpr std::size_t score_scratch_bytes(int n_channels, int n_pairs) {
+  return static_cast<std::size_t>(kBlockCells) *
+         (static_cast<std::size_t>(n_channels) + 4 * static_cast<std::size_t>(n_pairs) + 64);
+}
+
+/// For every block b in order, every row r and every channel d:
+///
+///     out[r][d] = out[r][d] * rescale[b][r]
+///                 + (weights[b][r] * scales[d]) * sum_t p[b][r][t] * v[d][t]
+///
+/// where v are the 8-bit channels; the sum is exact in 32 bits. `out` has n_channels rounded up
+/// to kChannelLanes channels, and so has `scales`, zero from n_channels on.
+struct AccumulateCodes {
+  CodedBlocks blocks;
+  const std::uint8_t* p = nullptr;  ///< [n_blocks, n_rows, 64], aligned to 64
+  const float* weights = nullptr;   ///< [n_blocks, n_rows]
+  const float* rescale = nullptr;   ///< [n_blocks, n_rows]
+  const float* scales = nullptr;    ///< [n_channels]
+  int n_rows = 0;
+  std::uint8_t* scratch = nullptr;  ///< accumulate_scratch_bytes, aligned to 64
+  float* out = nullptr;             ///< [n_rows, out_stride]
+  std::size_t out_stride = 0;
+};
+
+/// Scratch of accumulate_codes.
+inline constexpr std::size_t accumulate_scratch_bytes(int n_rows) {
+  return static_cast<std::size_t>(kBlockCells) * (2 * static_cast<std::size_t>(n_rows) + 160);
+}
+
+}  // namespace cqkv::kernels
