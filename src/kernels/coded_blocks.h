@@ -97,8 +97,9 @@ struct AccumulateCodes {
 };
 
 /// Scratch of accumulate_codes.
-inline constexpr std::size_t accumulate_scratch_bytes(int n_rows) {
-  return static_cast<std::size_t>(kBlockCells) * (2 * static_cast<std::size_t>(n_rows) + 160);
+inline constexpr std::size_t accumulate_scratch_bytes(int n_blocks, int n_rows) {
+  return static_cast<std::size_t>(kBlockCells) *
+         (2 * static_cast<std::size_t>(n_rows) * static_cast<std::size_t>(n_blocks) + 160);
 }
 
 }  // namespace cqkv::kernels

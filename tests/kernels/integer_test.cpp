@@ -95,7 +95,7 @@ class IntegerCase {
     call.rescale = rescale_.data();
     call.scales = tables.scales(1);
     call.n_rows = shape_.n_rows;
-    Aligned<std::uint8_t> scratch(accumulate_scratch_bytes(shape_.n_rows));
+    Aligned<std::uint8_t> scratch(accumulate_scratch_bytes(shape_.n_blocks, shape_.n_rows));
     call.scratch = scratch.data();
     ExactBuffer<float> out(out_start_.size());
     std::copy(out_start_.begin(), out_start_.end(), out.begin());
