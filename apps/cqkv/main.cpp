@@ -58,6 +58,13 @@ Arguments divide(int argc, char** argv) {
   return result;
 }
 
+// "bench attention": the words that choose a command.
+std::string full_name(const CLI::App* parser) {
+  const CLI::App* group = parser->get_parent();
+  return group->get_parent() == nullptr ? parser->get_name()
+                                        : full_name(group) + " " + parser->get_name();
+}
+
 const Command* chosen(const std::vector<Command>& commands) {
   for (const Command& command : commands) {
     if (command.parser->parsed()) {
@@ -79,8 +86,15 @@ int run(int argc, char** argv) {
       "  cqkv perplexity -m model.gguf --kv-codebook model-cq.gguf -f test.txt\n"
       "  cqkv serve -m model.gguf --kv-codebook model-cq.gguf -- -c 32768 --port 8080\n"
       "Each command has its own --help. Exit codes: 0 done, 1 failed, 2 wrong use.");
-  const std::vector<Command> commands = {add_calibrate(app), add_perplexity(app), add_run(app),
-                                         add_serve(app),     add_inspect(app),    add_info(app)};
+  CLI::App* bench = app.add_subcommand("bench", "Measure speed");
+  bench->require_subcommand(1);
+  const std::vector<Command> commands = {add_calibrate(app),
+                                         add_perplexity(app),
+                                         add_run(app),
+                                         add_serve(app),
+                                         add_inspect(app),
+                                         add_info(app),
+                                         add_bench_attention(*bench)};
   Arguments arguments = divide(argc, argv);
   std::reverse(arguments.own.begin(), arguments.own.end());  // CLI11 pops from the back
   try {
@@ -91,10 +105,10 @@ int run(int argc, char** argv) {
       return kExitOk;
     }
     const Command* command = chosen(commands);
-    return fail(command == nullptr ? "" : command->parser->get_name(), Usage{error.what()});
+    return fail(command == nullptr ? "" : full_name(command->parser), Usage{error.what()});
   }
   const Command* command = chosen(commands);
-  const std::string name = command->parser->get_name();
+  const std::string name = full_name(command->parser);
   if (arguments.divided && !command->takes_passthrough) {
     return fail(name, Usage{"takes nothing after '--'"});
   }

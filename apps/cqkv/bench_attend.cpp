@@ -1,0 +1,87 @@
+// Ours: see bench_attend.h.
+#include "bench_attend.h"
+
+#include <cmath>
+
+#include "kernels/dispatch.h"
+
+namespace cqkv::app {
+namespace {
+
+std::optional<ByteTables> byte_tables(const TensorCodebook& codebook, KvKind kind,
+                                      const RopeParams& rope) {
+  const kernels::KernelTable& kernel = kernels::active();
+  if (!ByteTables::usable(codebook.spec(), kernel)) {
+    return {};
+  }
+  ByteTables tables =
+      kind == KvKind::kKey
+          ? ByteTables::keys(codebook, KeyPairs::of(codebook.head_dim(), &rope), kernel.table_order)
+          : ByteTables::values(codebook, kernel.table_order);
+  return tables.error() <= ByteTables::kMaxError ? std::optional(std::move(tables)) : std::nullopt;
+}
+
+}  // namespace
+
+CodedAttention::CodedAttention(const BenchShape& shape, const BenchInputs& inputs,
+                               const BenchCodes& codes, bool bytes)
+    : shape_(shape),
+      inputs_(inputs),
+      codes_(codes),
+      rope_(bench_rope(shape)),
+      out_(shape.query_floats()) {
+  rope_.reserve(shape.n_tokens);
+  if (bytes) {
+    k_tables_ = byte_tables(codes.codebook(KvKind::kKey), KvKind::kKey, rope_.params());
+    v_tables_ = byte_tables(codes.codebook(KvKind::kValue), KvKind::kValue, rope_.params());
+  }
+}
+
+std::string CodedAttention::type() const {
+  return codes_.codebook(KvKind::kKey).spec().name();
+}
+
+std::string CodedAttention::path() const {
+  if (k_tables_.has_value() != v_tables_.has_value()) {
+    return "mixed";
+  }
+  return k_tables_ ? "bytes" : "floats";
+}
+
+AttentionCall CodedAttention::call(int stream) {
+  const std::size_t stream_floats = shape_.query_floats() / shape_.n_streams() * stream;
+  AttentionCall call;
+  call.n_heads = shape_.n_heads();
+  call.n_kv_heads = shape_.n_kv_heads;
+  call.head_dim_k = call.head_dim_v = shape_.head_dim;
+  call.n_queries = shape_.stream_queries();
+  call.n_cells = static_cast<std::size_t>(shape_.stream_cells());
+  call.scale = 1.0F / std::sqrt(static_cast<float>(shape_.head_dim));
+  call.k.codebook = &codes_.codebook(KvKind::kKey);
+  call.k.tables = k_tables_ ? &*k_tables_ : nullptr;
+  call.k.data = codes_.stream(KvKind::kKey, stream);
+  call.v.codebook = &codes_.codebook(KvKind::kValue);
+  call.v.tables = v_tables_ ? &*v_tables_ : nullptr;
+  call.v.data = codes_.stream(KvKind::kValue, stream);
+  call.positions = inputs_.positions.data();
+  call.rope = &rope_;
+  call.queries = reinterpret_cast<const std::uint8_t*>(inputs_.queries.data() + stream_floats);
+  call.query_head_bytes = static_cast<std::size_t>(shape_.head_dim) * sizeof(float);
+  call.query_bytes = call.query_head_bytes * static_cast<std::size_t>(shape_.n_heads());
+  call.mask_bytes = call.n_cells * sizeof(std::uint16_t);
+  call.mask = reinterpret_cast<const std::uint8_t*>(inputs_.mask.data()) +
+              call.mask_bytes * static_cast<std::size_t>(call.n_queries) * stream;
+  call.out = reinterpret_cast<std::uint8_t*>(out_.data() + stream_floats);
+  call.out_head_bytes = call.query_head_bytes;
+  call.out_bytes = call.query_bytes;
+  return call;
+}
+
+Status CodedAttention::run() {
+  for (int stream = 0; stream < shape_.n_streams(); stream++) {
+    CQKV_RETURN_IF_ERROR(attend(call(stream), parallel_, workspace_));
+  }
+  return {};
+}
+
+}  // namespace cqkv::app

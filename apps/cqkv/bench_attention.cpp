@@ -1,0 +1,299 @@
+// `cqkv bench attention`: the operator benchmark, attention over codes beside ggml's own over
+// its cache types, in one process and in turns. Problems are made in bench_case.h, computed
+// in bench_attend.h, timed in bench_timing.h, compared in bench_check.h, shown in
+// bench_report.h; here are the flags and what is run when.
+#include <algorithm>
+#include <functional>
+#include <iterator>
+#include <memory>
+#include <thread>
+
+#include "bench_attend.h"
+#include "bench_check.h"
+#include "bench_report.h"
+#include "bench_timing.h"
+#include "command.h"
+
+namespace cqkv::app {
+namespace {
+
+struct Flags {
+  std::vector<std::string> codecs = {"8c8b", "4c8b", "2c8b"};
+  std::vector<std::string> types = {"f16", "q8_0", "q4_0"};
+  BenchShape shape;
+  std::vector<int> n_tokens = {4096};
+  std::vector<int> n_seq = {1};
+  std::vector<int> n_threads;
+  double seconds = 1.0;
+  bool check = false;
+  std::string json;
+};
+
+// ---- One problem -----------------------------------------------------------
+
+// The caches of one shape with everything that runs on them.
+struct Bench {
+  explicit Bench(const BenchShape& bench_shape) : shape(bench_shape), inputs(shape) {}
+
+  BenchShape shape;
+  BenchInputs inputs;
+  std::vector<std::unique_ptr<BenchCodes>> codes;
+  std::vector<std::unique_ptr<CodedAttention>> coded;
+  std::vector<std::unique_ptr<GgmlAttention>> ggml;  // on what the first codes stand for
+  std::vector<BenchReference> references;            // of the codes; empty without --check
+};
+
+Status add_coded(const Flags& flags, const std::string& codec, Bench& bench) {
+  auto codes = BenchCodes::random(bench.shape, *CodecSpec::parse(codec));
+  if (!codes.ok()) {
+    return codes.status();
+  }
+  bench.codes.push_back(std::make_unique<BenchCodes>(*std::move(codes)));
+  bench.coded.push_back(std::make_unique<CodedAttention>(bench.shape, bench.inputs,
+                                                         *bench.codes.back(), /*bytes=*/true));
+  if (flags.check) {
+    auto reference = BenchReference::compute(bench.shape, bench.inputs, *bench.codes.back());
+    if (!reference.ok()) {
+      return reference.status();
+    }
+    bench.references.push_back(*std::move(reference));
+  }
+  return {};
+}
+
+Status add_ggml(const std::string& type, Bench& bench) {
+  auto ggml = GgmlAttention::create(bench.shape, bench.inputs, type);
+  if (!ggml.ok()) {
+    return ggml.status();
+  }
+  bench.ggml.push_back(*std::move(ggml));
+  bench.ggml.back()->fill(*bench.codes.front());
+  return {};
+}
+
+Status add_all(const Flags& flags, Bench& bench) {
+  for (const std::string& codec : flags.codecs) {
+    CQKV_RETURN_IF_ERROR(add_coded(flags, codec, bench));
+  }
+  for (const std::string& type : flags.types) {
+    CQKV_RETURN_IF_ERROR(add_ggml(type, bench));
+  }
+  return {};
+}
+
+std::vector<BenchAttention*> all_of(const Bench& bench) {
+  std::vector<BenchAttention*> all;
+  for (const auto& coded : bench.coded) {
+    all.push_back(coded.get());
+  }
+  for (const auto& ggml : bench.ggml) {
+    all.push_back(ggml.get());
+  }
+  return all;
+}
+
+// Of the outputs of the last timed runs.
+void set_differences(const Bench& bench, std::vector<BenchRow>& rows) {
+  const auto all = all_of(bench);
+  for (std::size_t i = 0; i < all.size(); i++) {
+    const bool coded = i < bench.coded.size();
+    rows[i].differences = bench.references[coded ? i : 0].compare(all[i]->out(), coded);
+  }
+}
+
+Result<std::vector<BenchRow>> time_all(const Flags& flags, Bench& bench, int n_threads) {
+  std::vector<std::function<Status()>> runs;
+  for (BenchAttention* attention : all_of(bench)) {
+    attention->set_n_threads(n_threads);
+    runs.emplace_back([attention] { return attention->run(); });
+  }
+  auto timings = time_in_turns(runs, flags.seconds);
+  if (!timings.ok()) {
+    return timings.status();
+  }
+  std::vector<BenchRow> rows;
+  for (const BenchAttention* attention : all_of(bench)) {
+    BenchRow row;
+    row.impl = attention->impl();
+    row.type = attention->type();
+    row.shape = bench.shape;
+    row.n_threads = n_threads;
+    row.cache_bytes = attention->cache_bytes();
+    row.timings = std::move((*timings)[rows.size()]);
+    rows.push_back(std::move(row));
+  }
+  for (std::size_t i = 0; i < bench.coded.size(); i++) {
+    rows[i].path = bench.coded[i]->path();
+  }
+  if (flags.check) {
+    set_differences(bench, rows);
+  }
+  return rows;
+}
+
+// ---- The command -----------------------------------------------------------
+
+Result<MemorySpeeds> measure_memory(const std::vector<int>& n_threads) {
+  const auto meter = BandwidthMeter::create();
+  if (!meter.ok()) {
+    return meter.status();
+  }
+  MemorySpeeds speeds;
+  for (const int n : n_threads) {
+    speeds[n] = meter->bytes_per_second(n);
+  }
+  return speeds;
+}
+
+std::vector<BenchShape> shapes_of(const Flags& flags) {
+  std::vector<BenchShape> shapes;
+  for (const int n_tokens : flags.n_tokens) {
+    for (const int n_seq : flags.n_seq) {
+      BenchShape shape = flags.shape;
+      shape.n_tokens = n_tokens;
+      shape.n_seq = n_seq;
+      shapes.push_back(shape);
+    }
+  }
+  return shapes;
+}
+
+// Rows of one shape go to the table as they come and to `rows`.
+Status run_shape(const Flags& flags, const BenchShape& shape, const MemorySpeeds& memory,
+                 std::vector<BenchRow>& rows) {
+  Bench bench(shape);
+  CQKV_RETURN_IF_ERROR(add_all(flags, bench));
+  for (const int n_threads : flags.n_threads) {
+    auto timed = time_all(flags, bench, n_threads);
+    if (!timed.ok()) {
+      return timed.status();
+    }
+    for (BenchRow& row : *timed) {
+      row.memory_bytes_per_second = memory.at(n_threads);
+    }
+    if (flags.json != "-") {
+      print_bench_rows(*timed);
+    }
+    std::move(timed->begin(), timed->end(), std::back_inserter(rows));
+  }
+  return {};
+}
+
+// Codecs, types and shapes that cannot be.
+Status check_flags(const Flags& flags, const std::vector<BenchShape>& shapes) {
+  for (const std::string& codec : flags.codecs) {
+    const auto spec = CodecSpec::parse(codec);
+    if (!spec.ok()) {
+      return spec.status();
+    }
+    if (spec->exact()) {
+      return invalid_argument("--codec: got exact, want codes; --type f16 has 16-bit rows");
+    }
+    CQKV_RETURN_IF_ERROR(spec->check(flags.shape.head_dim));
+  }
+  for (const std::string& type : flags.types) {
+    CQKV_RETURN_IF_ERROR(GgmlAttention::check_type(type, flags.shape.head_dim));
+  }
+  for (const BenchShape& shape : shapes) {
+    CQKV_RETURN_IF_ERROR(shape.check());
+  }
+  return {};
+}
+
+// The first row that is further off than it may be.
+Status check_rows(const std::vector<BenchRow>& rows) {
+  for (const BenchRow& row : rows) {
+    CQKV_RETURN_IF_ERROR(check_differences(row));
+  }
+  return {};
+}
+
+Outcome execute(const Flags& flags) {
+  const auto shapes = shapes_of(flags);
+  const Status usable = check_flags(flags, shapes);
+  if (!usable.ok()) {
+    return Usage{usable.message()};
+  }
+  const auto memory = measure_memory(flags.n_threads);
+  if (!memory.ok()) {
+    return memory.status();
+  }
+  if (flags.json != "-") {
+    print_bench_header(flags.shape, *memory, flags.check);
+  }
+  std::vector<BenchRow> rows;
+  for (const BenchShape& shape : shapes) {
+    CQKV_RETURN_IF_ERROR(run_shape(flags, shape, *memory, rows));
+  }
+  if (!flags.json.empty()) {
+    CQKV_RETURN_IF_ERROR(write_text(flags.json, bench_json(rows, *memory).dump(2) + "\n"));
+  }
+  return check_rows(rows);
+}
+
+// 1 and all.
+std::vector<int> default_threads() {
+  const int all = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  return all == 1 ? std::vector<int>{1} : std::vector<int>{1, all};
+}
+
+void add_shape_flags(CLI::App* parser, Flags& flags) {
+  const auto number = [&](const char* name, int& value, const char* what) {
+    parser->add_option(name, value, what)
+        ->capture_default_str()
+        ->check(CLI::Range(1, 65536))
+        ->type_name("N");
+  };
+  const auto list = [&](const char* names, std::vector<int>& values, int largest,
+                        const char* what) {
+    parser->add_option(names, values, what)
+        ->capture_default_str()
+        ->delimiter(',')
+        ->check(CLI::Range(1, largest))
+        ->type_name("N,...");
+  };
+  number("--head-dim", flags.shape.head_dim, "Channels of a head");
+  number("--gqa", flags.shape.gqa, "Query heads of one KV head");
+  number("--kv-heads", flags.shape.n_kv_heads, "KV heads");
+  number("--queries", flags.shape.n_queries, "Queries of a sequence: its last tokens");
+  list("--tokens", flags.n_tokens, 1 << 22, "Tokens of a sequence");
+  list("--seqs", flags.n_seq, 1024, "Sequences");
+  list("-t,--threads", flags.n_threads, 1024, "Threads; default: 1 and all");
+  parser->add_flag("--unified", flags.shape.unified,
+                   "Sequences take turns in one cache, told apart by masks");
+}
+
+}  // namespace
+
+Command add_bench_attention(CLI::App& bench) {
+  CLI::App* parser =
+      bench.add_subcommand("attention", "Attention over codes beside ggml's over its cache types");
+  const auto flags = std::make_shared<Flags>();
+  flags->n_threads = default_threads();
+  parser->add_option("--codec", flags->codecs, "Codes to time, as 8c8b")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->type_name("C");
+  parser->add_option("--type", flags->types, "Cache types of ggml to time")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->check(CLI::IsMember({"f16", "q8_0", "q4_0"}))
+      ->type_name("T");
+  add_shape_flags(parser, *flags);
+  parser->add_option("--seconds", flags->seconds, "Time for one shape and number of threads")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 3600.0))
+      ->type_name("S");
+  parser->add_flag("--check", flags->check,
+                   "Compare results: ours with ours in floats, all with ggml's on f32");
+  parser->add_option("--json", flags->json, "Write the figures to this file ('-': standard output)")
+      ->type_name("FNAME");
+  parser->footer(
+      "Examples:\n"
+      "  cqkv bench attention --tokens 1024,4096,16384 --json attention.json\n"
+      "  cqkv bench attention --codec 8c8b --type f16 --kv-heads 8 --seqs 1,8,32 --unified\n"
+      "  cqkv bench attention --queries 512 --check");
+  return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};
+}
+
+}  // namespace cqkv::app

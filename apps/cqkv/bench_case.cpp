@@ -1,0 +1,120 @@
+// See bench_case.h.
+#include "bench_case.h"
+
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "core/half.h"
+#include "core/rng.h"
+
+namespace cqkv::app {
+namespace {
+
+constexpr std::uint64_t kSeed = 1;
+
+std::vector<float> random_floats(std::size_t n, std::uint64_t stream) {
+  Rng rng(kSeed, stream);
+  std::vector<float> values(n);
+  for (float& value : values) {
+    value = static_cast<float>(rng.normal());
+  }
+  return values;
+}
+
+// Any bytes are legal codes.
+std::vector<std::uint8_t> random_bytes(std::size_t n, std::uint64_t stream) {
+  Rng rng(kSeed, stream);
+  std::vector<std::uint8_t> bytes(n);
+  for (std::size_t i = 0; i < n; i += sizeof(std::uint64_t)) {
+    const std::uint64_t word = rng.next();
+    std::memcpy(bytes.data() + i, &word, std::min(sizeof word, n - i));
+  }
+  return bytes;
+}
+
+// Query i of one stream sees cell t.
+bool sees(const BenchShape& shape, int i, int t) {
+  const int n_mixed = shape.unified ? shape.n_seq : 1;
+  const int last = shape.n_tokens - shape.n_queries + i % shape.n_queries;
+  return t % n_mixed == i / shape.n_queries && t / n_mixed <= last;
+}
+
+}  // namespace
+
+double BenchShape::n_scores() const {
+  const double queries = n_queries;
+  const double visible = queries * (n_tokens - queries) + queries * (queries + 1) / 2;
+  return visible * n_seq * n_heads();
+}
+
+Status BenchShape::check() const {
+  if (n_queries > n_tokens) {
+    return invalid_argument("--queries: got " + std::to_string(n_queries) + ", want at most the " +
+                            std::to_string(n_tokens) + " tokens of a sequence");
+  }
+  if (head_dim % 2 != 0) {
+    return invalid_argument("--head-dim: got " + std::to_string(head_dim) +
+                            ", want an even number: channels are rotated in pairs");
+  }
+  return {};
+}
+
+BenchInputs::BenchInputs(const BenchShape& shape)
+    : queries(random_floats(shape.query_floats(), 0)),
+      positions(static_cast<std::size_t>(shape.stream_cells())) {
+  const std::uint16_t hidden = 0xFC00;  // -inf
+  std::vector<std::uint16_t> stream_mask;
+  for (int i = 0; i < shape.stream_queries(); i++) {
+    for (int t = 0; t < shape.stream_cells(); t++) {
+      stream_mask.push_back(sees(shape, i, t) ? 0 : hidden);
+    }
+  }
+  for (int stream = 0; stream < shape.n_streams(); stream++) {
+    mask.insert(mask.end(), stream_mask.begin(), stream_mask.end());
+  }
+  for (std::size_t t = 0; t < positions.size(); t++) {
+    positions[t] = static_cast<std::int32_t>(t) / (shape.unified ? shape.n_seq : 1);
+  }
+}
+
+Result<BenchCodes> BenchCodes::random(const BenchShape& shape, CodecSpec spec) {
+  CQKV_RETURN_IF_ERROR(spec.check(shape.head_dim));
+  const CodeLayout layout = {spec, shape.n_kv_heads, shape.head_dim};
+  const std::size_t n_centroids =
+      static_cast<std::size_t>(shape.n_channels()) * static_cast<std::size_t>(spec.n_centroids());
+  const std::size_t stream_bytes =
+      layout.tensor_bytes(static_cast<std::size_t>(shape.stream_cells()));
+  const std::size_t n_bytes = stream_bytes * static_cast<std::size_t>(shape.n_streams());
+  auto k =
+      TensorCodebook::create(spec, shape.n_kv_heads, shape.head_dim, random_floats(n_centroids, 1));
+  auto v =
+      TensorCodebook::create(spec, shape.n_kv_heads, shape.head_dim, random_floats(n_centroids, 2));
+  if (!k.ok() || !v.ok()) {
+    return k.ok() ? v.status() : k.status();
+  }
+  return BenchCodes({*std::move(k), random_bytes(n_bytes, 3)},
+                    {*std::move(v), random_bytes(n_bytes, 4)}, layout, stream_bytes);
+}
+
+BenchCodes::BenchCodes(Side keys, Side values, CodeLayout layout, std::size_t stream_bytes)
+    : keys_(std::move(keys)),
+      values_(std::move(values)),
+      layout_(layout),
+      stream_bytes_(stream_bytes) {
+}
+
+void BenchCodes::decode(KvKind kind, int stream_index, int cell, float* row) const {
+  std::vector<std::uint16_t> codes(static_cast<std::size_t>(layout_.n_codes()));
+  get_codes(layout_, stream(kind, stream_index), static_cast<std::size_t>(cell), codes.data());
+  codebook(kind).decode(codes.data(), 1, row, static_cast<std::size_t>(layout_.n_channels()));
+}
+
+RopeParams bench_rope(const BenchShape& shape) {
+  RopeParams params;
+  params.n_dims = shape.head_dim;
+  params.mode = RopeMode::kNeox;
+  return params;
+}
+
+}  // namespace cqkv::app

@@ -1,0 +1,100 @@
+// The problems of the operator benchmark: what shape an attention has, random queries and
+// masks for it, and random codes with their codebooks. Who computes it is in
+// bench_attend.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "cqkv/codebook.h"
+
+#include "attention/rope.h"
+#include "cache/code_blocks.h"
+
+namespace cqkv::app {
+
+/// One attention of n_seq sequences of n_tokens tokens, n_queries queries each, the last
+/// tokens of their sequence.
+struct BenchShape {
+  int head_dim = 128;
+  int gqa = 4;  ///< Query heads of one KV head.
+  int n_kv_heads = 2;
+  int n_tokens = 4096;
+  int n_seq = 1;
+  int n_queries = 1;
+  /// All sequences in one stream of cells, taking turns, told apart by the mask; else each
+  /// has a stream of its own.
+  bool unified = false;
+
+  int n_heads() const { return gqa * n_kv_heads; }
+
+  int n_channels() const { return head_dim * n_kv_heads; }
+
+  int n_streams() const { return unified ? 1 : n_seq; }
+
+  /// Of one stream.
+  int stream_cells() const { return unified ? n_tokens * n_seq : n_tokens; }
+
+  /// Of one stream, sequence by sequence.
+  int stream_queries() const { return unified ? n_queries * n_seq : n_queries; }
+
+  /// Floats of the queries, and of the output.
+  std::size_t query_floats() const {
+    return static_cast<std::size_t>(n_seq) * n_queries * n_heads() * head_dim;
+  }
+
+  /// (query, token, query head) with the token visible: a query sees no later tokens.
+  double n_scores() const;
+
+  /// kInvalidArgument for a shape that nobody can compute.
+  Status check() const;
+};
+
+/// What all implementations are given. Streams are alike in positions and mask.
+struct BenchInputs {
+  explicit BenchInputs(const BenchShape& shape);
+
+  std::vector<float> queries;           ///< [stream, query, head, head_dim]
+  std::vector<std::uint16_t> mask;      ///< f16 [stream, query, cell]: 0 or -inf.
+  std::vector<std::int32_t> positions;  ///< [cell]
+};
+
+/// Random codes of keys (before their rotation) and values, with random codebooks.
+class BenchCodes {
+ public:
+  /// kInvalidArgument if heads cannot be coded so.
+  static Result<BenchCodes> random(const BenchShape& shape, CodecSpec spec);
+
+  const TensorCodebook& codebook(KvKind kind) const { return side(kind).codebook; }
+
+  const std::uint8_t* stream(KvKind kind, int stream) const {
+    return side(kind).codes.data() + stream * stream_bytes_;
+  }
+
+  /// Keys and values.
+  std::size_t bytes() const { return keys_.codes.size() + values_.codes.size(); }
+
+  /// One cell [n_channels], not rotated.
+  void decode(KvKind kind, int stream, int cell, float* row) const;
+
+ private:
+  struct Side {
+    TensorCodebook codebook;
+    std::vector<std::uint8_t> codes;  // [stream, stream_bytes]
+  };
+
+  BenchCodes(Side keys, Side values, CodeLayout layout, std::size_t stream_bytes);
+
+  const Side& side(KvKind kind) const { return kind == KvKind::kKey ? keys_ : values_; }
+
+  Side keys_;
+  Side values_;
+  CodeLayout layout_;
+  std::size_t stream_bytes_;
+};
+
+/// The rotation of keys, as most models have it.
+RopeParams bench_rope(const BenchShape& shape);
+
+}  // namespace cqkv::app
