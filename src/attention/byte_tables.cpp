@@ -58,8 +58,8 @@ bool KeyPairs::operator==(const KeyPairs& other) const {
 ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order)
     : order_(order),
       n_channels_(codebook.n_channels()),
-      head_bytes_(static_cast<std::size_t>(codebook.head_dim()) *
-                  (order == kernels::TableOrder::kByChannel ? 256 : codebook.spec().n_centroids())),
+      n_entries_(std::max(codebook.spec().n_centroids(), kernels::kByteTableEntries)),
+      head_bytes_(static_cast<std::size_t>(codebook.head_dim()) * n_entries_),
       padded_((static_cast<std::size_t>(codebook.head_dim()) + kernels::kChannelLanes - 1) /
               kernels::kChannelLanes * kernels::kChannelLanes),
       bytes_(head_bytes_ * codebook.n_kv_heads() + kernels::kTablePadding),
@@ -118,9 +118,9 @@ void ByteTables::set_bytes(const TensorCodebook& codebook) {
         const auto byte =
             static_cast<std::int8_t>(std::clamp(rounded, -kLargestByte, kLargestByte));
         if (order_ == kernels::TableOrder::kByChannel) {
-          head[static_cast<std::size_t>(d) * 256 + i] = byte;
+          head[static_cast<std::size_t>(d) * n_entries_ + i] = byte;
         } else {
-          head[(static_cast<std::size_t>(d / dim) * n + i) * dim + d % dim] = byte;
+          head[(static_cast<std::size_t>(d / dim) * n_entries_ + i) * dim + d % dim] = byte;
         }
       }
     }

@@ -36,8 +36,8 @@ struct KeyPairs {
 ///
 /// Whether that is little is a question of how far apart the centroids are: error() says.
 ///
-/// Const after construction. Memory: one byte a centroid channel; 256 a channel where the
-/// kernels want tables by channel.
+/// Const after construction. Memory: one byte a centroid channel, at least 256 a
+/// channel.
 class ByteTables {
  public:
   /// Whether the kernels can use byte tables of such codes.
@@ -87,6 +87,7 @@ class ByteTables {
   kernels::TableOrder order_;
   KeyPairs pairs_;
   int n_channels_;
+  int n_entries_;  // of a table
   std::size_t head_bytes_;
   std::size_t padded_;
   std::vector<std::int8_t> bytes_;

@@ -17,10 +17,16 @@ inline constexpr int kMaxChunk = 8;
 /// Rows of queries are padded to a multiple of this many pairs of channels.
 inline constexpr int kQueryLanes = 16;
 
+/// Entries of a table that is looked up by a byte.
+inline constexpr int kByteTableEntries = 256;
+
 /// How the 8-bit centroids of a KV head lie in memory.
 enum class TableOrder {
-  kByCode,     ///< [group, 2^code_bits, group_dim]: one load gives a group of one token.
-  kByChannel,  ///< [channel, 256]: one channel's table fills registers; code_bits <= 8.
+  /// [group, code, group_dim], 2^code_bits codes or kByteTableEntries, whichever is more: one
+  /// load gives a group of one token.
+  kByCode,
+  kByChannel,  ///< [channel, kByteTableEntries]: one channel's table fills registers; code_bits
+               ///< <= 8.
 };
 
 /// Bytes that may be read behind the centroids of the last KV head.

@@ -128,8 +128,8 @@ struct KernelTable {
   /// to the largest of the step:
   ///
   ///     s = scores[r][t] * scale + mask[r][t];  top = max_t s;  m' = max(m, top)
-  ///     p[r][t] = round(255 exp(s - top));  weights[r] = exp(top - m') / 255
-  ///     rescale[r] = exp(m - m');  l <- l * rescale + weights[r] * sum_t p[r][t]
+  ///     p[r][t] = round(255 exp(s - top)), off by 0.02 before rounding;  weights[r] = exp(top -
+  ///     m') / 255 rescale[r] = exp(m - m');  l <- l * rescale + weights[r] * sum_t p[r][t]
   ///
   /// A row that sees nothing gets p = 0, weight 0 and rescale 1.
   void (*softmax_bytes)(const float* scores, int n_rows, float scale, const float* mask,

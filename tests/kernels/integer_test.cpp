@@ -110,8 +110,14 @@ class IntegerCase {
     return result;
   }
 
-  // What sums are made of: the error of rounding once instead of twice.
-  double sum_tolerance() const { return 40 * kEpsilon * 64 * 255 * 127; }
+  // Of the largest sum: rounding once instead of twice, block after block.
+  static double sum_tolerance(const std::vector<float>& want) {
+    double largest = 0;
+    for (const float value : want) {
+      largest = std::max(largest, std::abs(static_cast<double>(value)));
+    }
+    return 2 * kMaxChunk * kEpsilon * largest;
+  }
 
  private:
   // Memory of exactly n elements behind an aligned start.
@@ -158,7 +164,8 @@ class IntegerCase {
   }
 
   void fill_codes() {
-    for (std::size_t i = 0; i<codes_.size(); i += shape_.spec.code_bits> 8 ? 2 : 1) {
+    const std::size_t code_bytes = shape_.spec.code_bits > 8 ? 2 : 1;
+    for (std::size_t i = 0; i < codes_.size(); i += code_bytes) {
       const auto code = static_cast<std::uint16_t>(
           rng_.below(static_cast<std::uint64_t>(shape_.spec.n_centroids())));
       if (shape_.spec.code_bits > 8) {
@@ -223,7 +230,7 @@ class IntegerKernels : public KernelTest {
     const std::vector<float> got = test.sums(kernel());
     const std::vector<float> want = test.sums(kScalarTable);
     for (std::size_t i = 0; i < want.size(); i++) {
-      ASSERT_NEAR(got[i], want[i], test.sum_tolerance())
+      ASSERT_NEAR(got[i], want[i], IntegerCase::sum_tolerance(want))
           << shape.spec.name() << " d" << shape.head_dim << " rows " << shape.n_rows << " at " << i;
     }
   }
@@ -351,7 +358,7 @@ TEST_P(IntegerKernels, SoftmaxInBytes) {
                            &weight, p.data());
     double p_sum = 0;
     for (int t = 0; t < kBlockCells; t++) {
-      EXPECT_NEAR(p[t], 255 * std::exp(scores[t] * 2.0 + mask[t] - top), 0.501) << t;
+      EXPECT_NEAR(p[t], 255 * std::exp(scores[t] * 2.0 + mask[t] - top), 0.52) << t;
       p_sum += p[t];
     }
     const double now = std::max(want_maximum, top);
