@@ -20,7 +20,9 @@ class BenchAttention {
  public:
   virtual ~BenchAttention() = default;
   BenchAttention(const BenchAttention&) = delete;
+  BenchAttention(BenchAttention&&) = delete;
   BenchAttention& operator=(const BenchAttention&) = delete;
+  BenchAttention& operator=(BenchAttention&&) = delete;
 
   virtual std::string impl() const = 0;  ///< "cqkv", "ggml"
 
@@ -89,6 +91,10 @@ class GgmlAttention final : public BenchAttention {
                                                        const std::string& type);
 
   ~GgmlAttention() override;
+  GgmlAttention(const GgmlAttention&) = delete;
+  GgmlAttention(GgmlAttention&&) = delete;
+  GgmlAttention& operator=(const GgmlAttention&) = delete;
+  GgmlAttention& operator=(GgmlAttention&&) = delete;
 
   /// The cache holds what these codes stand for, keys rotated.
   void fill(const BenchCodes& codes);

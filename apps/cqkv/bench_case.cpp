@@ -1,6 +1,7 @@
 // See bench_case.h.
 #include "bench_case.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -12,6 +13,7 @@ namespace cqkv::app {
 namespace {
 
 constexpr std::uint64_t kSeed = 1;
+constexpr std::int64_t kMaxCells = std::int64_t{1} << 24;
 
 std::vector<float> random_floats(std::size_t n, std::uint64_t stream) {
   Rng rng(kSeed, stream);
@@ -52,6 +54,11 @@ Status BenchShape::check() const {
   if (n_queries > n_tokens) {
     return invalid_argument("--queries: got " + std::to_string(n_queries) + ", want at most the " +
                             std::to_string(n_tokens) + " tokens of a sequence");
+  }
+  const std::int64_t n_cells = std::int64_t{n_tokens} * n_seq;
+  if (n_cells > kMaxCells) {
+    return invalid_argument("--tokens, --seqs: got " + std::to_string(n_cells) +
+                            " tokens in all, want at most " + std::to_string(kMaxCells));
   }
   if (head_dim % 2 != 0) {
     return invalid_argument("--head-dim: got " + std::to_string(head_dim) +

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <new>
+#include <string>
 
 #include "device/omp_parallel.h"
 
@@ -32,6 +33,14 @@ Status take_turn(const std::function<Status()>& run, double seconds, Timings& ti
     CQKV_RETURN_IF_ERROR(run());
     timings.seconds.push_back(one.seconds());
   } while (turn.seconds() < seconds);
+  return {};
+}
+
+Status take_round(const std::vector<std::function<Status()>>& runs, double turn_seconds,
+                  std::vector<Timings>& timings) {
+  for (std::size_t i = 0; i < runs.size(); i++) {
+    CQKV_RETURN_IF_ERROR(take_turn(runs[i], turn_seconds, timings[i]));
+  }
   return {};
 }
 
@@ -71,9 +80,7 @@ Result<std::vector<Timings>> time_in_turns(const std::vector<std::function<Statu
   std::vector<Timings> timings(runs.size());
   const Stopwatch all;
   for (int round = 0; round < kMinRounds || all.seconds() < seconds; round++) {
-    for (std::size_t i = 0; i < runs.size(); i++) {
-      CQKV_RETURN_IF_ERROR(take_turn(runs[i], turn_seconds, timings[i]));
-    }
+    CQKV_RETURN_IF_ERROR(take_round(runs, turn_seconds, timings));
   }
   return timings;
 }
