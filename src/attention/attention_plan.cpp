@@ -90,8 +90,6 @@ void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& ca
     weights = carver.take<float>(chunk_rows);
     probabilities = carver.take<std::uint8_t>(chunk_rows * kBlockCells);
     code_bytes = std::max(code_bytes, unpacked_bytes(call.v, call.head_dim_v));
-    kernel_bytes = std::max(kernel_bytes,
-                            kernels::accumulate_scratch_bytes(plan.chunk_blocks, plan.tile_rows));
   }
   unpacked = carver.take<std::uint8_t>(chunk * code_bytes);
   kernel = carver.take<std::uint8_t>(kernel_bytes);

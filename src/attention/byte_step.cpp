@@ -218,7 +218,6 @@ void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk
   values.rescale = scratch.rescale;
   values.scales = call_.v.tables->scales(part.first_kv + kv);
   values.n_rows = part.n_rows;
-  values.scratch = scratch.kernel;
   values.out = state.out;
   values.out_stride = static_cast<std::size_t>(plan_.channels_v);
   kernel_.accumulate_codes(values);

@@ -32,6 +32,10 @@ enum class TableOrder {
 /// Bytes that may be read behind the centroids of the last KV head.
 inline constexpr int kTablePadding = 64;
 
+/// What the largest probability of a step of softmax_bytes is as a byte: two products with 8-bit
+/// values fit 16 bits.
+inline constexpr int kLargestProbability = 127;
+
 /// Two channels of a head that are rotated together, or that only stand side by side.
 struct ChannelPair {
   std::uint16_t x = 0;
@@ -97,15 +101,8 @@ struct AccumulateCodes {
   const float* rescale = nullptr;   ///< [n_blocks, n_rows]
   const float* scales = nullptr;    ///< [n_channels]
   int n_rows = 0;
-  std::uint8_t* scratch = nullptr;  ///< accumulate_scratch_bytes, aligned to 64
-  float* out = nullptr;             ///< [n_rows, out_stride]
+  float* out = nullptr;  ///< [n_rows, out_stride]
   std::size_t out_stride = 0;
 };
-
-/// Scratch of accumulate_codes.
-inline constexpr std::size_t accumulate_scratch_bytes(int n_blocks, int n_rows) {
-  return static_cast<std::size_t>(kBlockCells) *
-         (2 * static_cast<std::size_t>(n_rows) * static_cast<std::size_t>(n_blocks) + 160);
-}
 
 }  // namespace cqkv::kernels

@@ -124,12 +124,13 @@ struct KernelTable {
   /// See ScoreCodes.
   void (*score_codes)(const ScoreCodes& call) noexcept;
 
-  /// One step of the online softmax as in softmax_rows, with probabilities in 8 bits relative
-  /// to the largest of the step:
+  /// One step of the online softmax as in softmax_rows, with probabilities in 7 bits relative
+  /// to the largest of the step, n = kLargestProbability:
   ///
   ///     s = scores[r][t] * scale + mask[r][t];  top = max_t s;  m' = max(m, top)
-  ///     p[r][t] = round(255 exp(s - top)), off by 0.02 before rounding;  weights[r] = exp(top -
-  ///     m') / 255 rescale[r] = exp(m - m');  l <- l * rescale + weights[r] * sum_t p[r][t]
+  ///     p[r][t] = round(n exp(s - top)), off by 0.01 before rounding
+  ///     weights[r] = exp(top - m') / n;  rescale[r] = exp(m - m')
+  ///     l <- l * rescale + weights[r] * sum_t p[r][t]
   ///
   /// A row that sees nothing gets p = 0, weight 0 and rescale 1.
   void (*softmax_bytes)(const float* scores, int n_rows, float scale, const float* mask,
