@@ -8,6 +8,8 @@
 // Internal to this folder.
 #pragma once
 
+#include <limits>
+
 #include "attention/attention.h"
 #include "attention/attention_plan.h"
 #include "kernels/kernel_table.h"
@@ -32,6 +34,8 @@ class AttentionOperator {
   static constexpr unsigned kSeesCoded = 1;
   static constexpr unsigned kSeesScattered = 2;
   static constexpr unsigned kSeesExact = 4;
+
+  static constexpr std::int64_t kNoBase = std::numeric_limits<std::int64_t>::min();
 
   // A tile of queries and some KV heads.
   struct Part {
@@ -88,6 +92,8 @@ class AttentionOperator {
   void split_exact(const Part& part, int block, const Scratch& scratch) const;
   void split_scattered(const Part& part, int block, float* mask, std::int64_t* bases,
                        const Scratch& scratch) const;
+  void find_turns(int query, const std::int32_t* positions, int n_cells,
+                  const Scratch& scratch) const;
   void load_angles(const Part& part, std::size_t cell, int n_cells, const Scratch& scratch) const;
 
   // float_step.cpp
@@ -111,16 +117,19 @@ class AttentionOperator {
   void prepare_rows(const Part& part, const Scratch& scratch) const;
   void prepare_row(const float* query, const float* scales, float* pairs, float* factor) const;
   float* row_angles_of(const Scratch& scratch, int index) const;
-  void load_row_angles(std::int64_t base, bool scattered, float* angles) const;
-  void pack_block_angles(const Scratch& scratch) const;
+  void load_row_angles(std::int64_t base, float* angles) const;
+  void pick_block_angles(int block, const Scratch& scratch) const;
   kernels::CodedBlocks coded_blocks(const CacheSide& side, int kv_head, int head_dim,
                                     const Chunk& chunk, std::uint8_t* unpacked) const;
   void coded_step(const Part& part, int kv, const Chunk& chunk, bool scattered,
                   const Scratch& scratch) const;
-  void byte_scores(const Part& part, int kv, const Chunk& chunk, bool scattered,
-                   const Scratch& scratch) const;
-  void rotate_rows(const Part& part, int kv, int index, bool scattered,
-                   const Scratch& scratch) const;
+  kernels::ScoreCodes score_call(const Part& part, int kv, const Chunk& chunk,
+                                 const Scratch& scratch) const;
+  void byte_scores(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
+  void rotate_rows(const Part& part, int kv, int index, const std::int64_t* bases,
+                   std::size_t base_stride, const Scratch& scratch) const;
+  void scattered_scores(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
+  void take_turn(const Part& part, int turn, const Scratch& scratch) const;
   void byte_values(const Part& part, int kv, const Chunk& chunk, bool scattered,
                    const Scratch& scratch) const;
 

@@ -82,7 +82,8 @@ void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& ca
     packed_rows = carver.take<std::uint32_t>(chunk_rows * padded);
     bases = carver.take<std::int64_t>(chunk * plan.tile_queries);
     row_angles = carver.take<float>((chunk + 1) * 2 * padded);
-    packed_angles = carver.take<std::int16_t>(plan.angle_words());
+    picked_angles = carver.take<std::int16_t>(plan.angle_words());
+    turn_scores = carver.take<float>(static_cast<std::size_t>(plan.tile_rows) * kBlockCells);
     code_bytes = unpacked_bytes(call.k, call.head_dim_k);
     kernel_bytes = kernels::score_scratch_bytes(call.head_dim_k, plan.padded_pairs);
   }

@@ -129,11 +129,13 @@ struct Scratch {
   float* queries = nullptr;  // [kv_per_task, tile_rows, head_dim_k]
   SoftmaxState total;        // [kv_per_task, tile_rows]
   SoftmaxState part;
-  float* scores = nullptr;          // [chunk_blocks, tile_rows, 64]
-  float* rescale = nullptr;         // [chunk_blocks, tile_rows]
-  float* mask = nullptr;            // [chunk_blocks, tile_queries, 64]
-  float* scattered_mask = nullptr;  // [tile_queries, 64] of the cells seen scattered
-  float* exact_mask = nullptr;      // the same, of the cells seen exactly
+  float* scores = nullptr;             // [chunk_blocks, tile_rows, 64]
+  float* rescale = nullptr;            // [chunk_blocks, tile_rows]
+  float* mask = nullptr;               // [chunk_blocks, tile_queries, 64]
+  float* scattered_mask = nullptr;     // [tile_queries, 64] of the cells seen scattered
+  std::uint8_t* turns = nullptr;       // of those: [tile_queries, 64] which of the query's turns
+  std::int64_t* turn_bases = nullptr;  // [tile_queries, 64 turns]
+  float* exact_mask = nullptr;         // the same, of the cells seen exactly
 
   // Steps in floats.
   float* keys = nullptr;              // [head_dim_k, 64]
@@ -150,7 +152,8 @@ struct Scratch {
   std::uint32_t* packed_rows = nullptr;   // [chunk_blocks, tile_rows, padded_pairs]
   std::int64_t* bases = nullptr;          // [chunk_blocks, tile_queries]
   float* row_angles = nullptr;            // [chunk_blocks + 1, 2, padded_pairs]
-  std::int16_t* packed_angles = nullptr;  // angle_words()
+  std::int16_t* picked_angles = nullptr;  // angle_words()
+  float* turn_scores = nullptr;           // [tile_rows, 64]
   float* weights = nullptr;               // [chunk_blocks, tile_rows]
   std::uint8_t* probabilities = nullptr;  // [chunk_blocks, tile_rows, 64]
   std::uint8_t* unpacked = nullptr;       // [chunk_blocks, groups, 64] of 8 or 16 bits
@@ -167,6 +170,8 @@ struct Scratch {
     rescale = carver.take<float>(chunk_rows);
     mask = carver.take<float>(plan.chunk_blocks * tile_masks);
     scattered_mask = carver.take<float>(tile_masks);
+    turns = carver.take<std::uint8_t>(tile_masks);
+    turn_bases = carver.take<std::int64_t>(tile_masks);
     exact_mask = carver.take<float>(tile_masks);
     keys = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
     values = carver.take<float>(static_cast<std::size_t>(plan.value_stride) * kBlockCells);

@@ -35,10 +35,15 @@ void AttentionOperator::pack_centred() const {
   }
 }
 
-// The angles of the cells of one block, as load_angles left them.
-void AttentionOperator::pack_block_angles(const Scratch& scratch) const {
-  kernel_.pack_angles(scratch.cosines, scratch.sines, call_.rope->params().n_dims / 2,
-                      kAngleUnit / call_.rope->magnitude(), scratch.packed_angles);
+// The angles of the cells of one block for steps over scattered cells: those of l where a
+// position is 64 h + l. (Cells that nobody sees may hold any position.)
+void AttentionOperator::pick_block_angles(int block, const Scratch& scratch) const {
+  const std::int32_t* positions = call_.positions + static_cast<std::size_t>(block) * kBlockCells;
+  std::uint8_t tokens[kBlockCells] = {};
+  for (int t = 0; t < cells_of(block); t++) {
+    tokens[t] = static_cast<std::uint8_t>(positions[t] & (kBlockCells - 1));
+  }
+  kernel_.pick_angles(centred_, tokens, call_.rope->params().n_dims / 2, scratch.picked_angles);
 }
 
 // ---------------------------------------------------------------- queries
@@ -93,43 +98,36 @@ float* AttentionOperator::row_angles_of(const Scratch& scratch, int index) const
   return scratch.row_angles + static_cast<std::size_t>(index) * 2 * plan_.padded_pairs;
 }
 
-// What queries are rotated back by: the position of the block's centre, or nothing but the
-// magnitude, which the rotation of keys leaves out.
-void AttentionOperator::load_row_angles(std::int64_t base, bool scattered, float* angles) const {
+// What queries are rotated back by: the position of the centre of a block that begins at `base`.
+void AttentionOperator::load_row_angles(std::int64_t base, float* angles) const {
   float* sines = angles + plan_.padded_pairs;
   std::fill_n(angles, plan_.padded_pairs, 1.0F);
   std::fill_n(sines, plan_.padded_pairs, 0.0F);
-  if (call_.rope == nullptr) {
-    return;
-  }
-  if (scattered) {
-    std::fill_n(angles, call_.rope->params().n_dims / 2, call_.rope->magnitude());
-  } else {
+  if (call_.rope != nullptr) {
     call_.rope->row(base + RopeTable::kBlockCentre, angles, sines);
   }
 }
 
-// The rows of KV head number `kv` for block number `index` of the chunk.
-void AttentionOperator::rotate_rows(const Part& part, int kv, int index, bool scattered,
-                                    const Scratch& scratch) const {
-  const std::int64_t* bases = scratch.bases + static_cast<std::size_t>(index) * plan_.tile_queries;
-  const float* shared = row_angles_of(scratch, index);
+// The rows of KV head number `kv` for block number `index` of the chunk; query i is rotated for
+// bases[i * base_stride], unless that is kNoBase: then its scores are not used.
+void AttentionOperator::rotate_rows(const Part& part, int kv, int index, const std::int64_t* bases,
+                                    std::size_t base_stride, const Scratch& scratch) const {
+  const std::int64_t shared_base =
+      scratch.bases[static_cast<std::size_t>(index) * plan_.tile_queries];
   float* own = row_angles_of(scratch, plan_.chunk_blocks);
   const std::size_t row_floats = 2 * static_cast<std::size_t>(plan_.padded_pairs);
   const float* pairs = scratch.pairs + static_cast<std::size_t>(kv) * part.n_rows * row_floats;
   std::uint32_t* packed =
       scratch.packed_rows + static_cast<std::size_t>(index) * plan_.tile_rows * plan_.padded_pairs;
-  if (scattered) {
-    load_row_angles(0, true, own);
-  }
   for (int first = 0; first < part.n_queries;) {
+    const std::int64_t base = bases[first * base_stride];
     int n = 1;
-    while (first + n < part.n_queries && (scattered || bases[first + n] == bases[first])) {
+    while (first + n < part.n_queries && bases[(first + n) * base_stride] == base) {
       n++;
     }
-    const float* angles = scattered ? own : shared;
-    if (!scattered && bases[first] != bases[0]) {
-      load_row_angles(bases[first], false, own);
+    const float* angles = row_angles_of(scratch, index);
+    if (base != shared_base && base != kNoBase) {
+      load_row_angles(base, own);
       angles = own;
     }
     const int row = first * plan_.heads_per_kv;
@@ -176,8 +174,9 @@ kernels::CodedBlocks AttentionOperator::coded_blocks(const CacheSide& side, int 
   return blocks;
 }
 
-void AttentionOperator::byte_scores(const Part& part, int kv, const Chunk& chunk, bool scattered,
-                                    const Scratch& scratch) const {
+// Of all blocks of a chunk what the calls of score_codes have in common.
+kernels::ScoreCodes AttentionOperator::score_call(const Part& part, int kv, const Chunk& chunk,
+                                                  const Scratch& scratch) const {
   const KeyPairs& key_pairs = call_.k.tables->pairs();
   kernels::ScoreCodes score;
   score.blocks =
@@ -186,8 +185,7 @@ void AttentionOperator::byte_scores(const Part& part, int kv, const Chunk& chunk
   score.n_pairs = static_cast<int>(key_pairs.pairs.size());
   score.n_rotated = key_pairs.n_rotated;
   for (int i = 0; i < chunk.n; i++) {
-    rotate_rows(part, kv, i, scattered, scratch);
-    score.rotation[i] = scattered ? scratch.packed_angles : centred_;
+    score.rotation[i] = centred_;
     score.queries[i] =
         scratch.packed_rows + static_cast<std::size_t>(i) * plan_.tile_rows * plan_.padded_pairs;
   }
@@ -196,7 +194,58 @@ void AttentionOperator::byte_scores(const Part& part, int kv, const Chunk& chunk
   score.factors = scratch.factors + static_cast<std::size_t>(kv) * part.n_rows;
   score.scratch = scratch.kernel;
   score.scores = scratch.scores;
-  kernel_.score_codes(score);
+  return score;
+}
+
+void AttentionOperator::byte_scores(const Part& part, int kv, const Chunk& chunk,
+                                    const Scratch& scratch) const {
+  for (int i = 0; i < chunk.n; i++) {
+    rotate_rows(part, kv, i, scratch.bases + static_cast<std::size_t>(i) * plan_.tile_queries, 1,
+                scratch);
+  }
+  kernel_.score_codes(score_call(part, kv, chunk, scratch));
+}
+
+// Where positions do not run on: turn after turn all scores of the block, of which those of
+// the turn's cells are taken. Keys are rotated by l of their position 64 h + l, queries by h.
+void AttentionOperator::scattered_scores(const Part& part, int kv, const Chunk& chunk,
+                                         const Scratch& scratch) const {
+  kernels::ScoreCodes score = score_call(part, kv, chunk, scratch);
+  score.rotation[0] = scratch.picked_angles;
+  const auto has_turn = [&](int turn) {
+    for (int i = 0; i < part.n_queries; i++) {
+      if (scratch.turn_bases[i * kBlockCells + turn] != kNoBase) {
+        return true;
+      }
+    }
+    return false;
+  };
+  for (int turn = 0; turn < kBlockCells && has_turn(turn); turn++) {
+    rotate_rows(part, kv, 0, scratch.turn_bases + turn, kBlockCells, scratch);
+    score.scores = turn == 0 ? scratch.scores : scratch.turn_scores;
+    kernel_.score_codes(score);
+    if (turn > 0) {
+      take_turn(part, turn, scratch);
+    }
+  }
+}
+
+// Moves the scores of a turn's cells to their places.
+void AttentionOperator::take_turn(const Part& part, int turn, const Scratch& scratch) const {
+  for (int r = 0; r < part.n_rows; r++) {
+    const std::size_t query = static_cast<std::size_t>(r / plan_.heads_per_kv);
+    if (scratch.turn_bases[query * kBlockCells + turn] == kNoBase) {
+      continue;
+    }
+    const std::uint8_t* turns = scratch.turns + query * kBlockCells;
+    const float* mask = scratch.scattered_mask + query * kBlockCells;
+    const std::size_t row = static_cast<std::size_t>(r) * kBlockCells;
+    for (int t = 0; t < kBlockCells; t++) {
+      if (mask[t] > kMinusInfinity && turns[t] == turn) {
+        scratch.scores[row + t] = scratch.turn_scores[row + t];
+      }
+    }
+  }
 }
 
 void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk, bool scattered,
@@ -228,7 +277,7 @@ void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk
 void AttentionOperator::coded_step(const Part& part, int kv, const Chunk& chunk, bool scattered,
                                    const Scratch& scratch) const {
   if (plan_.byte_keys) {
-    byte_scores(part, kv, chunk, scattered, scratch);
+    scattered ? scattered_scores(part, kv, chunk, scratch) : byte_scores(part, kv, chunk, scratch);
   } else {
     float_scores(part, kv, chunk.blocks[0], false, scratch);
   }

@@ -12,7 +12,6 @@ namespace cqkv {
 namespace {
 
 constexpr std::uint16_t kHalfMinusInfinity = 0xFC00;
-constexpr std::int64_t kNoBase = std::numeric_limits<std::int64_t>::min();
 
 }  // namespace
 
@@ -172,7 +171,8 @@ void AttentionOperator::split_exact(const Part& part, int block, const Scratch& 
 }
 
 // For every query the position that cell 0 would have, if those of the cells that it sees coded
-// run on; the cells of the other queries move to the scattered mask.
+// run on; the cells of the other queries move to the scattered mask. Their positions are
+// 64 h + l, and a turn is what has the same h.
 void AttentionOperator::split_scattered(const Part& part, int block, float* mask,
                                         std::int64_t* bases, const Scratch& scratch) const {
   const std::int32_t* positions = call_.positions + static_cast<std::size_t>(block) * kBlockCells;
@@ -193,6 +193,26 @@ void AttentionOperator::split_scattered(const Part& part, int block, float* mask
     bases[i] = runs_on && base != kNoBase ? base : 0;
     if (!runs_on) {
       std::swap_ranges(coded, coded + kBlockCells, scattered);
+      find_turns(i, positions, n_cells, scratch);
+    }
+  }
+}
+
+// The turns of a query that sees cells of a block scattered, in the order of cells.
+void AttentionOperator::find_turns(int query, const std::int32_t* positions, int n_cells,
+                                   const Scratch& scratch) const {
+  const std::size_t first = static_cast<std::size_t>(query) * kBlockCells;
+  std::int64_t* bases = scratch.turn_bases + first;
+  std::fill_n(bases, kBlockCells, kNoBase);
+  int n_turns = 0;
+  for (int t = 0; t < n_cells; t++) {
+    if (scratch.scattered_mask[first + t] > kMinusInfinity) {
+      const std::int64_t base = positions[t] & ~std::int32_t{kBlockCells - 1};
+      const std::int64_t* found = std::find(bases, bases + n_turns, base);
+      scratch.turns[first + t] = static_cast<std::uint8_t>(found - bases);
+      if (found == bases + n_turns) {
+        bases[n_turns++] = base;
+      }
     }
   }
 }
@@ -206,7 +226,7 @@ void AttentionOperator::prepare_block(const Part& part, const Chunk& chunk, int 
   std::int64_t* bases = scratch.bases + static_cast<std::size_t>(index) * plan_.tile_queries;
   load_mask(part, cell, cells_of(block), mask);
   const bool rotated = call_.rope != nullptr && call_.k.codebook != nullptr;
-  if (rotated && (!plan_.byte_keys || chunk.seen != kSeesCoded)) {
+  if (rotated && (!plan_.byte_keys || (chunk.seen & kSeesExact) != 0)) {
     load_angles(part, cell, cells_of(block), scratch);
   }
   if ((chunk.seen & kSeesExact) != 0) {
@@ -218,11 +238,13 @@ void AttentionOperator::prepare_block(const Part& part, const Chunk& chunk, int 
   if (positions_run_on(block)) {
     std::fill_n(bases, part.n_queries, rotated ? call_.positions[cell] : 0);
   } else {
+    std::fill_n(scratch.turn_bases, static_cast<std::size_t>(part.n_queries) * kBlockCells,
+                kNoBase);
     split_scattered(part, block, mask, bases, scratch);
   }
-  load_row_angles(bases[0], false, row_angles_of(scratch, index));
+  load_row_angles(bases[0], row_angles_of(scratch, index));
   if ((chunk.seen & kSeesScattered) != 0) {
-    pack_block_angles(scratch);
+    pick_block_angles(block, scratch);
   }
 }
 
