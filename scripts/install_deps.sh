@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that cqkv builds with, if any is missing. Needs root
-# (or sudo) only then. Python 3 with pip comes from the system or, if it has none,
-# from Debian too.
+# Installs the Debian packages that cqkv is built and tested with, if any is missing.
+# Needs root (or sudo) only then. Python 3 with pip comes from the system or, if it
+# has none, from Debian too.
 set -euo pipefail
 
 packages=(
   g++ cmake ninja-build make git
-  libgtest-dev libcli11-dev nlohmann-json3-dev libxxhash-dev libgomp1
+  libgtest-dev libcli11-dev nlohmann-json3-dev libxxhash-dev libgomp1 valgrind
 )
 python3 -m pip --version >/dev/null 2>&1 || packages+=(python3 python3-pip)
 
