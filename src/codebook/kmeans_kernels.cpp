@@ -9,7 +9,7 @@
 namespace cqkv::kmeans {
 namespace {
 
-const Kernels& level(std::string_view name) {
+const Kernels& level([[maybe_unused]] std::string_view name) {
 #ifdef CQKV_HAVE_AVX512
   if (name == kAvx512Kernels.name) {
     return kAvx512Kernels;
