@@ -151,7 +151,7 @@ void AttentionOperator::write_out(const Part& part, const SoftmaxState& state) c
     const int head = (part.first_kv + kv) * plan_.heads_per_kv + r % plan_.heads_per_kv;
     std::uint8_t* to =
         call_.out + head * call_.out_head_bytes + (part.first_query + query) * call_.out_bytes;
-    const float factor = *sum > 0.0F ? 1.0F / *sum : 0.0F;
+    const float factor = *sum == 0.0F ? 0.0F : 1.0F / *sum;  // NaN of a query that is none
     for (int d = 0; d < call_.head_dim_v; d += kBlockCells) {
       const int n = std::min(kBlockCells, call_.head_dim_v - d);
       for (int i = 0; i < n; i++) {

@@ -74,7 +74,8 @@ struct KernelTable {
   ///
   /// `mask` rows may be shared: row r uses mask + (r / rows_per_mask) * 64. A masked
   /// token has -inf. A row whose m' is -inf gets p = 0 and rescale = 1. exp(0) is
-  /// exactly 1, so that a step in which a row sees nothing changes nothing.
+  /// exactly 1, so that a step in which a row sees nothing changes nothing. A row whose first
+  /// score is NaN gets a sum that is NaN.
   void (*softmax_rows)(float* scores, int n_rows, float scale, const float* mask, int rows_per_mask,
                        float* maxima, float* sums, float* rescale) noexcept;
 

@@ -231,6 +231,30 @@ TEST_P(AttentionInvariance, QueryThatSeesNothingGivesZeros) {
   }
 }
 
+// A head whose query is NaN gives NaN, and disturbs no other; in bytes also one with infinities.
+TEST_P(AttentionInvariance, QueryThatIsNotFiniteGivesNan) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    AttentionShape shape = busy_shape();
+    if (std::isinf(bad) && !shape.byte_tables) {
+      continue;
+    }
+    shape.n_queries = 3;
+    AttentionCase test(shape, 15);
+    const Floats want = run(test, test.call(), 2);
+    const std::size_t head = static_cast<std::size_t>(test.n_heads()) + 1;  // query 1, head 1
+    test.queries()[head * 64 + 5] = bad;
+    const Floats out = run(test, test.call(), 2);
+    for (std::size_t i = 0; i < out.size(); i++) {
+      if (i / 64 == head) {
+        ASSERT_TRUE(std::isnan(out[i])) << i;
+      } else {
+        ASSERT_EQ(out[i], want[i]) << i;
+      }
+    }
+  }
+}
+
 // [head][query][channel] with gaps, as a permuted tensor may be; gaps stay untouched.
 TEST_P(AttentionInvariance, LayoutsDoNotMatter) {
   AttentionShape shape = busy_shape();
