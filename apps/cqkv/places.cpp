@@ -48,6 +48,17 @@ std::string device_library() {
                                               : program_folder() + "/libggml-cq.so";
 }
 
+Status check_programs(const std::string& program) {
+  for (const std::string& path : {program, device_library()}) {
+    if (!std::filesystem::exists(path)) {
+      return {StatusCode::kNotFound, path +
+                                         " does not exist; build with 'make build', which puts "
+                                         "llama.cpp's programs and the KV device beside cqkv"};
+    }
+  }
+  return {};
+}
+
 Status check_codebooks(const std::string& model_path, const std::vector<std::string>& codebooks) {
   const auto shape = read_kv_shape(model_path);
   if (!shape.ok()) {

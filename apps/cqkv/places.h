@@ -15,6 +15,9 @@ std::string program_folder();
 /// libggml-cq.so beside cqkv; the environment variable CQKV_DEVICE overrides.
 std::string device_library();
 
+/// That a program of llama.cpp's, started from here, and the KV device exist.
+Status check_programs(const std::string& program);
+
 /// That every codebook can be read and was made for this model (names, shapes and, where
 /// known, the fingerprint of the weights). kMismatch names both.
 Status check_codebooks(const std::string& model_path, const std::vector<std::string>& codebooks);

@@ -4,13 +4,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <memory>
 #include <optional>
 
 #include <unistd.h>
 
 #include "command.h"
+#include "device_environment.h"
 #include "host_flags.h"
 #include "places.h"
 
@@ -26,38 +26,13 @@ struct Flags {
   bool print = false;
 };
 
-Status check_programs(const std::string& program) {
-  for (const std::string& path : {program, device_library()}) {
-    if (!std::filesystem::exists(path)) {
-      return {StatusCode::kNotFound, path +
-                                         " does not exist; build with 'make build', which puts "
-                                         "llama.cpp's programs and the KV device beside cqkv"};
-    }
-  }
-  return {};
-}
-
-Result<std::string> joined(const std::vector<std::string>& paths) {
-  std::string result;
-  for (const auto& path : paths) {
-    if (path.find(':') != std::string::npos) {
-      return invalid_argument("codebook '" + path +
-                              "': ':' separates paths in CQKV_CODEBOOK; rename the file");
-    }
-    result += (result.empty() ? "" : ":") + path;
-  }
-  return result;
-}
-
 constexpr int kServerSlots = 4;  // llama-server's own default
-constexpr const char* kVariables[] = {"GGML_BACKEND_PATH", "CQKV_CODEBOOK", "CQKV_WINDOW",
-                                      "CQKV_SINKS", "CQKV_SEQUENCES"};
 
 void print_command(const std::vector<std::string>& arguments) {
   const char* separator = "";
-  for (const char* name : kVariables) {
-    if (const char* value = std::getenv(name)) {
-      std::printf("%s%s='%s'", separator, name, value);
+  for (const std::string& name : device_variables()) {
+    if (const char* value = std::getenv(name.c_str())) {
+      std::printf("%s%s='%s'", separator, name.c_str(), value);
       separator = " ";
     }
   }
@@ -65,18 +40,6 @@ void print_command(const std::vector<std::string>& arguments) {
     std::printf(" '%s'", argument.c_str());
   }
   std::printf("\n");
-}
-
-// The device makes room for the windows of so many sequences where they share one cache.
-void set_window(const Flags& flags, int n_sequences) {
-  const auto set = [](const char* name, const std::optional<int>& value) {
-    if (value) {
-      ::setenv(name, std::to_string(*value).c_str(), 1);
-    }
-  };
-  set("CQKV_WINDOW", flags.window);
-  set("CQKV_SINKS", flags.sinks);
-  ::setenv("CQKV_SEQUENCES", std::to_string(n_sequences).c_str(), 0);  // the user's own goes first
 }
 
 Outcome start(const Flags& flags, const std::string& name,
@@ -89,15 +52,22 @@ Outcome start(const Flags& flags, const std::string& name,
   CQKV_RETURN_IF_ERROR(check_codebooks(flags.model, flags.codebooks));
   const std::string program = program_folder() + "/" + name;
   CQKV_RETURN_IF_ERROR(check_programs(program));
-  const auto codebooks = joined(flags.codebooks);
-  if (!codebooks.ok()) {
-    return codebooks.status();
+  const int n_sequences = count_sequences(passthrough, name == "llama-server" ? kServerSlots : 1);
+  const auto environment =
+      device_environment({flags.codebooks, flags.window, flags.sinks, n_sequences});
+  if (!environment.ok()) {
+    return environment.status();
   }
-  ::setenv("GGML_BACKEND_PATH", device_library().c_str(), 1);
-  ::setenv("CQKV_CODEBOOK", codebooks->c_str(), 1);
-  set_window(flags, count_sequences(passthrough, name == "llama-server" ? kServerSlots : 1));
-  std::vector<std::string> arguments = {program, "-m",  flags.model, "-dev", "CQ0", "-ngl",
-                                        "99",    "-fa", "on",        "-fit", "off"};
+  for (const auto& [variable, value] : *environment) {
+    ::setenv(variable.c_str(), value.c_str(), 1);
+  }
+  std::vector<std::string> arguments = {program, "-m", flags.model};
+  for (const std::string& flag : device_flags()) {
+    arguments.push_back(flag);
+  }
+  for (const char* flag : {"-fa", "on", "-fit", "off"}) {
+    arguments.emplace_back(flag);
+  }
   arguments.insert(arguments.end(), passthrough.begin(), passthrough.end());
   if (flags.print) {
     print_command(arguments);

@@ -1,0 +1,34 @@
+// With which environment variables and flags llama.cpp's programs keep their cache on the KV
+// device.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cqkv/status.h"
+
+namespace cqkv::app {
+
+/// Names and values.
+using Environment = std::vector<std::pair<std::string, std::string>>;
+
+/// What the device is to use.
+struct DeviceSettings {
+  std::vector<std::string> codebooks;
+  std::optional<int> window;  ///< Else the codebooks' own.
+  std::optional<int> sinks;
+  int n_sequences = 1;  ///< Whose windows the device makes room for where they share one cache.
+};
+
+/// kInvalidArgument if a codebook's path has a ':'. The user's own CQKV_SEQUENCES goes first.
+Result<Environment> device_environment(const DeviceSettings& settings);
+
+/// All variables that device_environment may set.
+const std::vector<std::string>& device_variables();
+
+/// All layers on the device.
+std::vector<std::string> device_flags();
+
+}  // namespace cqkv::app
