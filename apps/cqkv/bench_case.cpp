@@ -15,15 +15,6 @@ namespace {
 constexpr std::uint64_t kSeed = 1;
 constexpr std::int64_t kMaxCells = std::int64_t{1} << 24;
 
-std::vector<float> random_floats(std::size_t n, std::uint64_t stream) {
-  Rng rng(kSeed, stream);
-  std::vector<float> values(n);
-  for (float& value : values) {
-    value = static_cast<float>(rng.normal());
-  }
-  return values;
-}
-
 // Any bytes are legal codes.
 std::vector<std::uint8_t> random_bytes(std::size_t n, std::uint64_t stream) {
   Rng rng(kSeed, stream);
@@ -43,6 +34,15 @@ bool sees(const BenchShape& shape, int i, int t) {
 }
 
 }  // namespace
+
+std::vector<float> random_floats(std::size_t n, std::uint64_t stream) {
+  Rng rng(kSeed, stream);
+  std::vector<float> values(n);
+  for (float& value : values) {
+    value = static_cast<float>(rng.normal());
+  }
+  return values;
+}
 
 double BenchShape::n_scores() const {
   const double queries = n_queries;

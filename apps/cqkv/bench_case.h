@@ -94,6 +94,9 @@ class BenchCodes {
   std::size_t stream_bytes_;
 };
 
+/// Normally distributed; equal streams are equal numbers.
+std::vector<float> random_floats(std::size_t n, std::uint64_t stream);
+
 /// The rotation of keys, as most models have it.
 RopeParams bench_rope(const BenchShape& shape);
 

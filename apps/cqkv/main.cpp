@@ -94,7 +94,8 @@ int run(int argc, char** argv) {
                                          add_serve(app),
                                          add_inspect(app),
                                          add_info(app),
-                                         add_bench_attention(*bench)};
+                                         add_bench_attention(*bench),
+                                         add_bench_encode(*bench)};
   Arguments arguments = divide(argc, argv);
   std::reverse(arguments.own.begin(), arguments.own.end());  // CLI11 pops from the back
   try {

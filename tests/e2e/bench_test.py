@@ -1,5 +1,5 @@
-"""`cqkv bench attention` on small shapes: its results agree, its JSON is whole, wrong use is
-told. How fast anything is, is not tested."""
+"""`cqkv bench attention`, `encode` and `model` on small shapes: results agree, JSON is whole,
+wrong use is told. How fast anything is, is not tested."""
 
 import json
 import os
@@ -12,26 +12,33 @@ KEYS = {"impl", "type", "head_dim", "gqa", "n_kv_heads", "n_tokens", "n_seq", "u
         "n_queries", "threads", "ns_per_token_head", "ns_per_token_head_median", "us_per_query",
         "us_per_query_median", "repetitions", "cache_bytes", "bytes_per_second",
         "bandwidth_share"}
+ENCODE_KEYS = {"codec", "head_dim", "n_kv_heads", "n_rows", "ns_per_row", "ns_per_row_median",
+               "us_per_token_head", "us_per_token_head_median", "multiply_adds_per_second",
+               "repetitions"}
+MODEL = os.environ.get("CQKV_TEST_MODEL", "")
 
 
-def run(*arguments):
-    return subprocess.run([CQKV, "bench", *arguments], capture_output=True, text=True, timeout=120)
+def run(*arguments, **variables):
+    return subprocess.run([CQKV, "bench", *arguments], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **variables})
 
 
 def quick(*arguments):
     return run("attention", "--seconds", "0", "--tokens", "100", "-t", "1", *arguments)
 
 
-class BenchTest(unittest.TestCase):
-    def rows(self, *arguments):
-        result = quick("--check", "--json", "-", *arguments)
-        self.assertEqual(result.returncode, 0, result.stderr)
-        return json.loads(result.stdout)["rows"]
-
+class BenchCase(unittest.TestCase):
     def expect_usage(self, result, *words):
         self.assertEqual(result.returncode, 2, result.stderr + result.stdout)
         for word in words:
             self.assertIn(word, result.stderr)
+
+
+class BenchAttentionTest(BenchCase):
+    def rows(self, *arguments):
+        result = quick("--check", "--json", "-", *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return json.loads(result.stdout)["rows"]
 
     def test_help(self):
         self.assertIn("attention", run("--help").stdout)
@@ -85,6 +92,41 @@ class BenchTest(unittest.TestCase):
         self.expect_usage(quick("--tokens", "100000", "--seqs", "1000"), "100000000", "16777216")
         self.expect_usage(quick("--head-dim", "48", "--type", "q8_0"), "48", "32")
         self.expect_usage(quick("--threads", "0"), "0")
+
+
+class BenchEncodeTest(BenchCase):
+    def encode(self, *arguments):
+        return run("encode", "--seconds", "0", "--head-dim", "32", *arguments)
+
+    def test_every_codec_and_number_of_rows(self):
+        result = self.encode("--codec", "8c8b,4c4b", "--rows", "1,100", "--kv-heads", "3",
+                             "--json", "-")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        rows = json.loads(result.stdout)["rows"]
+        self.assertEqual([(row["n_rows"], row["codec"]) for row in rows],
+                         [(1, "8c8b"), (1, "4c4b"), (100, "8c8b"), (100, "4c4b")])
+        for row in rows:
+            self.assertEqual(row.keys(), ENCODE_KEYS)
+            self.assertLessEqual(0, row["ns_per_row"])
+            self.assertLessEqual(row["ns_per_row"], row["ns_per_row_median"])
+            self.assertAlmostEqual(row["us_per_token_head"], 2 * row["ns_per_row"] / 3 / 1000)
+            n_centroids = 256 if row["codec"] == "8c8b" else 16
+            self.assertAlmostEqual(row["multiply_adds_per_second"] * row["ns_per_row"] * 1e-9,
+                                   3 * 32 * n_centroids, delta=1e-3)
+            self.assertGreaterEqual(row["repetitions"], 5)
+
+    def test_instruction_set(self):
+        result = self.encode("--isa", "scalar")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("scalar", result.stdout)
+        self.assertIn("8c8b", result.stdout)
+
+    def test_wrong_use(self):
+        self.expect_usage(self.encode("--isa", "mmx"), "cqkv bench encode: ", "mmx", "scalar")
+        self.expect_usage(self.encode("--codec", "8c13b"), "8c13b")
+        self.expect_usage(self.encode("--codec", "exact"), "exact")
+        self.expect_usage(self.encode("--codec", "16c8b", "--head-dim", "40"), "40", "16")
+        self.expect_usage(self.encode("--rows", "0"), "0")
 
 
 if __name__ == "__main__":
