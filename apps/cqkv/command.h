@@ -52,6 +52,7 @@ Command add_inspect(CLI::App& app);
 Command add_info(CLI::App& app);
 Command add_bench_attention(CLI::App& bench);
 Command add_bench_encode(CLI::App& bench);
+Command add_bench_model(CLI::App& bench);
 
 /// --window and --sinks where they override a codebook's own.
 void add_window_flags(CLI::App* parser, std::optional<int>& window, std::optional<int>& sinks);

@@ -95,7 +95,8 @@ int run(int argc, char** argv) {
                                          add_inspect(app),
                                          add_info(app),
                                          add_bench_attention(*bench),
-                                         add_bench_encode(*bench)};
+                                         add_bench_encode(*bench),
+                                         add_bench_model(*bench)};
   Arguments arguments = divide(argc, argv);
   std::reverse(arguments.own.begin(), arguments.own.end());  // CLI11 pops from the back
   try {

@@ -96,11 +96,11 @@ class BenchAttentionTest(BenchCase):
 
 class BenchEncodeTest(BenchCase):
     def encode(self, *arguments):
-        return run("encode", "--seconds", "0", "--head-dim", "32", *arguments)
+        return run("encode", "--seconds", "0", *arguments)
 
     def test_every_codec_and_number_of_rows(self):
         result = self.encode("--codec", "8c8b,4c4b", "--rows", "1,100", "--kv-heads", "3",
-                             "--json", "-")
+                             "--head-dim", "32", "--json", "-")
         self.assertEqual(result.returncode, 0, result.stderr)
         rows = json.loads(result.stdout)["rows"]
         self.assertEqual([(row["n_rows"], row["codec"]) for row in rows],
@@ -116,7 +116,7 @@ class BenchEncodeTest(BenchCase):
             self.assertGreaterEqual(row["repetitions"], 5)
 
     def test_instruction_set(self):
-        result = self.encode("--isa", "scalar")
+        result = self.encode("--isa", "scalar", "--head-dim", "32")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("scalar", result.stdout)
         self.assertIn("8c8b", result.stdout)
@@ -127,6 +127,65 @@ class BenchEncodeTest(BenchCase):
         self.expect_usage(self.encode("--codec", "exact"), "exact")
         self.expect_usage(self.encode("--codec", "16c8b", "--head-dim", "40"), "40", "16")
         self.expect_usage(self.encode("--rows", "0"), "0")
+
+
+@unittest.skipUnless(MODEL, "without CQKV_TEST_MODEL")
+class BenchModelTest(BenchCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.codebook = os.path.join(folder.name, "coarse.gguf")
+        subprocess.run([os.environ["CQKV_MAKE_CODEBOOK"], self.codebook, "30", "8c8b", "3", "64",
+                        "llama"], check=True)
+
+    def model(self, *arguments, prompt="32", gen="4", **variables):
+        # One thread: more would wait for each other actively, long on a busy machine.
+        return run("model", "-m", MODEL, "--kv-codebook", self.codebook, "--depths", "0",
+                   "--prompt", prompt, "--gen", gen, "--repeat", "1", "-t", "1", *arguments,
+                   **variables)
+
+    def test_own_and_coded_cache(self):
+        # The user's own variables for the device must not bring it into llama.cpp's runs.
+        result = self.model("--type", "f16", "--json", "-",
+                            GGML_BACKEND_PATH=os.path.join(os.path.dirname(CQKV),
+                                                           "libggml-cq.so"))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("depth 0", result.stderr)
+        rows = json.loads(result.stdout)["rows"]
+        self.assertEqual([(row["impl"], row["type"], row["test"]) for row in rows],
+                         [("ggml", "f16", "prompt"), ("ggml", "f16", "generation"),
+                          ("cqkv", "coarse", "prompt"), ("cqkv", "coarse", "generation")])
+        for row in rows:
+            self.assertEqual(row["n_tokens"], 32 if row["test"] == "prompt" else 4)
+            self.assertEqual(row["depth"], 0)
+            self.assertEqual(row["samples"], [row["tokens_per_second"]])
+            self.assertEqual(row["tokens_per_second"], row["tokens_per_second_best"])
+            self.assertGreater(row["ratio_f16"], 0)
+        self.assertEqual(rows[0]["ratio_f16"], 1)
+        self.assertEqual(rows[2]["codebook"], self.codebook)
+
+    def test_table_without_base_and_prompt(self):
+        result = self.model("--type", "q8_0", "-q", prompt="0")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(result.stderr, "")
+        lines = [line.split() for line in result.stdout.splitlines()[-2:]]
+        self.assertEqual([line[:6] for line in lines],
+                         [["0", "1", "q8_0", "-", "-", "-"], ["0", "1", "coarse", "-", "-", "-"]])
+        self.assertEqual([line[-1] for line in lines], ["-", "-"])
+
+    def test_failures(self):
+        self.expect_usage(self.model(prompt="0", gen="0"), "cqkv bench model: ", "--gen")
+        self.expect_usage(self.model("--type", "q5_0"), "q5_0", "q8_0")
+        missing = run("model", "-m", MODEL, "--kv-codebook", "/missing.gguf")
+        self.assertEqual(missing.returncode, 1)
+        self.assertIn("/missing.gguf", missing.stderr)
+
+    def test_last_lines_of_llama_bench(self):
+        # A device that cannot be loaded: llama-bench says that it has no CQ0.
+        result = self.model("--type", "f16", CQKV_DEVICE=self.codebook)
+        self.assertEqual(result.returncode, 1, result.stdout)
+        for words in ("llama-bench", "got exit code 1, want 0", "CQ0"):
+            self.assertIn(words, result.stderr)
 
 
 if __name__ == "__main__":

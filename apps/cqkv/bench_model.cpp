@@ -1,0 +1,169 @@
+// `cqkv bench model`: a whole model on coded caches and on llama.cpp's own, end to end through
+// llama-bench. One run of it is in llama_bench.h, tables and JSON in bench_model_report.h; here
+// are the flags and what is run when: caches take turns within each repeat, so that what
+// disturbs a machine for a while disturbs all of them.
+#include <filesystem>
+#include <iterator>
+#include <memory>
+#include <optional>
+
+#include "bench_model_report.h"
+#include "command.h"
+#include "llama_bench.h"
+#include "places.h"
+#include "progress_bar.h"
+
+namespace cqkv::app {
+namespace {
+
+struct Flags {
+  BenchWork work;
+  std::vector<std::string> types = {"f16", "q8_0", "q4_0"};
+  std::vector<std::string> codebooks;
+  std::optional<int> window;
+  std::optional<int> sinks;
+  std::vector<int> depths = {0, 4096, 16384, 32768};
+  int n_repeats = 3;
+  bool quiet = false;
+  std::string json;
+};
+
+Result<std::vector<CacheKind>> kinds_of(const Flags& flags) {
+  std::vector<CacheKind> kinds;
+  for (const std::string& type : flags.types) {
+    // llama-bench must not find the device even where the user's own environment names it.
+    kinds.push_back({type, "", {{"GGML_BACKEND_PATH", ""}}});
+  }
+  for (const std::string& codebook : flags.codebooks) {
+    auto environment = device_environment({{codebook}, flags.window, flags.sinks});
+    if (!environment.ok()) {
+      return environment.status();
+    }
+    kinds.push_back(
+        {std::filesystem::path(codebook).stem().string(), codebook, *std::move(environment)});
+  }
+  return kinds;
+}
+
+// All kinds at one depth.
+Result<std::vector<ModelRow>> run_depth(const Flags& flags, const std::vector<CacheKind>& kinds,
+                                        int depth) {
+  std::vector<ModelRow> rows;
+  for (const CacheKind& kind : kinds) {
+    rows.push_back({kind, depth, 0, {}, {}});
+  }
+  ProgressBar progress("depth " + std::to_string(depth), flags.quiet);
+  const std::size_t n_runs = rows.size() * static_cast<std::size_t>(flags.n_repeats);
+  for (std::size_t run = 0; run < n_runs; run++) {
+    ModelRow& row = rows[run % rows.size()];
+    progress.update(static_cast<double>(run) / static_cast<double>(n_runs),
+                    format("%s, repeat %zu of %d", row.kind.type.c_str(), run / rows.size() + 1,
+                           flags.n_repeats));
+    const auto seconds = run_llama_bench(flags.work, row.kind, depth);
+    if (!seconds.ok()) {
+      return seconds.status();
+    }
+    row.n_threads = seconds->n_threads;
+    if (flags.work.n_prompt > 0) {
+      row.prompt.seconds.push_back(seconds->prompt);
+    }
+    if (flags.work.n_gen > 0) {
+      row.gen.seconds.push_back(seconds->gen);
+    }
+  }
+  progress.update(1.0, "");
+  return rows;
+}
+
+// What can be known before the first run, which may take long.
+Status check_files(const Flags& flags) {
+  CQKV_RETURN_IF_ERROR(check_programs(llama_bench_program()));
+  return check_codebooks(flags.work.model, flags.codebooks);
+}
+
+Outcome execute(const Flags& flags) {
+  if (flags.work.n_prompt == 0 && flags.work.n_gen == 0) {
+    return Usage{"--prompt, --gen: got 0 and 0, want at least one of them above 0"};
+  }
+  CQKV_RETURN_IF_ERROR(check_files(flags));
+  const auto kinds = kinds_of(flags);
+  if (!kinds.ok()) {
+    return kinds.status();
+  }
+  const bool table = flags.json != "-";
+  if (table) {
+    print_model_header(flags.work, flags.n_repeats);
+  }
+  std::vector<ModelRow> rows;
+  for (const int depth : flags.depths) {
+    auto timed = run_depth(flags, *kinds, depth);
+    if (!timed.ok()) {
+      return timed.status();
+    }
+    if (table) {
+      print_model_rows(*timed, flags.work);
+    }
+    std::move(timed->begin(), timed->end(), std::back_inserter(rows));
+  }
+  return flags.json.empty()
+             ? Outcome()
+             : Outcome(write_text(flags.json, model_json(rows, flags.work).dump(2) + "\n"));
+}
+
+void add_kind_flags(CLI::App* parser, Flags& flags) {
+  parser->add_option("-m,--model", flags.work.model, "The model (GGUF)")
+      ->required()
+      ->type_name("FNAME");
+  parser->add_option("--kv-codebook", flags.codebooks, "Codebooks of the coded caches to time")
+      ->required()
+      ->type_name("FNAME");
+  parser->add_option("--type", flags.types, "llama.cpp's own cache types to time")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->check(CLI::IsMember({"f16", "q8_0", "q4_0"}))
+      ->type_name("T");
+  add_window_flags(parser, flags.window, flags.sinks);
+}
+
+void add_work_flags(CLI::App* parser, Flags& flags) {
+  constexpr int kMaxTokens = 1 << 22;
+  const auto number = [&](const char* names, int& value, int smallest, int largest,
+                          const char* what) {
+    return parser->add_option(names, value, what)
+        ->check(CLI::Range(smallest, largest))
+        ->type_name("N");
+  };
+  parser->add_option("--depths", flags.depths, "Tokens in the cache before what is timed")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->check(CLI::Range(0, kMaxTokens))
+      ->type_name("N,...");
+  number("--prompt", flags.work.n_prompt, 0, kMaxTokens, "Tokens of the prompt; 0: none")
+      ->capture_default_str();
+  number("--gen", flags.work.n_gen, 0, kMaxTokens, "Tokens to generate; 0: none")
+      ->capture_default_str();
+  number("--repeat", flags.n_repeats, 1, 1000, "Runs of each cache at each depth")
+      ->capture_default_str();
+  number("-t,--threads", flags.work.n_threads, 1, 1024, "Threads; default: llama-bench's");
+}
+
+}  // namespace
+
+Command add_bench_model(CLI::App& bench) {
+  CLI::App* parser = bench.add_subcommand(
+      "model", "A model on coded caches beside llama.cpp's own, through llama-bench");
+  const auto flags = std::make_shared<Flags>();
+  add_kind_flags(parser, *flags);
+  add_work_flags(parser, *flags);
+  parser->add_flag("-q,--quiet", flags->quiet, "No progress");
+  parser->add_option("--json", flags->json, "Write the figures to this file ('-': standard output)")
+      ->type_name("FNAME");
+  parser->footer(
+      "Examples:\n"
+      "  cqkv bench model -m model.gguf --kv-codebook model-cq.gguf --json model.json\n"
+      "  cqkv bench model -m model.gguf --kv-codebook 1bit.gguf 2bit.gguf --depths 8192 --type "
+      "f16");
+  return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};
+}
+
+}  // namespace cqkv::app
