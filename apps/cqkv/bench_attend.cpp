@@ -14,11 +14,8 @@ std::optional<ByteTables> byte_tables(const TensorCodebook& codebook, KvKind kin
   if (!ByteTables::usable(codebook.spec(), kernel)) {
     return {};
   }
-  ByteTables tables =
-      kind == KvKind::kKey
-          ? ByteTables::keys(codebook, KeyPairs::of(codebook.head_dim(), &rope), kernel.table_order)
-          : ByteTables::values(codebook, kernel.table_order);
-  return tables.error() <= ByteTables::kMaxError ? std::optional(std::move(tables)) : std::nullopt;
+  ByteTables tables = ByteTables::of(codebook, kind, &rope, kernel);
+  return tables.precise() ? std::optional(std::move(tables)) : std::nullopt;
 }
 
 }  // namespace

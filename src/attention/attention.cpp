@@ -294,11 +294,12 @@ Status check(const AttentionCall& call) {
     CQKV_RETURN_IF_ERROR(check_exact(call));
   }
   if (call.k.codebook != nullptr && call.k.tables != nullptr) {
-    const int n_rotated = call.rope != nullptr ? call.rope->params().n_dims / 2 : 0;
-    if (call.k.tables->pairs().n_rotated != n_rotated) {
-      return invalid_argument("attention: the byte tables of the keys are for " +
+    const RopeParams* rope = call.rope != nullptr ? &call.rope->params() : nullptr;
+    if (!call.k.tables->pairs().fit(rope)) {
+      return invalid_argument("attention: the byte tables of the keys are for another rotation: " +
                               std::to_string(call.k.tables->pairs().n_rotated) +
-                              " rotated pairs, the call has " + std::to_string(n_rotated));
+                              " rotated pairs, the call has " +
+                              std::to_string(rope != nullptr ? rope->n_dims / 2 : 0));
     }
   }
   if (call.rope != nullptr && call.k.codebook != nullptr) {

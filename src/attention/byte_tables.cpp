@@ -47,12 +47,13 @@ KeyPairs KeyPairs::of(int head_dim, const RopeParams* rope) {
   return result;
 }
 
-bool KeyPairs::operator==(const KeyPairs& other) const {
-  const auto same = [](const kernels::ChannelPair& a, const kernels::ChannelPair& b) {
-    return a.x == b.x && a.y == b.y;
-  };
-  return n_rotated == other.n_rotated &&
-         std::equal(pairs.begin(), pairs.end(), other.pairs.begin(), other.pairs.end(), same);
+bool KeyPairs::fit(const RopeParams* rope) const {
+  const int n_dims = rope != nullptr ? rope->n_dims : 0;
+  if (n_rotated != n_dims / 2) {
+    return false;
+  }
+  const int partner = n_dims > 0 && rope->mode == RopeMode::kNeox ? n_dims / 2 : 1;
+  return n_rotated == 0 || pairs.front().y == partner;
 }
 
 ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order)
@@ -64,6 +65,13 @@ ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order
               kernels::kChannelLanes * kernels::kChannelLanes),
       bytes_(head_bytes_ * codebook.n_kv_heads() + kernels::kTablePadding),
       scales_(padded_ * codebook.n_kv_heads()) {
+}
+
+ByteTables ByteTables::of(const TensorCodebook& codebook, KvKind kind, const RopeParams* rope,
+                          const kernels::KernelTable& kernel) {
+  return kind == KvKind::kKey
+             ? keys(codebook, KeyPairs::of(codebook.head_dim(), rope), kernel.table_order)
+             : values(codebook, kernel.table_order);
 }
 
 ByteTables ByteTables::keys(const TensorCodebook& codebook, KeyPairs pairs,

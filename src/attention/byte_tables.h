@@ -24,7 +24,8 @@ struct KeyPairs {
   /// `rope` null: nothing is rotated.
   static KeyPairs of(int head_dim, const RopeParams* rope);
 
-  bool operator==(const KeyPairs& other) const;
+  /// Whether these are the pairs of that rotation (of a head of the same size).
+  bool fit(const RopeParams* rope) const;
 };
 
 /// The centroids of one cache tensor as bytes:
@@ -44,6 +45,10 @@ class ByteTables {
   static bool usable(const CodecSpec& spec, const kernels::KernelTable& kernel) {
     return !spec.exact() && spec.code_bits <= kernel.max_code_bits;
   }
+
+  /// Tables of keys or values for the kernels; `rope` is the keys' rotation, or null.
+  static ByteTables of(const TensorCodebook& codebook, KvKind kind, const RopeParams* rope,
+                       const kernels::KernelTable& kernel);
 
   /// Tables of keys, whose scales are shared by pairs.
   static ByteTables keys(const TensorCodebook& codebook, KeyPairs pairs, kernels::TableOrder order);
@@ -76,7 +81,7 @@ class ByteTables {
   /// Tables with a larger error are not worth using: the codes are finer than bytes.
   static constexpr float kMaxError = 0.02F;
 
-  std::size_t bytes() const { return bytes_.size() + scales_.size() * sizeof(float); }
+  bool precise() const { return error_ <= kMaxError; }
 
  private:
   ByteTables(const TensorCodebook& codebook, kernels::TableOrder order);

@@ -158,19 +158,13 @@ const ByteTables* KvBuffer::byte_tables(CodedTensor& tensor) {
   if (!library_->uses_byte_tables() || !ByteTables::usable(tensor.codebook->spec(), kernel)) {
     return nullptr;
   }
-  KeyPairs pairs;
-  if (tensor.name.kind == KvKind::kKey) {
-    pairs = KeyPairs::of(tensor.codebook->head_dim(), tensor.rotated ? &tensor.rope : nullptr);
-  }
-  const bool fits = tensor.tables != nullptr && tensor.tables->order() == kernel.table_order &&
-                    tensor.tables->pairs() == pairs;
-  if (!fits) {
+  const RopeParams* rope = tensor.rotated ? &tensor.rope : nullptr;
+  if (tensor.tables == nullptr || tensor.tables->order() != kernel.table_order ||
+      !tensor.tables->pairs().fit(rope)) {
     tensor.tables = std::make_unique<const ByteTables>(
-        tensor.name.kind == KvKind::kKey
-            ? ByteTables::keys(*tensor.codebook, std::move(pairs), kernel.table_order)
-            : ByteTables::values(*tensor.codebook, kernel.table_order));
+        ByteTables::of(*tensor.codebook, tensor.name.kind, rope, kernel));
   }
-  return tensor.tables->error() <= ByteTables::kMaxError ? tensor.tables.get() : nullptr;
+  return tensor.tables->precise() ? tensor.tables.get() : nullptr;
 }
 
 void KvBuffer::clear(std::uint8_t value) {

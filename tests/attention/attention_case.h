@@ -165,15 +165,15 @@ class AttentionCase {
   }
 
   void make_tables() {
-    const kernels::KernelTable& kernel = kernels::active();
-    if (shape_.byte_tables && ByteTables::usable(shape_.k, kernel)) {
-      k_tables_ = ByteTables::keys(
-          *k_codebook_, KeyPairs::of(shape_.head_dim_k, shape_.rope ? &*shape_.rope : nullptr),
-          kernel.table_order);
-    }
-    if (shape_.byte_tables && ByteTables::usable(shape_.v, kernel)) {
-      v_tables_ = ByteTables::values(*v_codebook_, kernel.table_order);
-    }
+    const auto make = [&](const CodecSpec& spec, const std::optional<TensorCodebook>& codebook,
+                          KvKind kind, std::optional<ByteTables>& tables) {
+      if (shape_.byte_tables && ByteTables::usable(spec, kernels::active())) {
+        tables = ByteTables::of(*codebook, kind, shape_.rope ? &*shape_.rope : nullptr,
+                                kernels::active());
+      }
+    };
+    make(shape_.k, k_codebook_, KvKind::kKey, k_tables_);
+    make(shape_.v, v_codebook_, KvKind::kValue, v_tables_);
   }
 
   // Rows in pool and batch, alternating; as many bytes as there are rows.

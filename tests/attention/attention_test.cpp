@@ -357,10 +357,14 @@ TEST(Attention, TablesOfAnotherRotationAreRefused) {
   shape.rope = plain_rope(64, RopeMode::kNeox);
   AttentionCase test(shape, 1);
   AttentionCall call = test.call();
-  call.rope = nullptr;
   ThreadParallelFor parallel(1);
   AttentionWorkspace workspace;
-  EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
+  const RopeTable normal(plain_rope(64, RopeMode::kNormal));
+  const RopeTable partial(plain_rope(32, RopeMode::kNeox));
+  for (const RopeTable* other : {static_cast<const RopeTable*>(nullptr), &normal, &partial}) {
+    call.rope = other;
+    EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
+  }
 }
 
 // Scores of several hundred: exponentials underflow, nothing overflows.
