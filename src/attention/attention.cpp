@@ -170,8 +170,10 @@ void AttentionOperator::run_task(int task, int thread) {
   const int tile = task / n_slices / plan_.n_kv_groups;
   const Part part = part_of(tile, group * plan_.kv_per_task, plan_.kv_per_task);
   Scratch scratch = scratch_of(thread);
-  // Padded channels of the values take part in the sums: they must be finite.
-  std::fill_n(scratch.values, static_cast<std::size_t>(plan_.value_stride) * kBlockCells, 0.0F);
+  if (!plan_.byte_values || call_.exact != nullptr) {
+    // Padded channels of the values take part in the sums: they must be finite.
+    std::fill_n(scratch.values, static_cast<std::size_t>(plan_.value_stride) * kBlockCells, 0.0F);
+  }
   gather_queries(part, scratch);
   prepare_rows(part, scratch);
   if (plan_.split_ranges) {

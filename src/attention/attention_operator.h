@@ -86,7 +86,7 @@ class AttentionOperator {
   bool is_exact(int query, std::size_t cell) const;
   bool positions_run_on(int block) const;
   unsigned scan_block(const Part& part, int block) const;
-  unsigned scan_query(int query, int block) const;
+  unsigned scan_query(int query, int block, bool exact, bool runs_on) const;
   void prepare_block(const Part& part, const Chunk& chunk, int index, const Scratch& scratch) const;
   void load_mask(const Part& part, std::size_t cell, int n_cells, float* mask) const;
   void split_exact(const Part& part, int block, const Scratch& scratch) const;

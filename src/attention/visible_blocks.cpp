@@ -79,21 +79,21 @@ bool AttentionOperator::positions_run_on(int block) const {
 // What the queries of a tile see of a block of which they see something.
 unsigned AttentionOperator::scan_block(const Part& part, int block) const {
   const bool exact = has_exact_rows(block);
-  if (!exact && positions_run_on(block)) {
+  const bool runs_on = positions_run_on(block);
+  if (!exact && runs_on) {
     return kSeesCoded;
   }
   const unsigned all = kSeesCoded | kSeesScattered | (exact ? kSeesExact : 0);
   unsigned seen = 0;
   for (int i = part.first_query; i < part.first_query + part.n_queries && seen != all; i++) {
-    seen |= scan_query(i, block);
+    seen |= scan_query(i, block, exact, runs_on);
   }
   return seen;
 }
 
-unsigned AttentionOperator::scan_query(int query, int block) const {
+// The same of one query; `exact`: some cells have exact rows, `runs_on`: all positions run on.
+unsigned AttentionOperator::scan_query(int query, int block, bool exact, bool runs_on) const {
   const MaskView mask{call_.mask, call_.mask_bytes};
-  const bool exact = has_exact_rows(block);
-  const bool check = !positions_run_on(block);
   const std::size_t first = static_cast<std::size_t>(block) * kBlockCells;
   std::int64_t base = kNoBase;
   unsigned seen = 0;
@@ -107,7 +107,7 @@ unsigned AttentionOperator::scan_query(int query, int block) const {
       continue;
     }
     seen |= kSeesCoded;
-    const std::int64_t base_here = check ? std::int64_t{call_.positions[first + t]} - t : 0;
+    const std::int64_t base_here = runs_on ? 0 : std::int64_t{call_.positions[first + t]} - t;
     scattered = scattered || (base != kNoBase && base != base_here);
     base = base_here;
   }
@@ -198,12 +198,12 @@ void AttentionOperator::split_scattered(const Part& part, int block, float* mask
   }
 }
 
-// The turns of a query that sees cells of a block scattered, in the order of cells.
+// The turns of a query that sees cells of a block scattered, in the order of cells. Its bases
+// are kNoBase before.
 void AttentionOperator::find_turns(int query, const std::int32_t* positions, int n_cells,
                                    const Scratch& scratch) const {
   const std::size_t first = static_cast<std::size_t>(query) * kBlockCells;
   std::int64_t* bases = scratch.turn_bases + first;
-  std::fill_n(bases, kBlockCells, kNoBase);
   int n_turns = 0;
   for (int t = 0; t < n_cells; t++) {
     if (scratch.scattered_mask[first + t] > kMinusInfinity) {
