@@ -181,16 +181,7 @@ Status run_shape(const Flags& flags, const BenchShape& shape, const MemorySpeeds
 
 // Codecs, types and shapes that cannot be.
 Status check_flags(const Flags& flags, const std::vector<BenchShape>& shapes) {
-  for (const std::string& codec : flags.codecs) {
-    const auto spec = CodecSpec::parse(codec);
-    if (!spec.ok()) {
-      return spec.status();
-    }
-    if (spec->exact()) {
-      return invalid_argument("--codec: got exact, want codes; --type f16 has 16-bit rows");
-    }
-    CQKV_RETURN_IF_ERROR(spec->check(flags.shape.head_dim));
-  }
+  CQKV_RETURN_IF_ERROR(parse_codecs(flags.codecs, flags.shape.head_dim).status());
   for (const std::string& type : flags.types) {
     CQKV_RETURN_IF_ERROR(GgmlAttention::check_type(type, flags.shape.head_dim));
   }
@@ -225,9 +216,7 @@ Outcome execute(const Flags& flags) {
   for (const BenchShape& shape : shapes) {
     CQKV_RETURN_IF_ERROR(run_shape(flags, shape, *memory, rows));
   }
-  if (!flags.json.empty()) {
-    CQKV_RETURN_IF_ERROR(write_text(flags.json, bench_json(rows, *memory).dump(2) + "\n"));
-  }
+  CQKV_RETURN_IF_ERROR(write_json(flags.json, bench_json(rows, *memory)));
   return check_rows(rows);
 }
 

@@ -44,6 +44,30 @@ std::vector<float> random_floats(std::size_t n, std::uint64_t stream) {
   return values;
 }
 
+Result<std::vector<CodecSpec>> parse_codecs(const std::vector<std::string>& names, int head_dim) {
+  std::vector<CodecSpec> specs;
+  for (const std::string& name : names) {
+    const auto spec = CodecSpec::parse(name);
+    if (!spec.ok()) {
+      return spec.status();
+    }
+    if (spec->exact()) {
+      return invalid_argument("--codec: got exact, want codes, as 8c8b");
+    }
+    CQKV_RETURN_IF_ERROR(spec->check(head_dim));
+    specs.push_back(*spec);
+  }
+  return specs;
+}
+
+Result<TensorCodebook> random_codebook(CodecSpec spec, int n_kv_heads, int head_dim,
+                                       std::uint64_t stream) {
+  CQKV_RETURN_IF_ERROR(spec.check(head_dim));
+  const std::size_t n_floats = static_cast<std::size_t>(n_kv_heads) * head_dim *
+                               static_cast<std::size_t>(spec.n_centroids());
+  return TensorCodebook::create(spec, n_kv_heads, head_dim, random_floats(n_floats, stream));
+}
+
 double BenchShape::n_scores() const {
   const double queries = n_queries;
   const double visible = queries * (n_tokens - queries) + queries * (queries + 1) / 2;
@@ -86,20 +110,15 @@ BenchInputs::BenchInputs(const BenchShape& shape)
 }
 
 Result<BenchCodes> BenchCodes::random(const BenchShape& shape, CodecSpec spec) {
-  CQKV_RETURN_IF_ERROR(spec.check(shape.head_dim));
-  const CodeLayout layout = {spec, shape.n_kv_heads, shape.head_dim};
-  const std::size_t n_centroids =
-      static_cast<std::size_t>(shape.n_channels()) * static_cast<std::size_t>(spec.n_centroids());
-  const std::size_t stream_bytes =
-      layout.tensor_bytes(static_cast<std::size_t>(shape.stream_cells()));
-  const std::size_t n_bytes = stream_bytes * static_cast<std::size_t>(shape.n_streams());
-  auto k =
-      TensorCodebook::create(spec, shape.n_kv_heads, shape.head_dim, random_floats(n_centroids, 1));
-  auto v =
-      TensorCodebook::create(spec, shape.n_kv_heads, shape.head_dim, random_floats(n_centroids, 2));
+  auto k = random_codebook(spec, shape.n_kv_heads, shape.head_dim, 1);
+  auto v = random_codebook(spec, shape.n_kv_heads, shape.head_dim, 2);
   if (!k.ok() || !v.ok()) {
     return k.ok() ? v.status() : k.status();
   }
+  const CodeLayout layout = {spec, shape.n_kv_heads, shape.head_dim};
+  const std::size_t stream_bytes =
+      layout.tensor_bytes(static_cast<std::size_t>(shape.stream_cells()));
+  const std::size_t n_bytes = stream_bytes * static_cast<std::size_t>(shape.n_streams());
   return BenchCodes({*std::move(k), random_bytes(n_bytes, 3)},
                     {*std::move(v), random_bytes(n_bytes, 4)}, layout, stream_bytes);
 }

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "cqkv/codebook.h"
@@ -96,6 +97,13 @@ class BenchCodes {
 
 /// Normally distributed; equal streams are equal numbers.
 std::vector<float> random_floats(std::size_t n, std::uint64_t stream);
+
+/// The codecs of a --codec flag. kInvalidArgument if one is none, exact, or does not fit heads.
+Result<std::vector<CodecSpec>> parse_codecs(const std::vector<std::string>& names, int head_dim);
+
+/// Random centroids; equal streams are equal codebooks.
+Result<TensorCodebook> random_codebook(CodecSpec spec, int n_kv_heads, int head_dim,
+                                       std::uint64_t stream);
 
 /// The rotation of keys, as most models have it.
 RopeParams bench_rope(const BenchShape& shape);

@@ -61,13 +61,8 @@ class Encoding {
 };
 
 Result<Encoding> Encoding::create(CodecSpec spec, const Flags& flags, int n_rows) {
-  CQKV_RETURN_IF_ERROR(spec.check(flags.head_dim));
-  const std::size_t n_floats = static_cast<std::size_t>(flags.n_kv_heads) * flags.head_dim *
-                               static_cast<std::size_t>(spec.n_centroids());
-  auto keys =
-      TensorCodebook::create(spec, flags.n_kv_heads, flags.head_dim, random_floats(n_floats, 1));
-  auto values =
-      TensorCodebook::create(spec, flags.n_kv_heads, flags.head_dim, random_floats(n_floats, 2));
+  auto keys = random_codebook(spec, flags.n_kv_heads, flags.head_dim, 1);
+  auto values = random_codebook(spec, flags.n_kv_heads, flags.head_dim, 2);
   if (!keys.ok() || !values.ok()) {
     return keys.ok() ? values.status() : keys.status();
   }
@@ -193,16 +188,7 @@ Result<std::vector<EncodeRow>> time_codecs(const Flags& flags, int n_rows) {
 }
 
 Status check_flags(const Flags& flags) {
-  for (const std::string& codec : flags.codecs) {
-    const auto spec = CodecSpec::parse(codec);
-    if (!spec.ok()) {
-      return spec.status();
-    }
-    if (spec->exact()) {
-      return invalid_argument("--codec: got exact, want codes, as 8c8b");
-    }
-    CQKV_RETURN_IF_ERROR(spec->check(flags.head_dim));
-  }
+  CQKV_RETURN_IF_ERROR(parse_codecs(flags.codecs, flags.head_dim).status());
   return flags.isa.empty() ? Status() : force_isa(flags.isa);
 }
 
@@ -226,9 +212,7 @@ Outcome execute(const Flags& flags) {
     }
     std::move(timed->begin(), timed->end(), std::back_inserter(rows));
   }
-  return flags.json.empty()
-             ? Outcome()
-             : Outcome(write_text(flags.json, encode_json(rows, flags).dump(2) + "\n"));
+  return write_json(flags.json, encode_json(rows, flags));
 }
 
 void add_shape_flags(CLI::App* parser, Flags& flags) {

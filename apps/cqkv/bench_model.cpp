@@ -105,9 +105,7 @@ Outcome execute(const Flags& flags) {
     }
     std::move(timed->begin(), timed->end(), std::back_inserter(rows));
   }
-  return flags.json.empty()
-             ? Outcome()
-             : Outcome(write_text(flags.json, model_json(rows, flags.work).dump(2) + "\n"));
+  return write_json(flags.json, model_json(rows, flags.work));
 }
 
 void add_kind_flags(CLI::App* parser, Flags& flags) {

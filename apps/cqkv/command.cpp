@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include <nlohmann/json.hpp>
+
 #include "codebook_file/atomic_file.h"
 
 namespace cqkv::app {
@@ -31,6 +33,10 @@ Status write_text(const std::string& path, const std::string& text) {
   CQKV_RETURN_IF_ERROR(file.open());
   CQKV_RETURN_IF_ERROR(file.write(text.data(), text.size()));
   return file.commit();
+}
+
+Status write_json(const std::string& path, const nlohmann::ordered_json& json) {
+  return path.empty() ? Status() : write_text(path, json.dump(2) + "\n");
 }
 
 std::string hex64(unsigned long long value) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "cqkv/status.h"
 
@@ -59,6 +60,9 @@ void add_window_flags(CLI::App* parser, std::optional<int>& window, std::optiona
 
 /// Writes `text` to `path` ("-": standard output) completely or not at all.
 Status write_text(const std::string& path, const std::string& text);
+
+/// The same of JSON, indented; nothing if `path` is empty, as where no --json was given.
+Status write_json(const std::string& path, const nlohmann::ordered_json& json);
 
 /// 16 hexadecimal digits.
 std::string hex64(unsigned long long value);

@@ -145,7 +145,7 @@ Outcome execute(const Flags& flags) {
     info["cache"] = *std::move(cache);
   }
   if (flags.json) {
-    return write_text("-", info.dump(2) + "\n");
+    return write_json("-", info);
   }
   print_people(info);
   if (info.contains("cache")) {

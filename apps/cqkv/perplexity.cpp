@@ -201,10 +201,7 @@ Outcome execute(Flags& flags) {
   }
   std::fflush(stdout);
   warn_about_bytes(*report);
-  if (flags.json.empty()) {
-    return {};
-  }
-  return write_text(flags.json, report_json(flags, *report).dump(2) + "\n");
+  return write_json(flags.json, report_json(flags, *report));
 }
 
 }  // namespace

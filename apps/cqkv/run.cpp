@@ -62,12 +62,9 @@ Outcome start(const Flags& flags, const std::string& name,
     ::setenv(variable.c_str(), value.c_str(), 1);
   }
   std::vector<std::string> arguments = {program, "-m", flags.model};
-  for (const std::string& flag : device_flags()) {
-    arguments.push_back(flag);
-  }
-  for (const char* flag : {"-fa", "on", "-fit", "off"}) {
-    arguments.emplace_back(flag);
-  }
+  const auto on_device = device_flags();
+  arguments.insert(arguments.end(), on_device.begin(), on_device.end());
+  arguments.insert(arguments.end(), {"-fa", "on", "-fit", "off"});
   arguments.insert(arguments.end(), passthrough.begin(), passthrough.end());
   if (flags.print) {
     print_command(arguments);
