@@ -1,6 +1,5 @@
 // Random attention calls with buffers of exactly the size that the call may read,
-// so that the address sanitizer sees an overread. The benchmark builds its calls
-// from the same struct, so that what is timed is what was checked.
+// so that the address sanitizer sees an overread.
 #pragma once
 
 #include <algorithm>
