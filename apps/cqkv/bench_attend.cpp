@@ -27,7 +27,7 @@ CodedAttention::CodedAttention(const BenchShape& shape, const BenchInputs& input
       codes_(codes),
       rope_(bench_rope(shape)),
       out_(shape.query_floats()) {
-  rope_.reserve(shape.n_tokens);
+  rope_.reserve(shape.first_position + shape.n_tokens);
   if (bytes) {
     k_tables_ = byte_tables(codes.codebook(KvKind::kKey), KvKind::kKey, rope_.params());
     v_tables_ = byte_tables(codes.codebook(KvKind::kValue), KvKind::kValue, rope_.params());

@@ -248,6 +248,12 @@ void add_shape_flags(CLI::App* parser, Flags& flags) {
   list("--tokens", flags.n_tokens, 1 << 22, "Tokens of a sequence");
   list("--seqs", flags.n_seq, 1024, "Sequences");
   list("-t,--threads", flags.n_threads, 1024, "Threads; default: 1 and all");
+  parser
+      ->add_option("--first-position", flags.shape.first_position,
+                   "Position of a sequence's first token")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 22))
+      ->type_name("N");
   parser->add_flag("--unified", flags.shape.unified,
                    "Sequences take turns in one cache, told apart by masks");
 }

@@ -105,7 +105,8 @@ BenchInputs::BenchInputs(const BenchShape& shape)
     mask.insert(mask.end(), stream_mask.begin(), stream_mask.end());
   }
   for (std::size_t t = 0; t < positions.size(); t++) {
-    positions[t] = static_cast<std::int32_t>(t) / (shape.unified ? shape.n_seq : 1);
+    positions[t] =
+        shape.first_position + static_cast<std::int32_t>(t) / (shape.unified ? shape.n_seq : 1);
   }
 }
 

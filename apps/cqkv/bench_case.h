@@ -27,6 +27,8 @@ struct BenchShape {
   /// All sequences in one stream of cells, taking turns, told apart by the mask; else each
   /// has a stream of its own.
   bool unified = false;
+  /// Of the first token of a sequence: what is no multiple of 64 puts our blocks out of place.
+  int first_position = 0;
 
   int n_heads() const { return gqa * n_kv_heads; }
 

@@ -132,7 +132,7 @@ Result<std::unique_ptr<GgmlAttention>> GgmlAttention::create(const BenchShape& s
 void GgmlAttention::fill(const BenchCodes& codes) {
   const RopeParams params = bench_rope(shape_);
   RopeTable rope(params);
-  rope.reserve(shape_.n_tokens);
+  rope.reserve(shape_.first_position + shape_.n_tokens);
   std::vector<float> row(static_cast<std::size_t>(shape_.n_channels()));
   std::vector<float> cosines(static_cast<std::size_t>(shape_.head_dim) / 2);
   std::vector<float> sines(cosines.size());
