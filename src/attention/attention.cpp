@@ -2,10 +2,9 @@
 // a block of cells. The arithmetic is in the kernels; the order of operations that
 // makes results independent of the cut is here:
 //
-//   for every range of kRangeCells cells, ascending       (a partial softmax state)
-//     for every block of 64 cells, ascending              (one step of the state for
-//       the cells seen coded at positions that run on, one for those seen coded at
-//       others, one for those seen exactly)
+//   for every range of kRangePositions positions, ascending   (a partial softmax state)
+//     for every block of 64 positions, ascending          (one step of the state for
+//       the cells seen coded, one for those seen exactly)
 //   states of the ranges are merged in ascending order
 //
 // A task owns a tile of queries and some KV heads; with few queries and many
@@ -25,8 +24,9 @@
 
 namespace cqkv {
 
-AttentionOperator::AttentionOperator(const AttentionCall& call, int n_threads)
-    : call_(call), plan_(call, n_threads), kernel_(kernels::active()) {
+AttentionOperator::AttentionOperator(const AttentionCall& call, const SequenceViews& views,
+                                     int n_threads)
+    : call_(call), views_(views), plan_(call, views, n_threads), kernel_(kernels::active()) {
 }
 
 std::size_t AttentionOperator::thread_bytes() const {
@@ -37,7 +37,7 @@ std::size_t AttentionOperator::thread_bytes() const {
 
 std::size_t AttentionOperator::shared_bytes() const {
   Carver carver(nullptr);
-  carver.take<std::uint8_t>(static_cast<std::size_t>(plan_.n_tiles) * plan_.n_blocks);
+  carver.take<std::uint8_t>(plan_.n_visible);
   carver.take<std::int16_t>(plan_.angle_words());
   carver.take<float>(plan_.split_ranges ? n_partial_states() * plan_.partial_floats() : 0);
   return carver.used();
@@ -45,7 +45,7 @@ std::size_t AttentionOperator::shared_bytes() const {
 
 void AttentionOperator::use(std::uint8_t* shared, std::uint8_t* threads) {
   Carver carver(shared);
-  visible_ = carver.take<std::uint8_t>(static_cast<std::size_t>(plan_.n_tiles) * plan_.n_blocks);
+  visible_ = carver.take<std::uint8_t>(plan_.n_visible);
   centred_ = carver.take<std::int16_t>(plan_.angle_words());
   partials_ = carver.take<float>(0);
   threads_ = threads;
@@ -54,9 +54,9 @@ void AttentionOperator::use(std::uint8_t* shared, std::uint8_t* threads) {
 
 AttentionOperator::Part AttentionOperator::part_of(int tile, int first_kv, int n_kv) const {
   Part part = {};
-  part.tile = tile;
-  part.first_query = tile * plan_.tile_queries;
-  part.n_queries = std::min(plan_.tile_queries, call_.n_queries - part.first_query);
+  part.tile = &plan_.tiles[static_cast<std::size_t>(tile)];
+  part.first_query = part.tile->first_query;
+  part.n_queries = part.tile->n_queries;
   part.n_rows = part.n_queries * plan_.heads_per_kv;
   part.first_kv = first_kv;
   part.n_kv = std::min(n_kv, call_.n_kv_heads - first_kv);
@@ -100,7 +100,7 @@ void AttentionOperator::gather_queries(const Part& part, const Scratch& scratch)
 AttentionOperator::Chunk AttentionOperator::chunk_at(const Part& part, int& block, int last) const {
   Chunk chunk;
   for (; block < last && chunk.n < plan_.chunk_blocks; block++) {
-    const unsigned seen = sees(part.tile, block);
+    const unsigned seen = sees(*part.tile, block);
     if (seen == 0) {
       continue;
     }
@@ -117,11 +117,11 @@ AttentionOperator::Chunk AttentionOperator::chunk_at(const Part& part, int& bloc
   return chunk;
 }
 
-// Leaves the states of one range in scratch.part.
+// Leaves the states of one range of the tile in scratch.part.
 void AttentionOperator::run_range(const Part& part, int range, const Scratch& scratch) const {
-  const int last = std::min((range + 1) * kBlocksPerRange, plan_.n_blocks);
+  const int last = views_.range_end(part.tile->first_range + range);
   scratch.part.clear(part.n_kv * part.n_rows, plan_.channels_v);
-  int block = range * kBlocksPerRange;
+  int block = views_.range_begin(part.tile->first_range + range);
   while (block < last) {
     const Chunk chunk = chunk_at(part, block, last);
     for (int i = 0; i < chunk.n; i++) {
@@ -129,13 +129,10 @@ void AttentionOperator::run_range(const Part& part, int range, const Scratch& sc
     }
     for (int kv = 0; kv < part.n_kv && chunk.n > 0; kv++) {
       if ((chunk.seen & kSeesCoded) != 0) {
-        coded_step(part, kv, chunk, false, scratch);
-      }
-      if ((chunk.seen & kSeesScattered) != 0) {
-        coded_step(part, kv, chunk, true, scratch);
+        coded_step(part, kv, chunk, scratch);
       }
       if ((chunk.seen & kSeesExact) != 0) {
-        exact_step(part, kv, chunk.blocks[0], scratch);
+        exact_step(part, kv, views_.block(chunk.blocks[0]), scratch);
       }
     }
   }
@@ -177,7 +174,7 @@ void AttentionOperator::run_task(int task, int thread) {
   gather_queries(part, scratch);
   prepare_rows(part, scratch);
   if (plan_.split_ranges) {
-    if (sees_range(tile, slice)) {
+    if (sees_range(*part.tile, slice)) {
       run_range(part, slice, scratch);
       for (int kv = 0; kv < part.n_kv; kv++) {
         const SoftmaxState from = scratch.part.at(kv, part.n_rows, plan_.channels_v);
@@ -191,8 +188,8 @@ void AttentionOperator::run_task(int task, int thread) {
   }
   const int n_rows = part.n_kv * part.n_rows;
   scratch.total.clear(n_rows, plan_.channels_v);
-  for (int range = 0; range < plan_.n_ranges; range++) {
-    if (sees_range(tile, range)) {
+  for (int range = 0; range < part.tile->n_ranges; range++) {
+    if (sees_range(*part.tile, range)) {
       run_range(part, range, scratch);
       kernel_.merge_rows(scratch.part.maxima, scratch.part.sums, scratch.part.out, n_rows,
                          plan_.channels_v, scratch.total.maxima, scratch.total.sums,
@@ -209,8 +206,8 @@ void AttentionOperator::run_merge(int task, int thread) {
   const Part part = part_of(tile, kv_head, 1);
   const Scratch scratch = scratch_of(thread);
   scratch.total.clear(part.n_rows, plan_.channels_v);
-  for (int range = 0; range < plan_.n_ranges; range++) {
-    if (sees_range(tile, range)) {
+  for (int range = 0; range < part.tile->n_ranges; range++) {
+    if (sees_range(*part.tile, range)) {
       const SoftmaxState from = partial_of(tile, kv_head, range);
       kernel_.merge_rows(from.maxima, from.sums, from.out, part.n_rows, plan_.channels_v,
                          scratch.total.maxima, scratch.total.sums, scratch.total.out);
@@ -222,9 +219,9 @@ void AttentionOperator::run_merge(int task, int thread) {
 void AttentionOperator::run(ParallelFor& parallel) {
   pack_centred();
   if (plan_.n_tiles == 1) {
-    scan_mask(0);
+    scan_tile(0);
   } else {
-    parallel.run(plan_.n_tiles, [this](int tile, int) { scan_mask(tile); });
+    parallel.run(plan_.n_tiles, [this](int tile, int) { scan_tile(tile); });
   }
   parallel.run(plan_.n_tasks(), [this](int task, int thread) { run_task(task, thread); });
   if (plan_.split_ranges) {
@@ -316,6 +313,7 @@ Status check(const AttentionCall& call) {
 }  // namespace
 
 struct AttentionWorkspace::Impl {
+  SequenceViews views;
   AlignedBuffer shared;
   AlignedBuffer threads;
 };
@@ -336,26 +334,35 @@ AttentionWorkspace& AttentionWorkspace::operator=(AttentionWorkspace&& other) no
   return *this;
 }
 
+Status AttentionWorkspace::run(const AttentionCall& call, ParallelFor& parallel) {
+  impl_->views.build(call);
+  AttentionOperator op(call, impl_->views, parallel.n_threads());
+  const std::size_t shared = op.shared_bytes();
+  const std::size_t threads = op.thread_bytes() * parallel.n_threads();
+  if (!impl_->shared.reserve(shared) || !impl_->threads.reserve(threads)) {
+    return {StatusCode::kResourceExhausted, "attention: no memory for " +
+                                                std::to_string(shared + threads) +
+                                                " bytes of working memory"};
+  }
+  op.use(impl_->shared.data(), impl_->threads.data());
+  op.run(parallel);
+  return {};
+}
+
 Status attend(const AttentionCall& call, ParallelFor& parallel, AttentionWorkspace& workspace) {
   CQKV_RETURN_IF_ERROR(check(call));
   if (call.n_queries == 0) {
     return {};
   }
-  AttentionOperator op(call, parallel.n_threads());
-  const std::size_t shared = op.shared_bytes();
-  const std::size_t threads = op.thread_bytes() * parallel.n_threads();
-  if (workspace.impl_ == nullptr) {
-    workspace.impl_ = new (std::nothrow) AttentionWorkspace::Impl;
+  try {
+    if (workspace.impl_ == nullptr) {
+      workspace.impl_ = new AttentionWorkspace::Impl;
+    }
+    return workspace.run(call, parallel);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kResourceExhausted,
+            "attention: no memory for the blocks of " + std::to_string(call.n_cells) + " cells"};
   }
-  if (workspace.impl_ == nullptr || !workspace.impl_->shared.reserve(shared) ||
-      !workspace.impl_->threads.reserve(threads)) {
-    return {StatusCode::kResourceExhausted, "attention: no memory for " +
-                                                std::to_string(shared + threads) +
-                                                " bytes of working memory"};
-  }
-  op.use(workspace.impl_->shared.data(), workspace.impl_->threads.data());
-  op.run(parallel);
-  return {};
 }
 
 }  // namespace cqkv

@@ -66,8 +66,8 @@ struct AttentionCall {
 
   CacheSide k;
   CacheSide v;
-  /// Coded keys: positions of the cells [n_cells], and the rotation to apply; null:
-  /// keys are not rotated.
+  /// Positions of the cells [n_cells], or null; and the rotation to apply to coded keys, null:
+  /// none.
   const std::int32_t* positions = nullptr;
   const RopeTable* rope = nullptr;
   /// Null: no cell has an exact row. Needs `positions`.
@@ -100,27 +100,28 @@ class AttentionWorkspace {
 
  private:
   friend Status attend(const AttentionCall&, ParallelFor&, AttentionWorkspace&);
+  Status run(const AttentionCall& call, ParallelFor& parallel);
   struct Impl;
   Impl* impl_;
 };
 
 /// out[h][i] = sum_t softmax_t(scale * <q[h][i], R(pos_t) k_t> + mask[i][t]) v_t.
 ///
-/// A query that sees no cell gets zeros. Blocks of cells that no query of a tile
-/// sees are skipped without being decoded.
+/// A query that sees no cell gets zeros. Blocks that no query of a tile sees are skipped
+/// without being decoded.
 ///
 /// @return kInvalidArgument if shapes disagree (nothing is written), kResourceExhausted
 ///   if scratch memory cannot be had.
 /// Numerics: f32, and 8 and 16 bits where there are byte tables (docs/kernels.md); every row
-///   is computed in an order fixed by cell indices alone:
-///   blocks of 64 cells inside ranges of kRangeCells cells, ranges merged in order; in a
-///   block first the cells that the query sees coded, then those that it sees exactly. How
-///   keys are rotated depends on whether the positions of the cells of a block that the query
-///   sees coded run on, and on nothing else in the batch.
+///   is computed in an order fixed by the positions of the cells that its query sees: blocks of
+///   64 positions inside ranges of kRangePositions, ranges merged in order; in a block first the
+///   cells that the query sees coded, then those that it sees exactly; cells at the same
+///   position in the order of cells. Without positions a cell's number is its position. Which
+///   cells hold a sequence, and what else is in the batch, do not matter.
 /// Threads: parallel over KV heads, tiles of queries and (few queries) ranges.
 Status attend(const AttentionCall& call, ParallelFor& parallel, AttentionWorkspace& workspace);
 
-/// Cells of one partial result.
-inline constexpr std::size_t kRangeCells = 512;
+/// Positions of one partial result.
+inline constexpr std::size_t kRangePositions = 512;
 
 }  // namespace cqkv

@@ -1,14 +1,12 @@
 // One attention call under way: the class behind `attend`. Its members are in four files:
 //
 //   attention.cpp       cutting into tasks, ranges and chunks of blocks, merging, checking
-//   visible_blocks.cpp  what the queries of a tile see of a block: masks, positions, angles
+//   visible_blocks.cpp  what the queries of a tile see of a block: masks, exact rows, angles
 //   float_step.cpp      a step over plain rows, exact rows and codes without byte tables
 //   byte_step.cpp       a step over codes with byte tables, by the integer kernels
 //
 // Internal to this folder.
 #pragma once
-
-#include <limits>
 
 #include "attention/attention.h"
 #include "attention/attention_plan.h"
@@ -19,7 +17,8 @@ namespace cqkv {
 /// Everything that tasks share, read-only but for the memory that each task owns.
 class AttentionOperator {
  public:
-  AttentionOperator(const AttentionCall& call, int n_threads);
+  /// `views` are the call's. May throw std::bad_alloc.
+  AttentionOperator(const AttentionCall& call, const SequenceViews& views, int n_threads);
 
   // Scratch memory: what every thread needs, what all share.
   std::size_t thread_bytes() const;
@@ -29,17 +28,13 @@ class AttentionOperator {
   void run(ParallelFor& parallel);
 
  private:
-  // What the queries of a tile see of a block: cells as codes, at positions that run on from
-  // cell to cell or not, and cells exactly.
+  // What the queries of a tile see of a block: cells as codes, and cells exactly.
   static constexpr unsigned kSeesCoded = 1;
-  static constexpr unsigned kSeesScattered = 2;
-  static constexpr unsigned kSeesExact = 4;
-
-  static constexpr std::int64_t kNoBase = std::numeric_limits<std::int64_t>::min();
+  static constexpr unsigned kSeesExact = 2;
 
   // A tile of queries and some KV heads.
   struct Part {
-    int tile;
+    const Tile* tile;
     int first_query;
     int n_queries;
     int n_rows;  // n_queries times heads per KV head
@@ -58,11 +53,6 @@ class AttentionOperator {
     return static_cast<std::size_t>(plan_.n_tiles) * call_.n_kv_heads * plan_.n_ranges;
   }
 
-  int cells_of(int block) const {
-    const std::size_t left = call_.n_cells - static_cast<std::size_t>(block) * kBlockCells;
-    return static_cast<int>(std::min<std::size_t>(left, kBlockCells));
-  }
-
   Part part_of(int tile, int first_kv, int n_kv) const;
   Scratch scratch_of(int thread) const;
   SoftmaxState partial_of(int tile, int kv_head, int range) const;
@@ -76,41 +66,39 @@ class AttentionOperator {
   void write_out(const Part& part, const SoftmaxState& state) const;
 
   // visible_blocks.cpp
-  unsigned sees(int tile, int block) const {
-    return visible_[static_cast<std::size_t>(tile) * plan_.n_blocks + block];
+  unsigned sees(const Tile& tile, int block) const {
+    return visible_[tile.visible + static_cast<std::size_t>(block - tile.first_block)];
   }
 
-  bool sees_range(int tile, int range) const;
-  void scan_mask(int tile);
-  bool has_exact_rows(int block) const;
-  bool is_exact(int query, std::size_t cell) const;
-  bool positions_run_on(int block) const;
-  unsigned scan_block(const Part& part, int block) const;
-  unsigned scan_query(int query, int block, bool exact, bool runs_on) const;
+  bool sees_range(const Tile& tile, int range) const;
+  void scan_tile(int tile);
+  bool has_exact_rows(const ViewBlock& block) const;
+  bool is_exact(int query, std::int32_t cell) const;
+  bool sees_any(const Part& part, const ViewBlock& block) const;
+  unsigned scan_block(const Part& part, const ViewBlock& block) const;
   void prepare_block(const Part& part, const Chunk& chunk, int index, const Scratch& scratch) const;
-  void load_mask(const Part& part, std::size_t cell, int n_cells, float* mask) const;
-  void split_exact(const Part& part, int block, const Scratch& scratch) const;
-  void split_scattered(const Part& part, int block, float* mask, std::int64_t* bases,
-                       const Scratch& scratch) const;
-  void find_turns(int query, const std::int32_t* positions, int n_cells,
-                  const Scratch& scratch) const;
-  void load_angles(const Part& part, std::size_t cell, int n_cells, const Scratch& scratch) const;
+  void load_mask(const Part& part, const ViewBlock& block, float* mask) const;
+  void split_exact(const Part& part, const ViewBlock& block, const Scratch& scratch) const;
+  void load_angles(const ViewBlock& block, const Scratch& scratch) const;
 
   // float_step.cpp
-  void exact_step(const Part& part, int kv, int block, const Scratch& scratch) const;
-  void float_scores(const Part& part, int kv, int block, bool exact, const Scratch& scratch) const;
-  void float_values(const Part& part, int kv, int block, bool exact, const float* mask,
+  void exact_step(const Part& part, int kv, const ViewBlock& block, const Scratch& scratch) const;
+  void float_scores(const Part& part, int kv, const ViewBlock& block, bool exact,
                     const Scratch& scratch) const;
-  void load_keys(int kv_head, int block, const Scratch& scratch) const;
-  void load_exact_keys(int kv_head, int block, const Scratch& scratch) const;
+  void float_values(const Part& part, int kv, const ViewBlock& block, bool exact, const float* mask,
+                    const Scratch& scratch) const;
+  void load_codes(const CacheSide& side, int kv_head, int group, int head_dim,
+                  const ViewBlock& block, std::uint16_t* codes) const;
+  void load_keys(int kv_head, const ViewBlock& block, const Scratch& scratch) const;
+  void load_exact_keys(int kv_head, const ViewBlock& block, const Scratch& scratch) const;
   void rotate_keys(const Scratch& scratch) const;
-  void load_values(int kv_head, int block, bool exact, const Scratch& scratch) const;
-  void decode_rows(const CacheSide& side, int kv_head, int block, int head_dim,
+  void load_values(int kv_head, const ViewBlock& block, bool exact, const Scratch& scratch) const;
+  void decode_rows(const CacheSide& side, int kv_head, const ViewBlock& block, int head_dim,
                    const Scratch& scratch, float* rows, std::size_t stride) const;
-  void add_exact(const ExactRows::Side& side, int kv_head, int block, int head_dim, float* rows,
-                 std::size_t stride) const;
-  void load_plain(const CacheSide& side, int kv_head, int block, int head_dim, float* rows,
-                  std::size_t stride) const;
+  void add_exact(const ExactRows::Side& side, int kv_head, const ViewBlock& block, int head_dim,
+                 float* rows, std::size_t stride) const;
+  void load_plain(const CacheSide& side, int kv_head, const ViewBlock& block, int head_dim,
+                  float* rows, std::size_t stride) const;
 
   // byte_step.cpp
   void pack_centred() const;
@@ -118,25 +106,22 @@ class AttentionOperator {
   void prepare_row(const float* query, const float* scales, float* pairs, float* factor) const;
   float* row_angles_of(const Scratch& scratch, int index) const;
   void load_row_angles(std::int64_t base, float* angles) const;
-  void pick_block_angles(int block, const Scratch& scratch) const;
   kernels::CodedBlocks coded_blocks(const CacheSide& side, int kv_head, int head_dim,
                                     const Chunk& chunk, std::uint8_t* unpacked) const;
-  void coded_step(const Part& part, int kv, const Chunk& chunk, bool scattered,
-                  const Scratch& scratch) const;
+  const std::uint8_t* block_codes(const CacheSide& side, const CodeLayout& layout, int kv_head,
+                                  const ViewBlock& block, std::uint8_t* unpacked) const;
+  void coded_step(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
   kernels::ScoreCodes score_call(const Part& part, int kv, const Chunk& chunk,
                                  const Scratch& scratch) const;
   void byte_scores(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
-  void rotate_rows(const Part& part, int kv, int index, const std::int64_t* bases,
-                   std::size_t base_stride, const Scratch& scratch) const;
-  void scattered_scores(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
-  void take_turn(const Part& part, int turn, const Scratch& scratch) const;
-  void byte_values(const Part& part, int kv, const Chunk& chunk, bool scattered,
-                   const Scratch& scratch) const;
+  void rotate_rows(const Part& part, int kv, int index, const Scratch& scratch) const;
+  void byte_values(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
 
   const AttentionCall& call_;
+  const SequenceViews& views_;
   Plan plan_;
   const kernels::KernelTable& kernel_;
-  std::uint8_t* visible_ = nullptr;  // [tile, block]
+  std::uint8_t* visible_ = nullptr;  // of each tile [block of its view]
   std::int16_t* centred_ = nullptr;  // RopeTable::centred, packed
   float* partials_ = nullptr;        // [tile, KV head, range] states
   std::uint8_t* threads_ = nullptr;

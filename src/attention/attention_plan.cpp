@@ -36,19 +36,41 @@ std::size_t unpacked_bytes(const CacheSide& side, int head_dim) {
   return static_cast<std::size_t>(head_dim / side.codebook->spec().group_dim) * kBlockCells * 2;
 }
 
+// Tiles of up to `tile_queries` queries of one view.
+void cut_tiles(const SequenceViews& views, Plan& plan) {
+  for (const SequenceView& view : views.views()) {
+    const int first_block = views.range_begin(view.first_range);
+    const int last_block = views.range_begin(view.first_range + view.n_ranges);
+    for (int i = 0; i < view.n_queries; i += plan.tile_queries) {
+      const int n = std::min(plan.tile_queries, view.n_queries - i);
+      plan.tiles.push_back(
+          {view.first_query + i, n, view.first_range, view.n_ranges, first_block, plan.n_visible});
+      plan.n_visible += static_cast<std::size_t>(last_block - first_block);
+    }
+    plan.n_ranges = std::max(plan.n_ranges, view.n_ranges);
+  }
+  plan.n_tiles = static_cast<int>(plan.tiles.size());
+}
+
+int most_queries(const SequenceViews& views) {
+  int n = 1;
+  for (const SequenceView& view : views.views()) {
+    n = std::max(n, view.n_queries);
+  }
+  return n;
+}
+
 }  // namespace
 
-Plan::Plan(const AttentionCall& call, int n_threads)
+Plan::Plan(const AttentionCall& call, const SequenceViews& views, int n_threads)
     : heads_per_kv(call.n_heads / call.n_kv_heads),
       channels_v(round_up(call.head_dim_v, kernels::kChannelLanes)),
       value_stride(channels_v + kernels::kChannelLanes),
-      tile_queries(std::clamp(kTileRows / heads_per_kv, 1, call.n_queries)),
+      tile_queries(std::clamp(kTileRows / heads_per_kv, 1, most_queries(views))),
       tile_rows(tile_queries * heads_per_kv),
-      n_tiles((call.n_queries + tile_queries - 1) / tile_queries),
-      n_blocks(static_cast<int>((call.n_cells + kBlockCells - 1) / kBlockCells)),
-      n_ranges((n_blocks + kBlocksPerRange - 1) / kBlocksPerRange),
       byte_keys(has_usable_tables(call.k)),
       byte_values(has_usable_tables(call.v)) {
+  cut_tiles(views, *this);
   if (byte_keys) {
     padded_pairs =
         round_up(static_cast<int>(call.k.tables->pairs().pairs.size()), kernels::kQueryLanes);
@@ -80,10 +102,7 @@ void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& ca
     pairs = carver.take<float>(rows_of_task * 2 * padded);
     factors = carver.take<float>(rows_of_task);
     packed_rows = carver.take<std::uint32_t>(chunk_rows * padded);
-    bases = carver.take<std::int64_t>(chunk * plan.tile_queries);
-    row_angles = carver.take<float>((chunk + 1) * 2 * padded);
-    picked_angles = carver.take<std::int16_t>(plan.angle_words());
-    turn_scores = carver.take<float>(static_cast<std::size_t>(plan.tile_rows) * kBlockCells);
+    row_angles = carver.take<float>(chunk * 2 * padded);
     code_bytes = unpacked_bytes(call.k, call.head_dim_k);
     kernel_bytes = kernels::score_scratch_bytes(call.head_dim_k, plan.padded_pairs);
   }

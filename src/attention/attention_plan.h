@@ -8,13 +8,14 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "attention/attention.h"
+#include "attention/sequence_views.h"
 #include "kernels/kernel_table.h"
 
 namespace cqkv {
 
-inline constexpr int kBlocksPerRange = static_cast<int>(kRangeCells / kBlockCells);
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 inline constexpr std::size_t kAlignment = 64;
 
@@ -89,7 +90,17 @@ struct SoftmaxState {
   }
 };
 
-// How a call is cut.
+// Some consecutive queries of a view, which share decoded blocks.
+struct Tile {
+  int first_query = 0;
+  int n_queries = 0;
+  int first_range = 0;  // of its view
+  int n_ranges = 0;
+  int first_block = 0;
+  std::size_t visible = 0;  // where what it sees of its blocks begins
+};
+
+// How a call is cut. May throw std::bad_alloc.
 struct Plan {
   int heads_per_kv = 0;
   int channels_v = 0;    // head_dim_v padded
@@ -97,8 +108,7 @@ struct Plan {
   int tile_queries = 0;
   int tile_rows = 0;
   int n_tiles = 0;
-  int n_blocks = 0;
-  int n_ranges = 0;
+  int n_ranges = 0;  // at most, of a tile
   int kv_per_task = 0;
   int n_kv_groups = 0;
   bool split_ranges = false;
@@ -106,8 +116,10 @@ struct Plan {
   bool byte_values = false;  // coded values with byte tables
   int padded_pairs = 0;      // pairs of key channels, of byte keys, rounded up
   int chunk_blocks = 1;      // blocks that a task may take together
+  std::vector<Tile> tiles;
+  std::size_t n_visible = 0;  // blocks of all tiles
 
-  Plan(const AttentionCall& call, int n_threads);
+  Plan(const AttentionCall& call, const SequenceViews& views, int n_threads);
 
   // Words of the packed angles of a block.
   std::size_t angle_words() const {
@@ -129,31 +141,24 @@ struct Scratch {
   float* queries = nullptr;  // [kv_per_task, tile_rows, head_dim_k]
   SoftmaxState total;        // [kv_per_task, tile_rows]
   SoftmaxState part;
-  float* scores = nullptr;             // [chunk_blocks, tile_rows, 64]
-  float* rescale = nullptr;            // [chunk_blocks, tile_rows]
-  float* mask = nullptr;               // [chunk_blocks, tile_queries, 64]
-  float* scattered_mask = nullptr;     // [tile_queries, 64] of the cells seen scattered
-  std::uint8_t* turns = nullptr;       // of those: [tile_queries, 64] which of the query's turns
-  std::int64_t* turn_bases = nullptr;  // [tile_queries, 64 turns]
-  float* exact_mask = nullptr;         // the same, of the cells seen exactly
+  float* scores = nullptr;      // [chunk_blocks, tile_rows, 64]
+  float* rescale = nullptr;     // [chunk_blocks, tile_rows]
+  float* mask = nullptr;        // [chunk_blocks, tile_queries, 64]
+  float* exact_mask = nullptr;  // [tile_queries, 64] of the cells seen exactly
 
   // Steps in floats.
-  float* keys = nullptr;              // [head_dim_k, 64]
-  float* values = nullptr;            // [64, value_stride]
-  float* rows = nullptr;              // [64, head_dim_k], plain keys before transposition
-  std::uint16_t* codes = nullptr;     // [64]
-  std::int32_t* positions = nullptr;  // [64]
-  float* cosines = nullptr;           // [head_dim_k / 2, 64]
+  float* keys = nullptr;           // [head_dim_k, 64]
+  float* values = nullptr;         // [64, value_stride]
+  float* rows = nullptr;           // [64, head_dim_k], plain keys before transposition
+  std::uint16_t* codes = nullptr;  // [64]
+  float* cosines = nullptr;        // [head_dim_k / 2, 64]
   float* sines = nullptr;
 
   // Steps in bytes.
   float* pairs = nullptr;    // [kv_per_task, tile_rows, 2, padded_pairs]: scaled queries
   float* factors = nullptr;  // [kv_per_task, tile_rows]: what undoes the scale
   std::uint32_t* packed_rows = nullptr;   // [chunk_blocks, tile_rows, padded_pairs]
-  std::int64_t* bases = nullptr;          // [chunk_blocks, tile_queries]
-  float* row_angles = nullptr;            // [chunk_blocks + 1, 2, padded_pairs]
-  std::int16_t* picked_angles = nullptr;  // angle_words()
-  float* turn_scores = nullptr;           // [tile_rows, 64]
+  float* row_angles = nullptr;            // [chunk_blocks, 2, padded_pairs]
   float* weights = nullptr;               // [chunk_blocks, tile_rows]
   std::uint8_t* probabilities = nullptr;  // [chunk_blocks, tile_rows, 64]
   std::uint8_t* unpacked = nullptr;       // [chunk_blocks, groups, 64] of 8 or 16 bits
@@ -169,15 +174,11 @@ struct Scratch {
     scores = carver.take<float>(chunk_rows * kBlockCells);
     rescale = carver.take<float>(chunk_rows);
     mask = carver.take<float>(plan.chunk_blocks * tile_masks);
-    scattered_mask = carver.take<float>(tile_masks);
-    turns = carver.take<std::uint8_t>(tile_masks);
-    turn_bases = carver.take<std::int64_t>(tile_masks);
     exact_mask = carver.take<float>(tile_masks);
     keys = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
     values = carver.take<float>(static_cast<std::size_t>(plan.value_stride) * kBlockCells);
     rows = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
     codes = carver.take<std::uint16_t>(kBlockCells);
-    positions = carver.take<std::int32_t>(kBlockCells);
     cosines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
     sines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
     take_bytes(call, plan, carver);

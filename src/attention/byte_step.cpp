@@ -2,11 +2,12 @@
 // rotated in 16 bits, with queries in 16 bits; probabilities and values in 8. Part of
 // AttentionOperator; the numerics and their bounds are in docs/kernels.md.
 //
-// Where the positions of the cells that a query sees run on, s = <q, R(p0 + t) k> is taken as
+// s = <q, R(p0 + t) k> with p0 the first position of a block is taken as
 // <R(-(p0 + 32)) q, R(t - 32) k>: the rotation of the keys is then the same for all blocks,
 // and what depends on p0 is one rotation of the query a block.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "attention/attention_operator.h"
@@ -33,17 +34,6 @@ void AttentionOperator::pack_centred() const {
     kernel_.pack_angles(cosines, cosines + static_cast<std::size_t>(n_pairs) * kBlockCells, n_pairs,
                         kAngleUnit, centred_);
   }
-}
-
-// The angles of the cells of one block for steps over scattered cells: those of l where a
-// position is 64 h + l. (Cells that nobody sees may hold any position.)
-void AttentionOperator::pick_block_angles(int block, const Scratch& scratch) const {
-  const std::int32_t* positions = call_.positions + static_cast<std::size_t>(block) * kBlockCells;
-  std::uint8_t tokens[kBlockCells] = {};
-  for (int t = 0; t < cells_of(block); t++) {
-    tokens[t] = static_cast<std::uint8_t>(positions[t] & (kBlockCells - 1));
-  }
-  kernel_.pick_angles(centred_, tokens, call_.rope->params().n_dims / 2, scratch.picked_angles);
 }
 
 // ---------------------------------------------------------------- queries
@@ -108,44 +98,50 @@ void AttentionOperator::load_row_angles(std::int64_t base, float* angles) const 
   }
 }
 
-// The rows of KV head number `kv` for block number `index` of the chunk; query i is rotated for
-// bases[i * base_stride], unless that is kNoBase: then its scores are not used.
-void AttentionOperator::rotate_rows(const Part& part, int kv, int index, const std::int64_t* bases,
-                                    std::size_t base_stride, const Scratch& scratch) const {
-  const std::int64_t shared_base =
-      scratch.bases[static_cast<std::size_t>(index) * plan_.tile_queries];
-  float* own = row_angles_of(scratch, plan_.chunk_blocks);
+// The rows of KV head number `kv` for block number `index` of the chunk.
+void AttentionOperator::rotate_rows(const Part& part, int kv, int index,
+                                    const Scratch& scratch) const {
   const std::size_t row_floats = 2 * static_cast<std::size_t>(plan_.padded_pairs);
   const float* pairs = scratch.pairs + static_cast<std::size_t>(kv) * part.n_rows * row_floats;
-  std::uint32_t* packed =
-      scratch.packed_rows + static_cast<std::size_t>(index) * plan_.tile_rows * plan_.padded_pairs;
-  for (int first = 0; first < part.n_queries;) {
-    const std::int64_t base = bases[first * base_stride];
-    int n = 1;
-    while (first + n < part.n_queries && bases[(first + n) * base_stride] == base) {
-      n++;
-    }
-    const float* angles = row_angles_of(scratch, index);
-    if (base != shared_base && base != kNoBase) {
-      load_row_angles(base, own);
-      angles = own;
-    }
-    const int row = first * plan_.heads_per_kv;
-    kernel_.rotate_queries(pairs + row * row_floats, n * plan_.heads_per_kv, plan_.padded_pairs,
-                           angles, angles + plan_.padded_pairs,
-                           packed + static_cast<std::size_t>(row) * plan_.padded_pairs);
-    first += n;
-  }
+  const float* angles = row_angles_of(scratch, index);
+  kernel_.rotate_queries(
+      pairs, part.n_rows, plan_.padded_pairs, angles, angles + plan_.padded_pairs,
+      scratch.packed_rows + static_cast<std::size_t>(index) * plan_.tile_rows * plan_.padded_pairs);
 }
 
 // ---------------------------------------------------------------- codes
 
-// The codes of one KV head of a chunk as the kernels read them: where they lie, or unpacked.
+// The codes of one KV head of a block as the kernels read them: where they lie, or in `unpacked`.
+const std::uint8_t* AttentionOperator::block_codes(const CacheSide& side, const CodeLayout& layout,
+                                                   int kv_head, const ViewBlock& block,
+                                                   std::uint8_t* unpacked) const {
+  const int code_bits = layout.spec.code_bits;
+  if (code_bits == 8) {
+    if (block.block >= 0) {
+      return side.data + layout.group_offset(block.block, kv_head, 0);
+    }
+    gather_bytes(layout, side.data, kv_head, views_.lanes(block), unpacked);
+    return unpacked;
+  }
+  for (int g = 0; g < layout.n_groups(); g++) {
+    std::uint16_t codes[kBlockCells];
+    load_codes(side, kv_head, g, layout.head_dim, block, codes);
+    if (code_bits > 8) {
+      std::memcpy(unpacked + g * sizeof(codes), codes, sizeof(codes));
+    } else {
+      std::copy_n(codes, kBlockCells, unpacked + g * kBlockCells);
+    }
+  }
+  return unpacked;
+}
+
 kernels::CodedBlocks AttentionOperator::coded_blocks(const CacheSide& side, int kv_head,
                                                      int head_dim, const Chunk& chunk,
                                                      std::uint8_t* unpacked) const {
   const CodecSpec spec = side.codebook->spec();
   const CodeLayout layout = {spec, call_.n_kv_heads, head_dim};
+  const std::size_t unpacked_bytes = static_cast<std::size_t>(layout.n_groups()) * kBlockCells *
+                                     (spec.code_bits > 8 ? sizeof(std::uint16_t) : 1);
   kernels::CodedBlocks blocks;
   blocks.table = side.tables->table(kv_head);
   blocks.group_dim = spec.group_dim;
@@ -153,28 +149,12 @@ kernels::CodedBlocks AttentionOperator::coded_blocks(const CacheSide& side, int 
   blocks.n_channels = head_dim;
   blocks.n_blocks = chunk.n;
   for (int i = 0; i < chunk.n; i++) {
-    const std::uint8_t* codes = side.data + layout.group_offset(chunk.blocks[i], kv_head, 0);
-    blocks.codes[i] = codes;
-    if (spec.code_bits != 8) {
-      blocks.codes[i] = unpacked;
-      for (int g = 0; g < layout.n_groups(); g++, codes += layout.group_bytes()) {
-        auto* words = reinterpret_cast<std::uint16_t*>(unpacked);
-        if (spec.code_bits > 8) {
-          unpack_group(spec.code_bits, codes, words);
-          unpacked += 2 * kBlockCells;
-        } else {
-          std::uint16_t group[kBlockCells];
-          unpack_group(spec.code_bits, codes, group);
-          std::copy_n(group, kBlockCells, unpacked);
-          unpacked += kBlockCells;
-        }
-      }
-    }
+    blocks.codes[i] = block_codes(side, layout, kv_head, views_.block(chunk.blocks[i]),
+                                  unpacked + i * unpacked_bytes);
   }
   return blocks;
 }
 
-// Of all blocks of a chunk what the calls of score_codes have in common.
 kernels::ScoreCodes AttentionOperator::score_call(const Part& part, int kv, const Chunk& chunk,
                                                   const Scratch& scratch) const {
   const KeyPairs& key_pairs = call_.k.tables->pairs();
@@ -200,64 +180,21 @@ kernels::ScoreCodes AttentionOperator::score_call(const Part& part, int kv, cons
 void AttentionOperator::byte_scores(const Part& part, int kv, const Chunk& chunk,
                                     const Scratch& scratch) const {
   for (int i = 0; i < chunk.n; i++) {
-    rotate_rows(part, kv, i, scratch.bases + static_cast<std::size_t>(i) * plan_.tile_queries, 1,
-                scratch);
+    rotate_rows(part, kv, i, scratch);
   }
   kernel_.score_codes(score_call(part, kv, chunk, scratch));
 }
 
-// Where positions do not run on: turn after turn all scores of the block, of which those of
-// the turn's cells are taken. Keys are rotated by l of their position 64 h + l, queries by h.
-void AttentionOperator::scattered_scores(const Part& part, int kv, const Chunk& chunk,
-                                         const Scratch& scratch) const {
-  kernels::ScoreCodes score = score_call(part, kv, chunk, scratch);
-  score.rotation[0] = scratch.picked_angles;
-  const auto has_turn = [&](int turn) {
-    for (int i = 0; i < part.n_queries; i++) {
-      if (scratch.turn_bases[i * kBlockCells + turn] != kNoBase) {
-        return true;
-      }
-    }
-    return false;
-  };
-  for (int turn = 0; turn < kBlockCells && has_turn(turn); turn++) {
-    rotate_rows(part, kv, 0, scratch.turn_bases + turn, kBlockCells, scratch);
-    score.scores = turn == 0 ? scratch.scores : scratch.turn_scores;
-    kernel_.score_codes(score);
-    if (turn > 0) {
-      take_turn(part, turn, scratch);
-    }
-  }
-}
-
-// Moves the scores of a turn's cells to their places.
-void AttentionOperator::take_turn(const Part& part, int turn, const Scratch& scratch) const {
-  for (int r = 0; r < part.n_rows; r++) {
-    const std::size_t query = static_cast<std::size_t>(r / plan_.heads_per_kv);
-    if (scratch.turn_bases[query * kBlockCells + turn] == kNoBase) {
-      continue;
-    }
-    const std::uint8_t* turns = scratch.turns + query * kBlockCells;
-    const float* mask = scratch.scattered_mask + query * kBlockCells;
-    const std::size_t row = static_cast<std::size_t>(r) * kBlockCells;
-    for (int t = 0; t < kBlockCells; t++) {
-      if (mask[t] > kMinusInfinity && turns[t] == turn) {
-        scratch.scores[row + t] = scratch.turn_scores[row + t];
-      }
-    }
-  }
-}
-
-void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk, bool scattered,
+void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk,
                                     const Scratch& scratch) const {
   const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels_v);
   const std::size_t mask_floats = static_cast<std::size_t>(plan_.tile_queries) * kBlockCells;
   for (int i = 0; i < chunk.n; i++) {
     const std::size_t row = static_cast<std::size_t>(i) * part.n_rows;
     kernel_.softmax_bytes(scratch.scores + row * kBlockCells, part.n_rows, call_.scale,
-                          scattered ? scratch.scattered_mask : scratch.mask + i * mask_floats,
-                          plan_.heads_per_kv, state.maxima, state.sums, scratch.rescale + row,
-                          scratch.weights + row, scratch.probabilities + row * kBlockCells);
+                          scratch.mask + i * mask_floats, plan_.heads_per_kv, state.maxima,
+                          state.sums, scratch.rescale + row, scratch.weights + row,
+                          scratch.probabilities + row * kBlockCells);
   }
   kernels::AccumulateCodes values;
   values.blocks =
@@ -273,19 +210,18 @@ void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk
 }
 
 // One step of the softmax states of KV head number `kv` of the task with the cells of a chunk
-// that are seen coded, at positions that run on or at others.
-void AttentionOperator::coded_step(const Part& part, int kv, const Chunk& chunk, bool scattered,
+// that are seen coded.
+void AttentionOperator::coded_step(const Part& part, int kv, const Chunk& chunk,
                                    const Scratch& scratch) const {
   if (plan_.byte_keys) {
-    scattered ? scattered_scores(part, kv, chunk, scratch) : byte_scores(part, kv, chunk, scratch);
+    byte_scores(part, kv, chunk, scratch);
   } else {
-    float_scores(part, kv, chunk.blocks[0], false, scratch);
+    float_scores(part, kv, views_.block(chunk.blocks[0]), false, scratch);
   }
   if (plan_.byte_values) {
-    byte_values(part, kv, chunk, scattered, scratch);
+    byte_values(part, kv, chunk, scratch);
   } else {
-    float_values(part, kv, chunk.blocks[0], false,
-                 scattered ? scratch.scattered_mask : scratch.mask, scratch);
+    float_values(part, kv, views_.block(chunk.blocks[0]), false, scratch.mask, scratch);
   }
 }
 

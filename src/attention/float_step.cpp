@@ -7,15 +7,15 @@
 
 namespace cqkv {
 
-void AttentionOperator::load_plain(const CacheSide& side, int kv_head, int block, int head_dim,
-                                   float* rows, std::size_t stride) const {
-  const std::uint8_t* from = side.data + kv_head * side.head_bytes +
-                             static_cast<std::size_t>(block) * kBlockCells * side.row_bytes;
-  const int n_cells = cells_of(block);
+void AttentionOperator::load_plain(const CacheSide& side, int kv_head, const ViewBlock& block,
+                                   int head_dim, float* rows, std::size_t stride) const {
+  const std::uint8_t* from = side.data + kv_head * side.head_bytes;
   for (int t = 0; t < kBlockCells; t++) {
     float* row = rows + t * stride;
-    if (t < n_cells) {
-      kernel_.half_to_float_n(reinterpret_cast<const std::uint16_t*>(from + t * side.row_bytes),
+    const std::int32_t cell = views_.cell(block, t);
+    if (cell >= 0) {
+      const std::uint8_t* half = from + static_cast<std::size_t>(cell) * side.row_bytes;
+      kernel_.half_to_float_n(reinterpret_cast<const std::uint16_t*>(half),
                               static_cast<std::size_t>(head_dim), row);
     } else {
       std::fill_n(row, head_dim, 0.0F);
@@ -23,7 +23,20 @@ void AttentionOperator::load_plain(const CacheSide& side, int kv_head, int block
   }
 }
 
-void AttentionOperator::load_keys(int kv_head, int block, const Scratch& scratch) const {
+// The codes [64] of one group of a block.
+void AttentionOperator::load_codes(const CacheSide& side, int kv_head, int group, int head_dim,
+                                   const ViewBlock& block, std::uint16_t* codes) const {
+  const CodeLayout layout = {side.codebook->spec(), call_.n_kv_heads, head_dim};
+  if (block.block >= 0) {
+    unpack_group(layout.spec.code_bits,
+                 side.data + layout.group_offset(block.block, kv_head, group), codes);
+  } else {
+    gather_group(layout, side.data, kv_head, group, views_.lanes(block), codes);
+  }
+}
+
+void AttentionOperator::load_keys(int kv_head, const ViewBlock& block,
+                                  const Scratch& scratch) const {
   const TensorCodebook* codebook = call_.k.codebook;
   if (codebook == nullptr) {
     const auto stride = static_cast<std::size_t>(call_.head_dim_k);
@@ -31,15 +44,12 @@ void AttentionOperator::load_keys(int kv_head, int block, const Scratch& scratch
     kernel_.transpose_rows(scratch.rows, stride, call_.head_dim_k, scratch.keys);
     return;
   }
-  const CodecSpec spec = codebook->spec();
-  const CodeLayout layout = {spec, call_.n_kv_heads, call_.head_dim_k};
-  const std::uint8_t* codes = call_.k.data + layout.group_offset(block, kv_head, 0);
+  const int group_dim = codebook->spec().group_dim;
   float* tile = scratch.keys;
-  for (int g = 0; g < layout.n_groups(); g++) {
-    unpack_group(spec.code_bits, codes, scratch.codes);
-    kernel_.decode_channels(codebook->group(kv_head, g), spec.group_dim, scratch.codes, tile);
-    codes += layout.group_bytes();
-    tile += static_cast<std::size_t>(spec.group_dim) * kBlockCells;
+  for (int g = 0; g < call_.head_dim_k / group_dim; g++) {
+    load_codes(call_.k, kv_head, g, call_.head_dim_k, block, scratch.codes);
+    kernel_.decode_channels(codebook->group(kv_head, g), group_dim, scratch.codes, tile);
+    tile += static_cast<std::size_t>(group_dim) * kBlockCells;
   }
   rotate_keys(scratch);
 }
@@ -54,7 +64,8 @@ void AttentionOperator::rotate_keys(const Scratch& scratch) const {
 }
 
 // The keys of a block, with their residuals where cells have exact rows.
-void AttentionOperator::load_exact_keys(int kv_head, int block, const Scratch& scratch) const {
+void AttentionOperator::load_exact_keys(int kv_head, const ViewBlock& block,
+                                        const Scratch& scratch) const {
   if (call_.k.codebook == nullptr) {
     load_keys(kv_head, block, scratch);  // exact as they are
     return;
@@ -67,12 +78,12 @@ void AttentionOperator::load_exact_keys(int kv_head, int block, const Scratch& s
 }
 
 // Adds the residuals of one head of the cells of a block that have exact rows.
-void AttentionOperator::add_exact(const ExactRows::Side& side, int kv_head, int block, int head_dim,
-                                  float* rows, std::size_t stride) const {
+void AttentionOperator::add_exact(const ExactRows::Side& side, int kv_head, const ViewBlock& block,
+                                  int head_dim, float* rows, std::size_t stride) const {
   const ExactRowLayout layout{call_.n_kv_heads * head_dim};
-  const std::int32_t* row_of = call_.exact->rows + static_cast<std::size_t>(block) * kBlockCells;
-  for (int t = 0; t < cells_of(block); t++) {
-    const std::int32_t row = row_of[t];
+  for (int t = 0; t < kBlockCells; t++) {
+    const std::int32_t cell = views_.cell(block, t);
+    const std::int32_t row = cell >= 0 ? call_.exact->rows[cell] : -1;
     if (row >= 0) {
       const bool pool = row < call_.exact->n_pool;
       const auto index = static_cast<std::size_t>(pool ? row : row - call_.exact->n_pool);
@@ -83,20 +94,18 @@ void AttentionOperator::add_exact(const ExactRows::Side& side, int kv_head, int 
 }
 
 // Decodes the rows of one head of a block, token by token.
-void AttentionOperator::decode_rows(const CacheSide& side, int kv_head, int block, int head_dim,
-                                    const Scratch& scratch, float* rows, std::size_t stride) const {
-  const CodecSpec spec = side.codebook->spec();
-  const CodeLayout layout = {spec, call_.n_kv_heads, head_dim};
-  const std::uint8_t* codes = side.data + layout.group_offset(block, kv_head, 0);
-  for (int g = 0; g < layout.n_groups(); g++) {
-    unpack_group(spec.code_bits, codes, scratch.codes);
-    kernel_.decode_tokens(side.codebook->group(kv_head, g), spec.group_dim, scratch.codes,
-                          rows + static_cast<std::size_t>(g) * spec.group_dim, stride);
-    codes += layout.group_bytes();
+void AttentionOperator::decode_rows(const CacheSide& side, int kv_head, const ViewBlock& block,
+                                    int head_dim, const Scratch& scratch, float* rows,
+                                    std::size_t stride) const {
+  const int group_dim = side.codebook->spec().group_dim;
+  for (int g = 0; g < head_dim / group_dim; g++) {
+    load_codes(side, kv_head, g, head_dim, block, scratch.codes);
+    kernel_.decode_tokens(side.codebook->group(kv_head, g), group_dim, scratch.codes,
+                          rows + static_cast<std::size_t>(g) * group_dim, stride);
   }
 }
 
-void AttentionOperator::load_values(int kv_head, int block, bool exact,
+void AttentionOperator::load_values(int kv_head, const ViewBlock& block, bool exact,
                                     const Scratch& scratch) const {
   const auto stride = static_cast<std::size_t>(plan_.value_stride);
   if (call_.v.codebook == nullptr) {
@@ -110,7 +119,7 @@ void AttentionOperator::load_values(int kv_head, int block, bool exact,
 }
 
 // Scores of KV head number `kv` of the task with one block, decoded to floats.
-void AttentionOperator::float_scores(const Part& part, int kv, int block, bool exact,
+void AttentionOperator::float_scores(const Part& part, int kv, const ViewBlock& block, bool exact,
                                      const Scratch& scratch) const {
   const auto query_stride = static_cast<std::size_t>(call_.head_dim_k);
   if (exact) {
@@ -123,7 +132,7 @@ void AttentionOperator::float_scores(const Part& part, int kv, int block, bool e
 }
 
 // Softmax and values of one block, decoded to floats.
-void AttentionOperator::float_values(const Part& part, int kv, int block, bool exact,
+void AttentionOperator::float_values(const Part& part, int kv, const ViewBlock& block, bool exact,
                                      const float* mask, const Scratch& scratch) const {
   const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels_v);
   kernel_.softmax_rows(scratch.scores, part.n_rows, call_.scale, mask, plan_.heads_per_kv,
@@ -135,7 +144,7 @@ void AttentionOperator::float_values(const Part& part, int kv, int block, bool e
 }
 
 // One step of the softmax states with the cells of a block that are seen exactly.
-void AttentionOperator::exact_step(const Part& part, int kv, int block,
+void AttentionOperator::exact_step(const Part& part, int kv, const ViewBlock& block,
                                    const Scratch& scratch) const {
   float_scores(part, kv, block, true, scratch);
   float_values(part, kv, block, true, scratch.exact_mask, scratch);

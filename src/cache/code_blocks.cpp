@@ -1,6 +1,7 @@
-// Packing of codes into planes; see code_blocks.h for the layout.
+// Packing of codes into planes and back; see code_blocks.h for the layout.
 #include "cache/code_blocks.h"
 
+#include <bit>
 #include <cstring>
 
 namespace cqkv {
@@ -91,6 +92,49 @@ void get_codes(const CodeLayout& layout, const std::uint8_t* tensor, std::size_t
   for (int i = 0; i < layout.n_codes(); i++) {
     codes[i] = static_cast<std::uint16_t>(get_code(layout.spec.code_bits, group, in_block));
     group += layout.group_bytes();
+  }
+}
+
+void gather_group(const CodeLayout& layout, const std::uint8_t* tensor, int kv_head, int group,
+                  const std::int32_t* cells, std::uint16_t* codes) {
+  for (int t = 0; t < kBlockCells; t++) {
+    codes[t] = 0;
+    if (cells[t] >= 0) {
+      const auto cell = static_cast<std::size_t>(cells[t]);
+      const std::uint8_t* planes = tensor + layout.group_offset(cell / kBlockCells, kv_head, group);
+      codes[t] = static_cast<std::uint16_t>(
+          get_code(layout.spec.code_bits, planes, static_cast<int>(cell % kBlockCells)));
+    }
+  }
+}
+
+void gather_bytes(const CodeLayout& layout, const std::uint8_t* tensor, int kv_head,
+                  const std::int32_t* cells, std::uint8_t* bytes) {
+  const std::uint8_t* head = tensor + layout.group_offset(0, kv_head, 0);
+  const std::size_t block_bytes = layout.block_bytes();
+  const std::size_t group_bytes = layout.group_bytes();
+  const int n_groups = layout.n_groups();
+  // Eight cells at a time, so that where they are stays in registers.
+  for (int t = 0; t < kBlockCells; t += 8, bytes += 8) {
+    const std::uint8_t* from[8];
+    bool run = true;
+    for (int i = 0; i < 8; i++) {
+      const auto cell = static_cast<std::size_t>(cells[t + i] < 0 ? 0 : cells[t + i]);
+      from[i] = head + cell / kBlockCells * block_bytes + cell % kBlockCells;
+      run = run && from[i] == from[0] + i;
+    }
+    for (int g = 0; g < n_groups; g++) {
+      if (run) {
+        std::memcpy(bytes + g * kBlockCells, from[0] + g * group_bytes, 8);
+        continue;
+      }
+      std::uint64_t word = 0;
+      for (int i = 0; i < 8; i++) {
+        constexpr bool kLittle = std::endian::native == std::endian::little;
+        word |= std::uint64_t{from[i][g * group_bytes]} << (kLittle ? 8 * i : 56 - 8 * i);
+      }
+      std::memcpy(bytes + g * kBlockCells, &word, sizeof(word));
+    }
   }
 }
 

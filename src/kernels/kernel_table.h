@@ -113,11 +113,6 @@ struct KernelTable {
   void (*pack_angles)(const float* cosines, const float* sines, int n_pairs, float factor,
                       std::int16_t* packed) noexcept;
 
-  /// Packed angles of a block whose token t is turned like token tokens[t] < 64 of another:
-  /// packed_angle_words(n_pairs) words each, which must not overlap.
-  void (*pick_angles)(const std::int16_t* packed, const std::uint8_t* tokens, int n_pairs,
-                      std::int16_t* picked) noexcept;
-
   /// Rotates rows of pairs back by an angle and rounds them to 16 bits:
   ///
   ///     packed[r][i] = round(x c_i + y s_i) & 0xFFFF | round(y c_i - x s_i) << 16

@@ -52,6 +52,40 @@ TEST_P(CodeBlocksTest, BitsCostBits) {
   }
 }
 
+// Any cells in any order, some several times, some none, runs of them.
+TEST_P(CodeBlocksTest, GathersAnyCells) {
+  constexpr std::size_t kCells = 200;
+  const CodeLayout codes = layout(4);
+  auto tensor = random_bytes(codes.tensor_bytes(kCells));
+  std::vector<std::uint16_t> row(codes.n_codes());
+  std::int32_t cells[kBlockCells];
+  for (int t = 0; t < kBlockCells; t++) {
+    cells[t] = t < 24 ? 57 + t : static_cast<std::int32_t>(rng.below(kCells));
+  }
+  cells[30] = cells[31] = -1;
+  for (int head = 0; head < codes.n_kv_heads; head++) {
+    ExactBuffer<std::uint8_t> bytes(static_cast<std::size_t>(codes.n_groups()) * kBlockCells);
+    if (bits() == 8) {
+      gather_bytes(codes, tensor.data(), head, cells, bytes.data());
+    }
+    for (int g = 0; g < codes.n_groups(); g++) {
+      ExactBuffer<std::uint16_t> group(kBlockCells);
+      gather_group(codes, tensor.data(), head, g, cells, group.data());
+      for (int t = 0; t < kBlockCells; t++) {
+        if (cells[t] < 0) {
+          EXPECT_EQ(group[t], 0);
+          continue;
+        }
+        get_codes(codes, tensor.data(), static_cast<std::size_t>(cells[t]), row.data());
+        ASSERT_EQ(group[t], row[head * codes.n_groups() + g]) << head << " " << g << " " << t;
+        if (bits() == 8) {
+          ASSERT_EQ(bytes[g * kBlockCells + t], group[t]) << head << " " << g << " " << t;
+        }
+      }
+    }
+  }
+}
+
 // Cells are put in random order into memory full of garbage, some of them twice.
 TEST_P(CodeBlocksTest, GetsWhatWasPut) {
   constexpr std::size_t kCells = 150;

@@ -224,9 +224,9 @@ TEST(Device, ShiftOfARestoredStateCountsOnce) {
   expect_same(restored.evaluate(next), original.evaluate(next));
 }
 
-// What RoPE promises: only differences of positions matter, so shifting all tokens
-// and the queries alike changes nothing but rounding: of queries to 16 bits, and of
-// probabilities that stand between two bytes.
+// What RoPE promises: only differences of positions matter, so shifting all tokens and the
+// queries alike changes nothing but rounding: of angles by multiples of 64, and else of
+// probabilities too, since blocks of other tokens have other largest ones.
 TEST(Device, ShiftKeepsRelativePositions) {
   CacheShape shape;
   shape.n_layers = 1;
@@ -242,8 +242,33 @@ TEST(Device, ShiftKeepsRelativePositions) {
   };
   const std::vector<float> want = result(0);
   ASSERT_FALSE(want.empty());
-  EXPECT_LT(relative_distance(result(37), want), 1e-3);
-  EXPECT_LT(relative_distance(result(1000), want), 1e-3) << "f32 angles of ggml's query";
+  EXPECT_LT(relative_distance(result(64), want), 1e-3);
+  EXPECT_LT(relative_distance(result(1024), want), 1e-3) << "f32 angles of ggml's query";
+  EXPECT_LT(relative_distance(result(37), want), 0.02);
+  EXPECT_LT(relative_distance(result(1000), want), 0.02);
+}
+
+// In a unified cache, taking turns with another sequence, or behind it.
+TEST(Device, CellsThatHoldASequenceDoNotMatter) {
+  const CacheShape shape;
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 16),
+               "cells");
+  TestCache alone(shape);
+  alone.evaluate(run_of_tokens(0, 80));
+  const std::vector<float> want = alone.evaluate(run_of_tokens(80, 2));
+  for (const bool turns : {true, false}) {
+    const auto place = [&](Tokens tokens, int sequence) {
+      tokens.sequence = sequence;
+      for (std::int64_t& cell : tokens.cells) {
+        cell = turns ? 2 * cell + sequence : cell + 101 * sequence;
+      }
+      return tokens;
+    };
+    TestCache unified(shape);
+    unified.evaluate(place(run_of_tokens(0, 100, 7), 0));
+    unified.evaluate(place(run_of_tokens(0, 80), 1));
+    expect_same(unified.evaluate(place(run_of_tokens(80, 2), 1)), want);
+  }
 }
 
 TEST(Device, RefusesWhatItCannotServe) {

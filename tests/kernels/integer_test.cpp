@@ -306,33 +306,6 @@ TEST_P(IntegerKernels, PackedAnglesAreRounded) {
   EXPECT_EQ(got, want);
 }
 
-// Picking is what packing the picked angles would have been.
-TEST_P(IntegerKernels, PickedAngles) {
-  for (const int n_pairs : {16, 10, 64}) {
-    Rng rng(7);
-    const std::size_t n = static_cast<std::size_t>(n_pairs) * kBlockCells;
-    ExactBuffer<float> values(2 * n);
-    ExactBuffer<float> wanted(2 * n);
-    ExactBuffer<std::uint8_t> tokens(kBlockCells);
-    for (float& value : values) {
-      value = static_cast<float>(rng.uniform());
-    }
-    for (std::uint8_t& token : tokens) {
-      token = static_cast<std::uint8_t>(rng.below(kBlockCells));
-    }
-    for (std::size_t i = 0; i < wanted.size(); i++) {
-      wanted[i] = values[i / kBlockCells * kBlockCells + tokens[i % kBlockCells]];
-    }
-    std::vector<std::int16_t> packed(packed_angle_words(n_pairs));
-    std::vector<std::int16_t> picked(packed.size());
-    std::vector<std::int16_t> want(packed.size());
-    kernel().pack_angles(values.data(), values.data() + n, n_pairs, 4096.0F, packed.data());
-    kernel().pack_angles(wanted.data(), wanted.data() + n, n_pairs, 4096.0F, want.data());
-    kernel().pick_angles(packed.data(), tokens.data(), n_pairs, picked.data());
-    EXPECT_EQ(picked, want) << n_pairs;
-  }
-}
-
 TEST_P(IntegerKernels, RotatedQueriesAreRounded) {
   constexpr int kPadded = 32;
   Rng rng(2);

@@ -1,0 +1,303 @@
+// See sequence_views.h.
+#include "attention/sequence_views.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <tuple>
+
+namespace cqkv {
+namespace {
+
+constexpr std::uint16_t kHidden = 0xFC00;  // -inf
+
+std::int64_t base_of(std::int64_t position) {
+  return position & ~std::int64_t{kBlockCells - 1};
+}
+
+// A bit for each value that is not -inf.
+std::uint64_t seen_of(const std::uint16_t* mask) {
+  std::uint64_t seen = 0;
+  for (int t = 0; t < kBlockCells; t += 8) {
+    std::uint64_t byte = 0;
+    for (int i = 0; i < 8; i++) {
+      byte |= std::uint64_t{mask[t + i] != kHidden} << i;
+    }
+    seen |= byte << t;
+  }
+  return seen;
+}
+
+}  // namespace
+
+struct SequenceViews::Cells {
+  const AttentionCall& call;
+  std::int32_t first;  // cell
+  int n;
+  std::uint64_t seen;  // a bit a cell
+
+  std::int64_t position(int t) const {
+    return call.positions != nullptr ? call.positions[first + t] : first + t;
+  }
+
+  // Whether the query sees all 64, at the positions of one block in order.
+  bool whole() const {
+    if (~seen != 0 || (position(0) & (kBlockCells - 1)) != 0) {
+      return false;
+    }
+    // Without branches, so that it is vectors' work.
+    bool all = true;
+    for (int t = 1; t < kBlockCells && call.positions != nullptr; t++) {
+      all &= (call.positions[first] | t) == call.positions[first + t];
+    }
+    return all;
+  }
+
+  // How many cells from t on are seen at consecutive positions of one block.
+  int run_from(int t) const {
+    const std::int64_t start = position(t);
+    const auto in_block = static_cast<int>(base_of(start) + kBlockCells - start);
+    const int longest = std::min(std::countr_one(seen >> t), in_block);
+    int run = 1;
+    while (run < longest && position(t + run) == start + run) {
+      run++;
+    }
+    return run;
+  }
+};
+
+SequenceViews::Cells SequenceViews::cells_at(int query, std::size_t block) const {
+  const std::size_t first = block * kBlockCells;
+  const auto n = static_cast<int>(std::min<std::size_t>(call_->n_cells - first, kBlockCells));
+  std::uint64_t seen = n == kBlockCells ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1;
+  if (call_->mask != nullptr) {
+    std::uint16_t mask[kBlockCells];
+    std::fill_n(mask, kBlockCells, kHidden);
+    std::memcpy(mask,
+                call_->mask + static_cast<std::size_t>(query) * call_->mask_bytes +
+                    first * sizeof(*mask),
+                static_cast<std::size_t>(n) * sizeof(*mask));
+    seen = seen_of(mask);
+  }
+  return {*call_, static_cast<std::int32_t>(first), n, seen};
+}
+
+void SequenceViews::build(const AttentionCall& call) {
+  call_ = &call;
+  views_.clear();
+  blocks_.clear();
+  lanes_.clear();
+  ranges_.clear();
+  for (int query = 0; query < call.n_queries; query++) {
+    if (query == 0 || !extend(query)) {
+      finish();
+      start(query);
+    }
+  }
+  finish();
+  ranges_.push_back(static_cast<int>(blocks_.size()));
+}
+
+// The index of a block of the view under way, or -1; then it belongs at found_.
+int SequenceViews::find(std::int64_t base, std::int32_t layer) {
+  const auto is_before = [&](const ViewBlock& block) {
+    return std::tie(block.base, block.layer) < std::tie(base, layer);
+  };
+  const auto n_blocks = static_cast<int>(blocks_.size());
+  // Mostly it is the last one found or the one behind it.
+  if (found_ < n_blocks && blocks_[found_].base == base && blocks_[found_].layer == layer) {
+    return found_;
+  }
+  while (found_ < n_blocks && is_before(blocks_[found_])) {
+    found_++;
+    if (found_ < n_blocks && is_before(blocks_[found_])) {
+      const auto at = std::partition_point(blocks_.begin() + found_, blocks_.end(), is_before);
+      found_ = static_cast<int>(at - blocks_.begin());
+    }
+  }
+  if (found_ > first_block_ && !is_before(blocks_[found_ - 1])) {
+    const auto at =
+        std::partition_point(blocks_.begin() + first_block_, blocks_.begin() + found_, is_before);
+    found_ = static_cast<int>(at - blocks_.begin());
+  }
+  const bool found =
+      found_ < n_blocks && blocks_[found_].base == base && blocks_[found_].layer == layer;
+  return found ? found_ : -1;
+}
+
+ViewBlock& SequenceViews::insert(ViewBlock block) {
+  return *blocks_.insert(blocks_.begin() + found_, block);
+}
+
+// Whether a query's cells of one block agree with the view.
+bool SequenceViews::fits(const Cells& cells) {
+  for (std::uint64_t left = cells.seen; left != 0; left &= left - 1) {
+    const int t = std::countr_zero(left);
+    const std::int64_t position = cells.position(t);
+    const int index = find(base_of(position), 0);
+    if (index >= 0) {
+      const std::int32_t there = cell(blocks_[index], static_cast<int>(position - base_of(position)));
+      if (there >= 0 && there != cells.first + t) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+// Puts cells from `first` on at places from `lane` on, as far as these are free or have the
+// cells already; returns how many.
+int SequenceViews::place_run(std::int64_t base, std::int32_t layer, int lane, std::int32_t first,
+                             int n) {
+  int index = find(base, layer);
+  if (index < 0) {
+    ViewBlock block;
+    block.base = base;
+    block.layer = layer;
+    block.lanes = static_cast<std::int32_t>(lanes_.size());
+    lanes_.resize(lanes_.size() + kBlockCells, -1);
+    insert(block);
+    index = found_;
+  }
+  int placed = 0;
+  for (; placed < n; placed++) {
+    const std::int32_t there = cell(blocks_[index], lane + placed);
+    if (there < 0) {
+      lanes_[static_cast<std::size_t>(blocks_[index].lanes) + lane + placed] = first + placed;
+    } else if (there != first + placed) {
+      break;
+    }
+  }
+  return placed;
+}
+
+// Puts a query's cells of one block into the view. With `layers`, cells whose places are taken
+// get one in the next layer; else the result is false then.
+bool SequenceViews::place(const Cells& cells, bool layers) {
+  if (cells.whole() && find(cells.position(0), 0) < 0) {
+    ViewBlock block;
+    block.base = cells.position(0);
+    block.block = cells.first / kBlockCells;
+    insert(block);
+    return true;
+  }
+  std::uint64_t left = cells.seen;
+  std::int32_t layer = 0;
+  while (left != 0) {
+    const int t = std::countr_zero(left);
+    const std::int64_t base = base_of(cells.position(t));
+    const auto lane = static_cast<int>(cells.position(t) - base);
+    const int placed = place_run(base, layer, lane, cells.first + t, cells.run_from(t));
+    if (placed > 0) {
+      left &= ~(~std::uint64_t{0} >> (kBlockCells - placed) << t);
+      layer = 0;
+    } else if (layers) {
+      layer++;
+      views_.back().layered = true;
+    } else {
+      return false;
+    }
+  }
+  return true;
+}
+
+void SequenceViews::start(int query) {
+  views_.push_back({query, 1, 0, 0, false});
+  first_block_ = static_cast<int>(blocks_.size());
+  found_ = first_block_;
+  const std::size_t n_blocks = (call_->n_cells + kBlockCells - 1) / kBlockCells;
+  for (std::size_t b = 0; b < n_blocks; b++) {
+    const Cells cells = cells_at(query, b);
+    if (cells.seen != 0) {
+      place(cells, true);
+    }
+  }
+}
+
+// The blocks of cells that a query sees otherwise than the query before: mostly one or none.
+void SequenceViews::find_changes(int query) {
+  changed_.clear();
+  const std::size_t n_bytes = call_->n_cells * sizeof(std::uint16_t);
+  const std::uint8_t* row = call_->mask + static_cast<std::size_t>(query) * call_->mask_bytes;
+  const std::uint8_t* before = row - call_->mask_bytes;
+  const auto same = [&](std::size_t from, std::size_t n) {
+    return std::memcmp(row + from, before + from, std::min(n, n_bytes - from)) == 0;
+  };
+  constexpr std::size_t kBlockBytes = kBlockCells * sizeof(std::uint16_t);
+  constexpr std::size_t kManyBytes = 8 * kBlockBytes;
+  for (std::size_t first = 0; first < n_bytes; first += kManyBytes) {
+    if (same(first, kManyBytes)) {
+      continue;
+    }
+    const std::size_t end = std::min(first + kManyBytes, n_bytes);
+    for (std::size_t block = first; block < end; block += kBlockBytes) {
+      if (!same(block, kBlockBytes)) {
+        changed_.push_back(block / kBlockBytes);
+      }
+    }
+  }
+}
+
+// Whether the query can stand in the view under way, where its cells are then. A query that has
+// several cells at one position cannot, which may be found late: cells of it that are left
+// behind are hidden from all others.
+bool SequenceViews::extend(int query) {
+  SequenceView& view = views_.back();
+  if (view.layered) {
+    return false;
+  }
+  if (call_->mask != nullptr) {
+    find_changes(query);
+    const auto agrees = [&](std::size_t b) { return fits(cells_at(query, b)); };
+    const auto placed = [&](std::size_t b) { return place(cells_at(query, b), false); };
+    if (!std::all_of(changed_.begin(), changed_.end(), agrees) ||
+        !std::all_of(changed_.begin(), changed_.end(), placed)) {
+      return false;
+    }
+  }
+  view.n_queries++;
+  return true;
+}
+
+// Finds the blocks whose cells are in their places, and cuts the view into ranges.
+void SequenceViews::finish() {
+  if (views_.empty()) {
+    return;
+  }
+  for (std::size_t b = static_cast<std::size_t>(first_block_); b < blocks_.size(); b++) {
+    ViewBlock& block = blocks_[b];
+    if (block.lanes < 0) {
+      continue;
+    }
+    std::int32_t in_place = -1;
+    for (int t = 0; t < kBlockCells; t++) {
+      const std::int32_t cell_here = cell(block, t);
+      if (cell_here < 0) {
+        continue;
+      }
+      const std::int32_t first = cell_here - t;
+      if (first < 0 || first % kBlockCells != 0 || (in_place >= 0 && in_place != first)) {
+        in_place = -1;
+        break;
+      }
+      in_place = first;
+    }
+    block.block = in_place < 0 ? -1 : in_place / kBlockCells;
+  }
+  cut_ranges(views_.back());
+}
+
+void SequenceViews::cut_ranges(SequenceView& view) {
+  view.first_range = static_cast<int>(ranges_.size());
+  std::int64_t range = 0;
+  for (auto b = static_cast<std::size_t>(first_block_); b < blocks_.size(); b++) {
+    const std::int64_t here = blocks_[b].base & ~static_cast<std::int64_t>(kRangePositions - 1);
+    if (b == static_cast<std::size_t>(first_block_) || here != range) {
+      ranges_.push_back(static_cast<int>(b));
+      range = here;
+    }
+  }
+  view.n_ranges = static_cast<int>(ranges_.size()) - view.first_range;
+}
+
+}  // namespace cqkv

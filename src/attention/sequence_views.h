@@ -1,0 +1,88 @@
+// Which cells queries see, in the order of their positions. A cache may hold a sequence in any
+// cells: one behind the other, taking turns with other sequences, with gaps, moved. Attention
+// works on blocks of 64 positions from a multiple of 64 on, wherever their cells are. What it
+// computes with them is not here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "attention/attention.h"
+
+namespace cqkv {
+
+/// The cells at 64 consecutive positions of a view.
+struct ViewBlock {
+  std::int64_t base = 0;    ///< The first position, a multiple of 64.
+  std::int32_t layer = 0;   ///< Which of the cells at a position: 0 where they differ.
+  std::int32_t block = -1;  ///< The block of cells that has them all in their places, or -1.
+  std::int32_t lanes = -1;  ///< Where the list of cells begins, or -1: all of `block`.
+};
+
+/// Consecutive queries of a call that may share blocks.
+struct SequenceView {
+  int first_query = 0;
+  int n_queries = 0;
+  int first_range = 0;
+  int n_ranges = 0;
+  bool layered = false;  ///< Some cells have the same position.
+};
+
+/// The views of a call. A query's own list of cells is: what it sees, by position; cells at one
+/// position, in the order of cells, in layers one behind the other. Queries stand in a view
+/// together if their lists agree wherever both have a cell, so that the blocks of a view are
+/// those of each of its queries, with cells more that the query's mask hides: what a query is
+/// given depends on the cells that it sees alone. Where cells have no positions, those are the
+/// cells' own numbers.
+///
+/// Blocks stand in ascending order of (base, layer), cut into ranges of kRangePositions positions.
+class SequenceViews {
+ public:
+  /// Of a legal call. Reads its masks and positions once. May throw std::bad_alloc.
+  void build(const AttentionCall& call);
+
+  const std::vector<SequenceView>& views() const { return views_; }
+
+  const ViewBlock& block(int index) const { return blocks_[static_cast<std::size_t>(index)]; }
+
+  int range_begin(int range) const { return ranges_[static_cast<std::size_t>(range)]; }
+
+  int range_end(int range) const { return ranges_[static_cast<std::size_t>(range) + 1]; }
+
+  /// The cell at a place of a block, or -1.
+  std::int32_t cell(const ViewBlock& block, int lane) const {
+    return block.lanes < 0 ? block.block * kBlockCells + lane
+                           : lanes_[static_cast<std::size_t>(block.lanes) + lane];
+  }
+
+  /// The cells [64] of a block that is not in place, -1 where there is none.
+  const std::int32_t* lanes(const ViewBlock& block) const { return lanes_.data() + block.lanes; }
+
+ private:
+  // One block of cells, and which of them a query sees.
+  struct Cells;
+
+  Cells cells_at(int query, std::size_t block) const;
+  void find_changes(int query);
+  bool extend(int query);
+  void start(int query);
+  bool fits(const Cells& cells);
+  bool place(const Cells& cells, bool layers);
+  int place_run(std::int64_t base, std::int32_t layer, int lane, std::int32_t first, int n);
+  void finish();
+  void cut_ranges(SequenceView& view);
+  int find(std::int64_t base, std::int32_t layer);
+  ViewBlock& insert(ViewBlock block);
+
+  const AttentionCall* call_ = nullptr;
+  std::vector<SequenceView> views_;
+  std::vector<ViewBlock> blocks_;
+  std::vector<std::int32_t> lanes_;
+  std::vector<int> ranges_;  // where each begins, and the end of the last
+  std::vector<std::size_t> changed_;  // blocks of cells, by find_changes
+  int first_block_ = 0;      // of the view under way
+  int found_ = 0;            // the block of the last look-up, or where it would stand
+};
+
+}  // namespace cqkv

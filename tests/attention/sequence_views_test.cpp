@@ -1,0 +1,335 @@
+// Which blocks of positions a call's queries share, and that it does not matter for results
+// which cells hold a sequence.
+#include "attention/sequence_views.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <set>
+
+#include <gtest/gtest.h>
+
+#include "cqkv/isa.h"
+
+#include "attention/attention_case.h"
+
+namespace cqkv {
+namespace {
+
+using Cell = std::int32_t;
+
+constexpr std::uint16_t kHidden = 0xFC00;
+
+// Masks and positions alone. sees[query] lists cells.
+class ViewsTest : public testing::Test {
+ protected:
+  void build(const std::vector<Cell>& positions, const std::vector<std::vector<Cell>>& sees) {
+    positions_ = positions;
+    mask_.assign(sees.size() * positions.size(), kHidden);
+    for (std::size_t i = 0; i < sees.size(); i++) {
+      for (const Cell cell : sees[i]) {
+        mask_[i * positions.size() + static_cast<std::size_t>(cell)] = 0;
+      }
+    }
+    call_.n_queries = static_cast<int>(sees.size());
+    call_.n_cells = positions.size();
+    call_.positions = positions_.data();
+    call_.mask = reinterpret_cast<const std::uint8_t*>(mask_.data());
+    call_.mask_bytes = positions.size() * sizeof(std::uint16_t);
+    views_.build(call_);
+  }
+
+  // Queries of each view.
+  std::vector<int> queries() const {
+    std::vector<int> n;
+    for (const SequenceView& view : views_.views()) {
+      n.push_back(view.n_queries);
+    }
+    return n;
+  }
+
+  int n_blocks(const SequenceView& view) const {
+    return views_.range_begin(view.first_range + view.n_ranges) -
+           views_.range_begin(view.first_range);
+  }
+
+  // Every cell that a query sees stands in its view, once, where its position says; blocks
+  // ascend; ranges are those of kRangePositions.
+  void expect_sound(const std::vector<std::vector<Cell>>& sees) {
+    for (const SequenceView& view : views_.views()) {
+      std::set<Cell> cells;
+      const int first = views_.range_begin(view.first_range);
+      for (int range = view.first_range; range < view.first_range + view.n_ranges; range++) {
+        for (int b = views_.range_begin(range); b < views_.range_end(range); b++) {
+          const ViewBlock& block = views_.block(b);
+          if (b > first) {
+            const ViewBlock& before = views_.block(b - 1);
+            EXPECT_LT(std::pair(before.base, before.layer), std::pair(block.base, block.layer));
+          }
+          const std::int64_t range_base = views_.block(views_.range_begin(range)).base;
+          EXPECT_EQ(block.base >> 9, range_base >> 9);
+          for (int t = 0; t < kBlockCells; t++) {
+            const Cell cell = views_.cell(block, t);
+            if (cell >= 0) {
+              EXPECT_EQ(positions_[static_cast<std::size_t>(cell)], block.base + t);
+              EXPECT_TRUE(cells.insert(cell).second) << cell;
+              EXPECT_TRUE(block.block < 0 || cell == block.block * kBlockCells + t);
+            }
+          }
+        }
+      }
+      for (int i = view.first_query; i < view.first_query + view.n_queries; i++) {
+        for (const Cell cell : sees[static_cast<std::size_t>(i)]) {
+          EXPECT_TRUE(cells.count(cell)) << "query " << i << ", cell " << cell;
+        }
+      }
+    }
+  }
+
+  std::vector<Cell> positions_;
+  std::vector<std::uint16_t> mask_;
+  AttentionCall call_;
+  SequenceViews views_;
+};
+
+std::vector<Cell> run_of(Cell first, Cell n) {
+  std::vector<Cell> cells(static_cast<std::size_t>(n));
+  std::iota(cells.begin(), cells.end(), first);
+  return cells;
+}
+
+TEST_F(ViewsTest, CausalQueriesShareBlocksInPlace) {
+  std::vector<std::vector<Cell>> sees;
+  for (Cell n = 180; n <= 200; n++) {
+    sees.push_back(run_of(0, n));
+  }
+  build(run_of(0, 256), sees);
+  expect_sound(sees);
+  ASSERT_EQ(queries(), std::vector<int>{21});
+  ASSERT_EQ(n_blocks(views_.views()[0]), 4);
+  for (int b = 0; b < 4; b++) {
+    EXPECT_EQ(views_.block(b).block, b);
+  }
+  EXPECT_LT(views_.block(1).lanes, 0);
+}
+
+// A window that slides, over cells that are used again.
+TEST_F(ViewsTest, SlidingWindowsShareBlocks) {
+  std::vector<Cell> positions = run_of(0, 640);
+  for (int t = 0; t < 100; t++) {
+    positions[static_cast<std::size_t>(t)] = 640 + t;
+  }
+  std::vector<std::vector<Cell>> sees;
+  for (Cell last = 690; last < 740; last++) {
+    std::vector<Cell> cells;
+    for (Cell p = last - 300; p <= last; p++) {
+      cells.push_back(p % 640);
+    }
+    sees.push_back(cells);
+  }
+  build(positions, sees);
+  expect_sound(sees);
+  EXPECT_EQ(queries(), std::vector<int>{50});
+  for (int b = 0; b < n_blocks(views_.views()[0]); b++) {
+    EXPECT_GE(views_.block(b).block, 0);
+  }
+}
+
+TEST_F(ViewsTest, SequencesOfAUnifiedCacheAreApart) {
+  std::vector<Cell> positions;
+  std::vector<std::vector<Cell>> sees(6);
+  for (Cell t = 0; t < 600; t++) {
+    positions.push_back(t / 3);
+    sees[static_cast<std::size_t>(t % 3 * 2 + 1)].push_back(t);
+    if (t < 597) {
+      sees[static_cast<std::size_t>(t % 3 * 2)].push_back(t);
+    }
+  }
+  build(positions, sees);
+  expect_sound(sees);
+  EXPECT_EQ(queries(), (std::vector<int>{2, 2, 2}));
+  for (const SequenceView& view : views_.views()) {
+    EXPECT_EQ(n_blocks(view), 4);  // of 200 positions
+  }
+}
+
+TEST_F(ViewsTest, CellsAtOnePositionStandInLayers) {
+  std::vector<Cell> positions;
+  for (Cell t = 0; t < 300; t++) {
+    positions.push_back(t / 4);
+  }
+  const std::vector<std::vector<Cell>> sees = {run_of(0, 300), run_of(0, 300), {0, 4, 8}};
+  build(positions, sees);
+  expect_sound(sees);
+  EXPECT_EQ(queries(), (std::vector<int>{1, 1, 1}));
+  EXPECT_TRUE(views_.views()[0].layered);
+  EXPECT_EQ(n_blocks(views_.views()[0]), 8);
+  EXPECT_FALSE(views_.views()[2].layered);
+  EXPECT_EQ(n_blocks(views_.views()[2]), 1);
+}
+
+// The first query of a view sees a position once; one that sees it twice is another view.
+TEST_F(ViewsTest, LayersAreOfAQueryAlone) {
+  const std::vector<std::vector<Cell>> sees = {{0, 1}, {0, 1, 2, 3}, {0, 1, 2}};
+  build({0, 1, 2, 2}, sees);
+  expect_sound(sees);
+  EXPECT_EQ(queries(), (std::vector<int>{1, 1, 1}));
+}
+
+TEST_F(ViewsTest, AnyPositionsAndMasks) {
+  Rng rng(5);
+  for (int round = 0; round < 50; round++) {
+    const auto n_cells = static_cast<Cell>(1 + rng.below(400));
+    std::vector<Cell> positions;
+    for (Cell t = 0; t < n_cells; t++) {
+      // The positions of cells that nobody sees may be negative; nothing breaks if they are seen.
+      positions.push_back(static_cast<Cell>(
+          round % 2 == 0 ? rng.below(2000) : static_cast<std::uint32_t>(rng.below(1ULL << 32U))));
+    }
+    std::vector<std::vector<Cell>> sees(1 + rng.below(10));
+    for (auto& cells : sees) {
+      for (Cell t = 0; t < n_cells; t++) {
+        if (rng.uniform() < 0.3) {
+          cells.push_back(t);
+        }
+      }
+    }
+    build(positions, sees);
+    expect_sound(sees);
+    const std::vector<int> n = queries();
+    EXPECT_EQ(std::accumulate(n.begin(), n.end(), 0), static_cast<int>(sees.size()));
+  }
+}
+
+TEST_F(ViewsTest, NobodySeesAnything) {
+  build(run_of(0, 100), {{}, {}});
+  EXPECT_EQ(queries(), std::vector<int>{2});
+  EXPECT_EQ(views_.views()[0].n_ranges, 0);
+}
+
+// A call whose cells lie elsewhere: cell t of the first is cell to[t] of this one.
+struct MovedCall {
+  MovedCall(const AttentionCall& from, const std::vector<std::size_t>& to, std::size_t n_cells)
+      : call(from),
+        k(move_codes(from, from.k, from.head_dim_k, to, n_cells)),
+        v(move_codes(from, from.v, from.head_dim_v, to, n_cells)),
+        positions(n_cells, 77),
+        rows(n_cells, -1),
+        mask(static_cast<std::size_t>(from.n_queries) * n_cells, kHidden) {
+    for (std::size_t t = 0; t < to.size(); t++) {
+      positions[to[t]] = from.positions[t];
+      rows[to[t]] = from.exact != nullptr ? from.exact->rows[t] : -1;
+      for (std::size_t i = 0; i < static_cast<std::size_t>(from.n_queries); i++) {
+        std::memcpy(&mask[i * n_cells + to[t]], from.mask + i * from.mask_bytes + t * 2, 2);
+      }
+    }
+    call.n_cells = n_cells;
+    call.k.data = k.data();
+    call.v.data = v.data();
+    call.positions = positions.data();
+    call.mask = reinterpret_cast<const std::uint8_t*>(mask.data());
+    call.mask_bytes = n_cells * sizeof(std::uint16_t);
+    if (from.exact != nullptr) {
+      exact = *from.exact;
+      exact.rows = rows.data();
+      call.exact = &exact;
+    }
+  }
+
+  static ExactBuffer<std::uint8_t> move_codes(const AttentionCall& call, const CacheSide& side,
+                                              int head_dim, const std::vector<std::size_t>& to,
+                                              std::size_t n_cells) {
+    if (side.codebook == nullptr) {
+      ExactBuffer<std::uint8_t> rows(n_cells * side.row_bytes);
+      for (std::size_t t = 0; t < to.size(); t++) {
+        std::memcpy(rows.data() + to[t] * side.row_bytes, side.data + t * side.row_bytes,
+                    side.row_bytes);
+      }
+      return rows;
+    }
+    const CodeLayout layout = {side.codebook->spec(), call.n_kv_heads, head_dim};
+    ExactBuffer<std::uint8_t> moved(layout.tensor_bytes(n_cells));
+    std::fill(moved.begin(), moved.end(), std::uint8_t{0xA5});
+    std::vector<std::uint16_t> codes(static_cast<std::size_t>(layout.n_codes()));
+    for (std::size_t t = 0; t < to.size(); t++) {
+      get_codes(layout, side.data, t, codes.data());
+      put_codes(layout, moved.data(), to[t], codes.data());
+    }
+    return moved;
+  }
+
+  AttentionCall call;
+  ExactBuffer<std::uint8_t> k;
+  ExactBuffer<std::uint8_t> v;
+  std::vector<std::int32_t> positions;
+  std::vector<std::int32_t> rows;
+  std::vector<std::uint16_t> mask;
+  ExactRows exact;
+};
+
+class MovedCells : public testing::TestWithParam<std::tuple<std::string, const char*, const char*>> {
+ protected:
+  void SetUp() override { ASSERT_TRUE(force_isa(std::get<0>(GetParam())).ok()); }
+
+  void TearDown() override { ASSERT_TRUE(force_isa(supported_isas().front()).ok()); }
+
+  static std::vector<float> run(AttentionCase& test, const AttentionCall& call, int n_threads) {
+    std::fill(test.out().begin(), test.out().end(), 99.0F);
+    ThreadParallelFor parallel(n_threads);
+    AttentionWorkspace workspace;
+    const Status status = attend(call, parallel, workspace);
+    EXPECT_TRUE(status.ok()) << status.message();
+    return {test.out().begin(), test.out().end()};
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Levels, MovedCells,
+                         testing::Combine(testing::ValuesIn(supported_isas()),
+                                          testing::Values("8c8b", "4c9b", "2c5b", "exact"),
+                                          testing::Values("8c8b", "exact")),
+                         [](const auto& test) {
+                           return std::get<0>(test.param) + "_" + std::get<1>(test.param) + "_" +
+                                  std::get<2>(test.param);
+                         });
+
+TEST_P(MovedCells, GiveTheSameBits) {
+  for (const int n_queries : {1, 40}) {
+    for (const bool bytes : {false, true}) {
+      AttentionShape shape;
+      shape.k = CodecSpec::parse(std::get<1>(GetParam())).value();
+      shape.v = CodecSpec::parse(std::get<2>(GetParam())).value();
+      shape.heads_per_kv = 2;
+      shape.n_queries = n_queries;
+      shape.n_cells = 700;
+      shape.byte_tables = bytes;
+      shape.exact_rows = n_queries > 1;
+      if (!shape.k.exact()) {
+        shape.rope = plain_rope(64, RopeMode::kNeox);
+      }
+      AttentionCase test(shape, 21);
+      const std::vector<float> want = run(test, test.call(), 1);
+      // Behind another sequence, taking turns with three, in any order.
+      std::vector<std::size_t> order(shape.n_cells);
+      std::iota(order.begin(), order.end(), std::size_t{0});
+      std::vector<std::vector<std::size_t>> places = {order, order, order};
+      for (std::size_t t = 0; t < shape.n_cells; t++) {
+        places[0][t] = t + 13;
+        places[1][t] = 3 * t + 1;
+      }
+      Rng rng(3);
+      for (std::size_t t = shape.n_cells - 1; t > 0; t--) {
+        std::swap(places[2][t], places[2][rng.below(t + 1)]);
+      }
+      for (std::size_t i = 0; i < places.size(); i++) {
+        const std::size_t n_cells = *std::max_element(places[i].begin(), places[i].end()) + 1 + i;
+        const MovedCall moved(test.call(), places[i], n_cells);
+        const std::vector<float> got = run(test, moved.call, 2);
+        ASSERT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0)
+            << n_queries << " queries, bytes " << bytes << ", places " << i;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cqkv
