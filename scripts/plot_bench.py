@@ -14,7 +14,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402: after the choice of a backend
 
-PANEL_KEYS = ["head_dim", "gqa", "n_kv_heads", "n_seq", "unified", "n_queries", "threads"]
+PANEL_KEYS = ["head_dim", "gqa", "n_kv_heads", "n_seq", "unified", "first_position", "n_queries",
+              "threads"]
 COLOURS = {"cqkv": ["#0b5394", "#3d85c6", "#9fc5e8", "#cfe2f3"],
            "ggml": ["#434343", "#8a8a8a", "#c4c4c4"]}
 
@@ -73,7 +74,8 @@ def main():
         axes.set_visible(False)
     for axes, panel in zip(all_axes.flat, panels):
         draw_panel(axes, [row for row in rows if panel_of(row) == panel])
-    figure.suptitle(f"Attention over caches, {figures['instruction_set']}, {figures['tool']}, "
+    figure.suptitle(f"Attention over caches, {figures['cpu'] or 'unknown processor'} "
+                    f"({figures['instruction_set']}), {figures['tool']}, "
                     f"ggml {figures['ggml']}", fontsize=10)
     handles, labels = all_axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3 * n_columns, fontsize=8)

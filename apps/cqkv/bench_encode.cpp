@@ -13,6 +13,7 @@
 #include "cqkv/isa.h"
 
 #include "bench_case.h"
+#include "bench_origin.h"
 #include "bench_timing.h"
 #include "command.h"
 
@@ -146,9 +147,7 @@ nlohmann::ordered_json to_json(const EncodeRow& row, const Flags& flags) {
 }
 
 nlohmann::ordered_json encode_json(const std::vector<EncodeRow>& rows, const Flags& flags) {
-  nlohmann::ordered_json out;
-  out["tool"] = "cqkv " CQKV_VERSION;
-  out["instruction_set"] = active_isa();
+  nlohmann::ordered_json out = bench_origin();
   out["rows"] = nlohmann::ordered_json::array();
   for (const EncodeRow& row : rows) {
     out["rows"].push_back(to_json(row, flags));

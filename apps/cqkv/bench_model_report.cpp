@@ -4,10 +4,9 @@
 #include <algorithm>
 #include <cstdio>
 
-#include <ggml.h>
-
 #include "cqkv/isa.h"
 
+#include "bench_origin.h"
 #include "command.h"
 
 namespace cqkv::app {
@@ -87,10 +86,7 @@ void print_model_rows(const std::vector<ModelRow>& rows, const BenchWork& work) 
 }
 
 nlohmann::ordered_json model_json(const std::vector<ModelRow>& rows, const BenchWork& work) {
-  nlohmann::ordered_json out;
-  out["tool"] = "cqkv " CQKV_VERSION;
-  out["ggml"] = ggml_version();
-  out["instruction_set"] = active_isa();
+  nlohmann::ordered_json out = bench_origin();
   out["model"] = work.model;
   out["rows"] = nlohmann::ordered_json::array();
   for (const ModelRow& row : rows) {

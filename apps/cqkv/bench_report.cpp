@@ -4,10 +4,9 @@
 #include <algorithm>
 #include <cstdio>
 
-#include <ggml.h>
-
 #include "cqkv/isa.h"
 
+#include "bench_origin.h"
 #include "command.h"
 
 namespace cqkv::app {
@@ -35,6 +34,7 @@ nlohmann::ordered_json to_json(const BenchRow& row) {
   out["n_tokens"] = row.shape.n_tokens;
   out["n_seq"] = row.shape.n_seq;
   out["unified"] = row.shape.unified;
+  out["first_position"] = row.shape.first_position;
   out["n_queries"] = row.shape.n_queries;
   out["threads"] = row.n_threads;
   out["ns_per_token_head"] = row.ns_per_token_head(fastest);
@@ -91,10 +91,7 @@ void print_bench_rows(const std::vector<BenchRow>& rows) {
 }
 
 nlohmann::ordered_json bench_json(const std::vector<BenchRow>& rows, const MemorySpeeds& memory) {
-  nlohmann::ordered_json out;
-  out["tool"] = "cqkv " CQKV_VERSION;
-  out["ggml"] = ggml_version();
-  out["instruction_set"] = active_isa();
+  nlohmann::ordered_json out = bench_origin();
   out["memory"] = nlohmann::ordered_json::array();
   for (const auto& [n_threads, speed] : memory) {
     out["memory"].push_back({{"threads", n_threads}, {"bytes_per_second", speed}});

@@ -73,10 +73,10 @@ SequenceViews::Cells SequenceViews::cells_at(int query, std::size_t block) const
   if (call_->mask != nullptr) {
     std::uint16_t mask[kBlockCells];
     std::fill_n(mask, kBlockCells, kHidden);
-    std::memcpy(mask,
-                call_->mask + static_cast<std::size_t>(query) * call_->mask_bytes +
-                    first * sizeof(*mask),
-                static_cast<std::size_t>(n) * sizeof(*mask));
+    std::memcpy(
+        mask,
+        call_->mask + static_cast<std::size_t>(query) * call_->mask_bytes + first * sizeof(*mask),
+        static_cast<std::size_t>(n) * sizeof(*mask));
     seen = seen_of(mask);
   }
   return {*call_, static_cast<std::int32_t>(first), n, seen};
@@ -136,7 +136,8 @@ bool SequenceViews::fits(const Cells& cells) {
     const std::int64_t position = cells.position(t);
     const int index = find(base_of(position), 0);
     if (index >= 0) {
-      const std::int32_t there = cell(blocks_[index], static_cast<int>(position - base_of(position)));
+      const std::int32_t there =
+          cell(blocks_[index], static_cast<int>(position - base_of(position)));
       if (there >= 0 && there != cells.first + t) {
         return false;
       }

@@ -79,10 +79,10 @@ class SequenceViews {
   std::vector<SequenceView> views_;
   std::vector<ViewBlock> blocks_;
   std::vector<std::int32_t> lanes_;
-  std::vector<int> ranges_;  // where each begins, and the end of the last
+  std::vector<int> ranges_;           // where each begins, and the end of the last
   std::vector<std::size_t> changed_;  // blocks of cells, by find_changes
-  int first_block_ = 0;      // of the view under way
-  int found_ = 0;            // the block of the last look-up, or where it would stand
+  int first_block_ = 0;               // of the view under way
+  int found_ = 0;                     // the block of the last look-up, or where it would stand
 };
 
 }  // namespace cqkv

@@ -267,7 +267,8 @@ struct MovedCall {
   ExactRows exact;
 };
 
-class MovedCells : public testing::TestWithParam<std::tuple<std::string, const char*, const char*>> {
+class MovedCells
+    : public testing::TestWithParam<std::tuple<std::string, const char*, const char*>> {
  protected:
   void SetUp() override { ASSERT_TRUE(force_isa(std::get<0>(GetParam())).ok()); }
 

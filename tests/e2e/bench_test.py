@@ -9,7 +9,7 @@ import unittest
 
 CQKV = os.environ["CQKV_PROGRAM"]
 KEYS = {"impl", "type", "head_dim", "gqa", "n_kv_heads", "n_tokens", "n_seq", "unified",
-        "n_queries", "threads", "ns_per_token_head", "ns_per_token_head_median", "us_per_query",
+        "first_position", "n_queries", "threads", "ns_per_token_head", "ns_per_token_head_median", "us_per_query",
         "us_per_query_median", "repetitions", "cache_bytes", "bytes_per_second",
         "bandwidth_share"}
 ENCODE_KEYS = {"codec", "head_dim", "n_kv_heads", "n_rows", "ns_per_row", "ns_per_row_median",
@@ -38,7 +38,11 @@ class BenchAttentionTest(BenchCase):
     def rows(self, *arguments):
         result = quick("--check", "--json", "-", *arguments)
         self.assertEqual(result.returncode, 0, result.stderr)
-        return json.loads(result.stdout)["rows"]
+        out = json.loads(result.stdout)
+        self.assertLessEqual({"tool", "ggml", "instruction_set", "cpu", "hardware_threads"},
+                             out.keys())
+        self.assertGreaterEqual(out["hardware_threads"], 1)
+        return out["rows"]
 
     def test_help(self):
         self.assertIn("attention", run("--help").stdout)
@@ -67,6 +71,7 @@ class BenchAttentionTest(BenchCase):
         # The comparison in the program is the test: a wrong mask or layout is far off.
         for shape in (["--head-dim", "64", "--gqa", "3", "--kv-heads", "1"], ["--queries", "100"],
                       ["--seqs", "1,3"], ["--seqs", "3", "--unified", "--queries", "5"],
+                      ["--first-position", "13"],
                       ["--tokens", "1,700"], ["--codec", "1c8b,8c10b"], ["--threads", "1,2"]):
             with self.subTest(shape=shape):
                 self.assertTrue(self.rows("--codec", "2c8b", "--type", "f16", *shape))
