@@ -1,3 +1,11 @@
+# Kernels want more than the rest of the library. Under sanitizers gcc would take minutes for a
+# file of them, and what they check is the same.
+if(CMAKE_CXX_FLAGS MATCHES "-fsanitize")
+  set(CQKV_KERNEL_OPTIMIZATION -O2)
+else()
+  set(CQKV_KERNEL_OPTIMIZATION -O3)
+endif()
+
 # cqkv_add_isa_sources(<target> <LEVEL> [NAME name] FLAGS ... SOURCES ...)
 #
 # Compiles the sources with the flags of one instruction set into <target> and
@@ -13,7 +21,7 @@ function(cqkv_add_isa_sources target level)
   add_library(${target}_${suffix} OBJECT ${arg_SOURCES})
   target_include_directories(${target}_${suffix} PRIVATE
     ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
-  target_compile_options(${target}_${suffix} PRIVATE -O3 ${arg_FLAGS})
+  target_compile_options(${target}_${suffix} PRIVATE ${CQKV_KERNEL_OPTIMIZATION} ${arg_FLAGS})
   target_link_libraries(${target}_${suffix} PRIVATE $<BUILD_INTERFACE:cqkv_warnings>)
   set_target_properties(${target}_${suffix} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
   target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${suffix}>)
