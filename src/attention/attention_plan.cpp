@@ -83,8 +83,9 @@ Plan::Plan(const AttentionCall& call, const SequenceViews& views, int n_threads)
   const std::size_t n_partials = static_cast<std::size_t>(n_tiles) * call.n_kv_heads * n_ranges;
   split_ranges = n_tiles * n_kv_groups < wanted && n_ranges > 1 &&
                  n_partials * partial_floats() <= kMaxPartialFloats;
-  if (n_tasks() < wanted) {
-    const int missing = (wanted + n_tasks() - 1) / n_tasks();
+  const int n = std::max(n_tasks(), 1);
+  if (n < wanted) {
+    const int missing = (wanted + n - 1) / n;
     n_kv_groups = std::min(call.n_kv_heads, n_kv_groups * missing);
   }
   kv_per_task = (call.n_kv_heads + n_kv_groups - 1) / n_kv_groups;
