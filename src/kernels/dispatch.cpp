@@ -4,6 +4,10 @@
 #ifdef CQKV_HAVE_AVX2
 #include <cpuid.h>
 #endif
+#ifdef CQKV_HAVE_NEON_DOTPROD
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include <atomic>
 #include <cstdlib>
@@ -42,6 +46,12 @@ bool has_avx512_vbmi() {
 }
 #endif
 
+#ifdef CQKV_HAVE_NEON_DOTPROD
+bool has_dotprod() {
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+}
+#endif
+
 // Compiled in and runnable here, best first.
 std::vector<const KernelTable*> usable_tables() {
   std::vector<const KernelTable*> tables;
@@ -59,6 +69,14 @@ std::vector<const KernelTable*> usable_tables() {
   if (has_avx2()) {
     tables.push_back(&kernels::kAvx2Table);
   }
+#endif
+#ifdef CQKV_HAVE_NEON_DOTPROD
+  if (has_dotprod()) {
+    tables.push_back(&kernels::kNeonDotprodTable);
+  }
+#endif
+#ifdef CQKV_HAVE_NEON
+  tables.push_back(&kernels::kNeonTable);
 #endif
   tables.push_back(&kernels::kScalarTable);
   return tables;

@@ -150,5 +150,9 @@ extern const KernelTable kAvx2Table;
 extern const KernelTable kAvx512Table;
 /// The same with VBMI and VNNI.
 extern const KernelTable kAvx512VbmiTable;
+/// What every 64-bit Arm processor has.
+extern const KernelTable kNeonTable;
+/// Armv8.2 with dot products of bytes (FEAT_DotProd).
+extern const KernelTable kNeonDotprodTable;
 
 }  // namespace cqkv::kernels
