@@ -19,6 +19,9 @@ struct IntegerShape {
   int head_dim = 64;
   int n_dims = 64;  // rotated
   RopeMode mode = RopeMode::kNeox;
+
+  enum { kAsRope, kMixedX, kMixedY } order = kAsRope;  // of the rotated pairs
+
   int n_rows = 1;
   int n_blocks = 1;
 };
@@ -155,11 +158,20 @@ class IntegerCase {
     return TensorCodebook::create(shape_.spec, 2, shape_.head_dim, centroids).value();
   }
 
-  KeyPairs make_pairs() const {
+  KeyPairs make_pairs() {
     RopeParams rope;
     rope.n_dims = shape_.n_dims;
     rope.mode = shape_.mode;
-    return KeyPairs::of(shape_.head_dim, shape_.n_dims > 0 ? &rope : nullptr);
+    KeyPairs result = KeyPairs::of(shape_.head_dim, shape_.n_dims > 0 ? &rope : nullptr);
+    for (int i = result.n_rotated - 1; i > 0 && shape_.order != IntegerShape::kAsRope; i--) {
+      ChannelPair& other = result.pairs[rng_.below(static_cast<std::uint64_t>(i) + 1)];
+      if (shape_.order == IntegerShape::kMixedX) {
+        std::swap(result.pairs[i].x, other.x);
+      } else {
+        std::swap(result.pairs[i].y, other.y);
+      }
+    }
+    return result;
   }
 
   void fill_codes() {
@@ -285,6 +297,19 @@ TEST_P(IntegerKernels, HeadSizesAndFormsOfPairs) {
   odd.head_dim = 33;
   odd.n_dims = 10;
   expect_equal(odd, 5);
+}
+
+// Levels look for channels that stand side by side; where they do not, the result is the same.
+TEST_P(IntegerKernels, PairsInAnyOrder) {
+  for (const auto order : {IntegerShape::kMixedX, IntegerShape::kMixedY}) {
+    for (const int group_dim : {4, 8}) {
+      IntegerShape shape;
+      shape.spec = {group_dim, 8};
+      shape.order = order;
+      shape.n_rows = 2;
+      expect_equal(shape, 3);
+    }
+  }
 }
 
 // Angles: the order is the level's own, the numbers are rounded to nearest.
