@@ -174,7 +174,8 @@ void AttentionOperator::run_task(int task, int thread) {
   gather_queries(part, scratch);
   prepare_rows(part, scratch);
   if (plan_.split_ranges) {
-    if (sees_range(*part.tile, slice)) {
+    // Tiles of other views may have more ranges.
+    if (slice < part.tile->n_ranges && sees_range(*part.tile, slice)) {
       run_range(part, slice, scratch);
       for (int kv = 0; kv < part.n_kv; kv++) {
         const SoftmaxState from = scratch.part.at(kv, part.n_rows, plan_.channels_v);

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
+#include <new>
 #include <tuple>
 
 namespace cqkv {
@@ -155,6 +157,9 @@ int SequenceViews::place_run(std::int64_t base, std::int32_t layer, int lane, st
     ViewBlock block;
     block.base = base;
     block.layer = layer;
+    if (lanes_.size() > std::numeric_limits<std::int32_t>::max() - std::size_t{kBlockCells}) {
+      throw std::bad_alloc();
+    }
     block.lanes = static_cast<std::int32_t>(lanes_.size());
     lanes_.resize(lanes_.size() + kBlockCells, -1);
     insert(block);
@@ -188,7 +193,9 @@ bool SequenceViews::place(const Cells& cells, bool layers) {
     const int t = std::countr_zero(left);
     const std::int64_t base = base_of(cells.position(t));
     const auto lane = static_cast<int>(cells.position(t) - base);
-    const int placed = place_run(base, layer, lane, cells.first + t, cells.run_from(t));
+    // A cell that finds its place taken moves on alone: the next one has a place of its own.
+    const int n = layer == 0 ? cells.run_from(t) : 1;
+    const int placed = place_run(base, layer, lane, cells.first + t, n);
     if (placed > 0) {
       left &= ~(~std::uint64_t{0} >> (kBlockCells - placed) << t);
       layer = 0;

@@ -74,6 +74,14 @@ class ViewsTest : public testing::Test {
               EXPECT_EQ(positions_[static_cast<std::size_t>(cell)], block.base + t);
               EXPECT_TRUE(cells.insert(cell).second) << cell;
               EXPECT_TRUE(block.block < 0 || cell == block.block * kBlockCells + t);
+              if (view.n_queries == 1) {
+                const auto& own = sees[static_cast<std::size_t>(view.first_query)];
+                const auto rank = std::count_if(own.begin(), own.end(), [&](Cell other) {
+                  return other < cell && positions_[static_cast<std::size_t>(other)] ==
+                                             positions_[static_cast<std::size_t>(cell)];
+                });
+                EXPECT_EQ(block.layer, rank) << "cell " << cell;
+              }
             }
           }
         }
@@ -166,6 +174,22 @@ TEST_F(ViewsTest, CellsAtOnePositionStandInLayers) {
   EXPECT_EQ(n_blocks(views_.views()[0]), 8);
   EXPECT_FALSE(views_.views()[2].layered);
   EXPECT_EQ(n_blocks(views_.views()[2]), 1);
+}
+
+// A cell whose place is taken moves to the next layer alone, not with the run that it begins.
+TEST_F(ViewsTest, LayersDoNotDependOnRuns) {
+  std::vector<Cell> positions(128, 500);
+  positions[0] = 10;
+  std::iota(positions.begin() + 64, positions.end(), 0);
+  std::vector<Cell> cells = run_of(64, 64);
+  cells.insert(cells.begin(), 0);
+  build(positions, {cells});
+  expect_sound({cells});
+  ASSERT_EQ(n_blocks(views_.views()[0]), 2);
+  for (int t = 0; t < kBlockCells; t++) {
+    EXPECT_EQ(views_.cell(views_.block(0), t), t == 10 ? 0 : 64 + t);
+    EXPECT_EQ(views_.cell(views_.block(1), t), t == 10 ? 74 : -1);
+  }
 }
 
 // The first query of a view sees a position once; one that sees it twice is another view.
@@ -330,6 +354,73 @@ TEST_P(MovedCells, GiveTheSameBits) {
       }
     }
   }
+}
+
+// Cells of one position, whose order is kept.
+TEST_P(MovedCells, OfOnePositionGiveTheSameBits) {
+  AttentionShape shape;
+  shape.k = CodecSpec::parse(std::get<1>(GetParam())).value();
+  shape.v = CodecSpec::parse(std::get<2>(GetParam())).value();
+  shape.n_cells = 300;
+  shape.byte_tables = true;
+  if (!shape.k.exact()) {
+    shape.rope = plain_rope(64, RopeMode::kNeox);
+  }
+  AttentionCase test(shape, 22);
+  std::vector<std::size_t> places(shape.n_cells);
+  for (std::size_t t = 0; t < shape.n_cells; t++) {
+    test.positions()[t] = static_cast<std::int32_t>(t < 40 ? 3 * t : t - 40);
+    places[t] = 2 * t + 1;
+  }
+  const std::vector<float> want = run(test, test.call(), 1);
+  const MovedCall moved(test.call(), places, 2 * shape.n_cells);
+  const std::vector<float> got = run(test, moved.call, 2);
+  EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0);
+}
+
+// Sequences of 1, 2 and 4 ranges in one call, in many orders: ranges are split among threads, and
+// the short ones have fewer. Each query alone is what it is to be.
+TEST_P(MovedCells, SequencesOfUnequalLengthDoNotMeet) {
+  std::vector<std::size_t> lengths = {1, 64, 2048, 700};
+  do {
+    AttentionShape shape;
+    shape.k = CodecSpec::parse(std::get<1>(GetParam())).value();
+    shape.v = CodecSpec::parse(std::get<2>(GetParam())).value();
+    shape.n_queries = static_cast<int>(lengths.size());
+    shape.n_cells = 1 + 64 + 2048 + 700;
+    shape.byte_tables = true;
+    if (!shape.k.exact()) {
+      shape.rope = plain_rope(64, RopeMode::kNeox);
+    }
+    AttentionCase test(shape, 23);
+    std::size_t first = 0;
+    for (std::size_t i = 0; i < lengths.size(); i++) {
+      for (std::size_t t = 0; t < shape.n_cells; t++) {
+        const bool own = t >= first && t < first + lengths[i];
+        test.mask()[i * shape.n_cells + t] = own ? 0 : kHidden;
+        if (own) {
+          test.positions()[t] = static_cast<std::int32_t>(t - first);
+        }
+      }
+      first += lengths[i];
+    }
+    const AttentionCall call = test.call();
+    std::vector<float> want = run(test, call, 1);
+    const std::size_t row = want.size() / lengths.size();
+    for (std::size_t i = 0; i < lengths.size(); i++) {
+      AttentionCall alone = call;
+      alone.n_queries = 1;
+      alone.queries += i * call.query_bytes;
+      alone.mask += i * call.mask_bytes;
+      alone.out += i * call.out_bytes;
+      const std::vector<float> out = run(test, alone, 1);
+      ASSERT_EQ(std::memcmp(&out[i * row], &want[i * row], row * sizeof(float)), 0) << i;
+    }
+    for (const int n_threads : {2, 8}) {
+      const std::vector<float> got = run(test, call, n_threads);
+      ASSERT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0) << n_threads;
+    }
+  } while (std::next_permutation(lengths.begin(), lengths.end()));
 }
 
 }  // namespace
