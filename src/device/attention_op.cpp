@@ -259,16 +259,20 @@ Status run_attention(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scr
   const CellRange k_cells = *cells_of(k);
   const CellRange v_cells = *cells_of(v);
   const CodedTensor* coded_keys = buffer.coded(k);
+  const CodedTensor& coded = coded_keys != nullptr ? *coded_keys : *buffer.coded(v);
   Result<std::optional<ExactRows>> exact = exact_rows_of(buffer, node, k_cells);
   if (!exact.ok()) {
     return exact.status();
   }
+  const bool knows_positions = buffer.knows_positions(coded);
   for (std::int64_t stream = 0; stream < k->ne[3]; stream++) {
     AttentionCall call = call_of(node, stream);
     const std::size_t first = k_cells.first + static_cast<std::size_t>(stream) * k_cells.stride;
     call.k = side_of(k, first);
     call.v = side_of(v, v_cells.first + static_cast<std::size_t>(stream) * v_cells.stride);
-    call.positions = buffer.cells().positions(first);
+    if (knows_positions) {
+      call.positions = buffer.cells().positions(first);
+    }
     if (coded_keys != nullptr && coded_keys->rotated) {
       set_rotation(buffer, *coded_keys, call);
     }

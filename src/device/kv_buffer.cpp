@@ -188,9 +188,12 @@ void KvBuffer::begin_tokens(std::span<const std::int32_t> positions,
   }
 }
 
+bool KvBuffer::knows_positions(const CodedTensor& tensor) const {
+  return position_owner_ != nullptr && tensor.name.layer >= position_owner_->name.layer;
+}
+
 bool KvBuffer::uses_window(const CodedTensor& tensor) const {
-  return window_.enabled() && position_owner_ != nullptr &&
-         tensor.name.layer >= position_owner_->name.layer;
+  return window_.enabled() && knows_positions(tensor);
 }
 
 BatchRows& KvBuffer::batch_rows(const CodedTensor& tensor) {

@@ -87,8 +87,11 @@ class KvBuffer {
   /// The tokens of a graph are about to be stored: positions_owner's call, once a graph.
   void begin_tokens(std::span<const std::int32_t> positions, std::span<const std::size_t> cells);
 
-  /// Whether exact rows are kept for this tensor in this graph: layers before the first one
-  /// with a rotation do not know the positions in time.
+  /// Whether the positions of cells are known when this tensor is read: not in layers before
+  /// the first one that stores rotated keys as codes, which brings them.
+  bool knows_positions(const CodedTensor& tensor) const;
+
+  /// Whether exact rows are kept for this tensor in this graph, which needs positions.
   bool uses_window(const CodedTensor& tensor) const;
 
   /// Where the exact rows of n_tokens tokens, about to be stored, go.

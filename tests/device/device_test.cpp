@@ -271,6 +271,27 @@ TEST(Device, CellsThatHoldASequenceDoNotMatter) {
   }
 }
 
+// Without rotated keys that are coded the device does not know positions; then cells stand in the
+// order that they have, as they do at the positions 0, 1, 2, ... where these are known.
+TEST(Device, UnknownPositionsAreNoPosition) {
+  const CacheShape shape;
+  const auto layer_1 = [&](bool known) {
+    Codebook codebook =
+        random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 17);
+    codebook.layers[1].k.clear();
+    if (!known) {
+      codebook.layers[0].k.clear();
+    }
+    use_codebook(codebook, known ? "known" : "unknown");
+    TestCache cache(shape);
+    const std::vector<float> all = cache.evaluate(run_of_tokens(0, 200));
+    return std::vector<float>(all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2), all.end());
+  };
+  const std::vector<float> known = layer_1(true);
+  ASSERT_FALSE(known.empty());
+  expect_same(layer_1(false), known);
+}
+
 TEST(Device, RefusesWhatItCannotServe) {
   const auto refused = [](CacheShape shape, const std::string& want) {
     use_codebook(
