@@ -164,8 +164,8 @@ kernels::ScoreCodes AttentionOperator::score_call(const Part& part, int kv, cons
   score.pairs = key_pairs.pairs.data();
   score.n_pairs = static_cast<int>(key_pairs.pairs.size());
   score.n_rotated = key_pairs.n_rotated;
+  score.rotation = centred_;
   for (int i = 0; i < chunk.n; i++) {
-    score.rotation[i] = centred_;
     score.queries[i] =
         scratch.packed_rows + static_cast<std::size_t>(i) * plan_.tile_rows * plan_.padded_pairs;
   }

@@ -20,6 +20,11 @@ inline constexpr int kQueryLanes = 16;
 /// Entries of a table that is looked up by a byte.
 inline constexpr int kByteTableEntries = 256;
 
+/// Centroids of a group's table: padded to kByteTableEntries for codes of up to 8 bits.
+inline constexpr std::size_t table_entries(int code_bits) {
+  return code_bits <= 8 ? std::size_t{kByteTableEntries} : std::size_t{1} << code_bits;
+}
+
 /// How the 8-bit centroids of a KV head lie in memory.
 enum class TableOrder {
   /// [group, code, group_dim], 2^code_bits codes or kByteTableEntries, whichever is more: one
@@ -65,8 +70,8 @@ struct ScoreCodes {
   const ChannelPair* pairs = nullptr;
   int n_pairs = 0;
   int n_rotated = 0;
-  /// Of each block, as KernelTable::pack_angles leaves it.
-  const std::int16_t* rotation[kMaxChunk] = {};
+  /// Of every block, as KernelTable::pack_angles leaves it.
+  const std::int16_t* rotation = nullptr;
   /// Of each block [row, query_stride]: qx in the lower half, qy in the upper.
   const std::uint32_t* queries[kMaxChunk] = {};
   std::size_t query_stride = 0;

@@ -74,8 +74,8 @@ class KernelRun {
     call.pairs = keys_.pairs().pairs.data();
     call.n_pairs = kPairs;
     call.n_rotated = kPairs;
+    call.rotation = angles_.data();
     for (int b = 0; b < kBlocks; b++) {
-      call.rotation[b] = angles_.data();
       call.queries[b] = queries_.data();
     }
     call.query_stride = kPairs;

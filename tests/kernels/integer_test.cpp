@@ -73,8 +73,8 @@ class IntegerCase {
     call.pairs = pairs_.pairs.data();
     call.n_pairs = static_cast<int>(pairs_.pairs.size());
     call.n_rotated = pairs_.n_rotated;
+    call.rotation = packed.data();
     for (int b = 0; b < shape_.n_blocks; b++) {
-      call.rotation[b] = packed.data();
       call.queries[b] = queries_.data() + n_padded_ * shape_.n_rows * b;
     }
     call.query_stride = n_padded_;
