@@ -84,13 +84,15 @@ TEST_P(DecodeTest, WidensAllHalves) {
 }
 
 TEST_P(DecodeTest, WidensAnyCount) {
-  for (const std::size_t n : {0, 1, 2, 7, 8, 9, 31, 33}) {
+  for (const std::size_t n : {0, 1, 2, 3, 7, 8, 9, 31, 33}) {
     ExactBuffer<std::uint16_t> in(n);
-    std::fill(in.begin(), in.end(), float_to_half(1.5F));
+    for (std::size_t i = 0; i < n; i++) {
+      in[i] = float_to_half(1.5F + static_cast<float>(i));
+    }
     ExactBuffer<float> out(n);
     kernel().half_to_float_n(in.data(), n, out.data());
-    for (const float value : out) {
-      ASSERT_EQ(value, 1.5F) << n;
+    for (std::size_t i = 0; i < n; i++) {
+      ASSERT_EQ(out[i], 1.5F + static_cast<float>(i)) << n;
     }
   }
 }
