@@ -94,11 +94,10 @@ Status BenchShape::check() const {
 BenchInputs::BenchInputs(const BenchShape& shape)
     : queries(random_floats(shape.query_floats(), 0)),
       positions(static_cast<std::size_t>(shape.stream_cells())) {
-  const std::uint16_t hidden = 0xFC00;  // -inf
   std::vector<std::uint16_t> stream_mask;
   for (int i = 0; i < shape.stream_queries(); i++) {
     for (int t = 0; t < shape.stream_cells(); t++) {
-      stream_mask.push_back(sees(shape, i, t) ? 0 : hidden);
+      stream_mask.push_back(sees(shape, i, t) ? 0 : kHalfMinusInfinity);
     }
   }
   for (int stream = 0; stream < shape.n_streams(); stream++) {

@@ -1,8 +1,8 @@
 // The attention operator: how a call is cut into tasks, and what a task does with
-// a block of cells. The arithmetic is in the kernels; the order of operations that
+// a block of positions. The arithmetic is in the kernels; the order of operations that
 // makes results independent of the cut is here:
 //
-//   for every range of kRangePositions positions, ascending   (a partial softmax state)
+//   for every range of kRangePositions, ascending       (a partial softmax state)
 //     for every block of 64 positions, ascending          (one step of the state for
 //       the cells seen coded, one for those seen exactly)
 //   states of the ranges are merged in ascending order
@@ -68,9 +68,8 @@ Scratch AttentionOperator::scratch_of(int thread) const {
   return {call_, plan_, carver};
 }
 
-SoftmaxState AttentionOperator::partial_of(int tile, int kv_head, int range) const {
-  const std::size_t index =
-      (static_cast<std::size_t>(tile) * call_.n_kv_heads + kv_head) * plan_.n_ranges + range;
+SoftmaxState AttentionOperator::partial_of(int slice, int kv_head) const {
+  const std::size_t index = static_cast<std::size_t>(slice) * call_.n_kv_heads + kv_head;
   float* base = partials_ + index * plan_.partial_floats();
   Carver carver(reinterpret_cast<std::uint8_t*>(base));
   SoftmaxState state;
@@ -119,9 +118,9 @@ AttentionOperator::Chunk AttentionOperator::chunk_at(const Part& part, int& bloc
 
 // Leaves the states of one range of the tile in scratch.part.
 void AttentionOperator::run_range(const Part& part, int range, const Scratch& scratch) const {
-  const int last = views_.range_end(part.tile->first_range + range);
+  const int last = views_.range_end(part.tile->view->first_range + range);
   scratch.part.clear(part.n_kv * part.n_rows, plan_.channels_v);
-  int block = views_.range_begin(part.tile->first_range + range);
+  int block = views_.range_begin(part.tile->view->first_range + range);
   while (block < last) {
     const Chunk chunk = chunk_at(part, block, last);
     for (int i = 0; i < chunk.n; i++) {
@@ -160,11 +159,18 @@ void AttentionOperator::write_out(const Part& part, const SoftmaxState& state) c
   }
 }
 
+// The tile that has a slice.
+int AttentionOperator::tile_of(int slice) const {
+  const auto behind =
+      std::upper_bound(plan_.tiles.begin(), plan_.tiles.end(), slice,
+                       [](int value, const Tile& tile) { return value < tile.first_slice; });
+  return static_cast<int>(behind - plan_.tiles.begin()) - 1;
+}
+
 void AttentionOperator::run_task(int task, int thread) {
-  const int n_slices = plan_.split_ranges ? plan_.n_ranges : 1;
-  const int slice = task % n_slices;
-  const int group = task / n_slices % plan_.n_kv_groups;
-  const int tile = task / n_slices / plan_.n_kv_groups;
+  const int group = task % plan_.n_kv_groups;
+  const int item = task / plan_.n_kv_groups;  // a slice, or a tile
+  const int tile = plan_.split_ranges ? tile_of(item) : item;
   const Part part = part_of(tile, group * plan_.kv_per_task, plan_.kv_per_task);
   Scratch scratch = scratch_of(thread);
   if (!plan_.byte_values || call_.exact != nullptr) {
@@ -174,12 +180,12 @@ void AttentionOperator::run_task(int task, int thread) {
   gather_queries(part, scratch);
   prepare_rows(part, scratch);
   if (plan_.split_ranges) {
-    // Tiles of other views may have more ranges.
-    if (slice < part.tile->n_ranges && sees_range(*part.tile, slice)) {
-      run_range(part, slice, scratch);
+    const int range = item - part.tile->first_slice;
+    if (sees_range(*part.tile, range)) {
+      run_range(part, range, scratch);
       for (int kv = 0; kv < part.n_kv; kv++) {
         const SoftmaxState from = scratch.part.at(kv, part.n_rows, plan_.channels_v);
-        const SoftmaxState to = partial_of(tile, part.first_kv + kv, slice);
+        const SoftmaxState to = partial_of(item, part.first_kv + kv);
         std::copy_n(from.maxima, part.n_rows, to.maxima);
         std::copy_n(from.sums, part.n_rows, to.sums);
         std::copy_n(from.out, static_cast<std::size_t>(part.n_rows) * plan_.channels_v, to.out);
@@ -189,7 +195,7 @@ void AttentionOperator::run_task(int task, int thread) {
   }
   const int n_rows = part.n_kv * part.n_rows;
   scratch.total.clear(n_rows, plan_.channels_v);
-  for (int range = 0; range < part.tile->n_ranges; range++) {
+  for (int range = 0; range < part.tile->view->n_ranges; range++) {
     if (sees_range(*part.tile, range)) {
       run_range(part, range, scratch);
       kernel_.merge_rows(scratch.part.maxima, scratch.part.sums, scratch.part.out, n_rows,
@@ -207,9 +213,9 @@ void AttentionOperator::run_merge(int task, int thread) {
   const Part part = part_of(tile, kv_head, 1);
   const Scratch scratch = scratch_of(thread);
   scratch.total.clear(part.n_rows, plan_.channels_v);
-  for (int range = 0; range < part.tile->n_ranges; range++) {
+  for (int range = 0; range < part.tile->view->n_ranges; range++) {
     if (sees_range(*part.tile, range)) {
-      const SoftmaxState from = partial_of(tile, kv_head, range);
+      const SoftmaxState from = partial_of(part.tile->first_slice + range, kv_head);
       kernel_.merge_rows(from.maxima, from.sums, from.out, part.n_rows, plan_.channels_v,
                          scratch.total.maxima, scratch.total.sums, scratch.total.out);
     }
@@ -219,14 +225,14 @@ void AttentionOperator::run_merge(int task, int thread) {
 
 void AttentionOperator::run(ParallelFor& parallel) {
   pack_centred();
-  if (plan_.n_tiles == 1) {
+  if (plan_.n_tiles() == 1) {
     scan_tile(0);
   } else {
-    parallel.run(plan_.n_tiles, [this](int tile, int) { scan_tile(tile); });
+    parallel.run(plan_.n_tiles(), [this](int tile, int) { scan_tile(tile); });
   }
   parallel.run(plan_.n_tasks(), [this](int task, int thread) { run_task(task, thread); });
   if (plan_.split_ranges) {
-    parallel.run(plan_.n_tiles * call_.n_kv_heads,
+    parallel.run(plan_.n_tiles() * call_.n_kv_heads,
                  [this](int task, int thread) { run_merge(task, thread); });
   }
 }

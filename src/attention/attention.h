@@ -2,7 +2,7 @@
 // or plain 16-bit rows. This is the whole operator: blocks are decoded and rotated
 // once for all queries of a tile and all heads that share the KV head, scores and
 // values are accumulated with an online softmax, and partial results of fixed
-// ranges of cells are merged in order, so that the result of a query does not
+// ranges of positions are merged in order, so that the result of a query does not
 // depend on what else is in the batch or on the number of threads.
 // reference.h holds the plain oracle.
 #pragma once

@@ -50,14 +50,15 @@ class AttentionOperator {
   };
 
   std::size_t n_partial_states() const {
-    return static_cast<std::size_t>(plan_.n_tiles) * call_.n_kv_heads * plan_.n_ranges;
+    return static_cast<std::size_t>(plan_.n_slices) * call_.n_kv_heads;
   }
 
   Part part_of(int tile, int first_kv, int n_kv) const;
   Scratch scratch_of(int thread) const;
-  SoftmaxState partial_of(int tile, int kv_head, int range) const;
+  SoftmaxState partial_of(int slice, int kv_head) const;
 
   // attention.cpp
+  int tile_of(int slice) const;
   void run_task(int task, int thread);
   void run_merge(int task, int thread);
   void gather_queries(const Part& part, const Scratch& scratch) const;
@@ -67,16 +68,16 @@ class AttentionOperator {
 
   // visible_blocks.cpp
   unsigned sees(const Tile& tile, int block) const {
-    return visible_[tile.visible + static_cast<std::size_t>(block - tile.first_block)];
+    return visible_[tile.visible + static_cast<std::size_t>(block - tile.view->first_block)];
   }
 
   bool sees_range(const Tile& tile, int range) const;
   void scan_tile(int tile);
   bool has_exact_rows(const ViewBlock& block) const;
   bool is_exact(int query, std::int32_t cell) const;
-  bool sees_any(const Part& part, const ViewBlock& block) const;
   unsigned scan_block(const Part& part, const ViewBlock& block) const;
   void prepare_block(const Part& part, const Chunk& chunk, int index, const Scratch& scratch) const;
+  void gather_mask(int query, const ViewBlock& block, std::uint16_t* mask) const;
   void load_mask(const Part& part, const ViewBlock& block, float* mask) const;
   void split_exact(const Part& part, const ViewBlock& block, const Scratch& scratch) const;
   void load_angles(const ViewBlock& block, const Scratch& scratch) const;
@@ -123,7 +124,7 @@ class AttentionOperator {
   const kernels::KernelTable& kernel_;
   std::uint8_t* visible_ = nullptr;  // of each tile [block of its view]
   std::int16_t* centred_ = nullptr;  // RopeTable::centred, packed
-  float* partials_ = nullptr;        // [tile, KV head, range] states
+  float* partials_ = nullptr;        // [slice, KV head] states
   std::uint8_t* threads_ = nullptr;
   std::size_t thread_bytes_ = 0;
 };

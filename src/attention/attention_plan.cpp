@@ -39,17 +39,13 @@ std::size_t unpacked_bytes(const CacheSide& side, int head_dim) {
 // Tiles of up to `tile_queries` queries of one view.
 void cut_tiles(const SequenceViews& views, Plan& plan) {
   for (const SequenceView& view : views.views()) {
-    const int first_block = views.range_begin(view.first_range);
-    const int last_block = views.range_begin(view.first_range + view.n_ranges);
     for (int i = 0; i < view.n_queries; i += plan.tile_queries) {
       const int n = std::min(plan.tile_queries, view.n_queries - i);
-      plan.tiles.push_back(
-          {view.first_query + i, n, view.first_range, view.n_ranges, first_block, plan.n_visible});
-      plan.n_visible += static_cast<std::size_t>(last_block - first_block);
+      plan.tiles.push_back({&view, view.first_query + i, n, plan.n_slices, plan.n_visible});
+      plan.n_slices += view.n_ranges;
+      plan.n_visible += static_cast<std::size_t>(view.n_blocks);
     }
-    plan.n_ranges = std::max(plan.n_ranges, view.n_ranges);
   }
-  plan.n_tiles = static_cast<int>(plan.tiles.size());
 }
 
 int most_queries(const SequenceViews& views) {
@@ -80,8 +76,8 @@ Plan::Plan(const AttentionCall& call, const SequenceViews& views, int n_threads)
   }
   const int wanted = n_threads == 1 ? 1 : kTasksPerThread * n_threads;
   n_kv_groups = tile_rows >= kManyRows ? call.n_kv_heads : 1;
-  const std::size_t n_partials = static_cast<std::size_t>(n_tiles) * call.n_kv_heads * n_ranges;
-  split_ranges = n_tiles * n_kv_groups < wanted && n_ranges > 1 &&
+  const std::size_t n_partials = static_cast<std::size_t>(n_slices) * call.n_kv_heads;
+  split_ranges = n_tiles() * n_kv_groups < wanted && n_slices > n_tiles() &&
                  n_partials * partial_floats() <= kMaxPartialFloats;
   const int n = std::max(n_tasks(), 1);
   if (n < wanted) {

@@ -92,12 +92,11 @@ struct SoftmaxState {
 
 // Some consecutive queries of a view, which share decoded blocks.
 struct Tile {
+  const SequenceView* view = nullptr;
   int first_query = 0;
   int n_queries = 0;
-  int first_range = 0;  // of its view
-  int n_ranges = 0;
-  int first_block = 0;
-  std::size_t visible = 0;  // where what it sees of its blocks begins
+  int first_slice = 0;      // of the view's ranges, counted over all tiles
+  std::size_t visible = 0;  // where what it sees of the view's blocks begins
 };
 
 // How a call is cut. May throw std::bad_alloc.
@@ -107,8 +106,6 @@ struct Plan {
   int value_stride = 0;  // a row of the values' tile
   int tile_queries = 0;
   int tile_rows = 0;
-  int n_tiles = 0;
-  int n_ranges = 0;  // at most, of a tile
   int kv_per_task = 0;
   int n_kv_groups = 0;
   bool split_ranges = false;
@@ -117,6 +114,7 @@ struct Plan {
   int padded_pairs = 0;      // pairs of key channels, of byte keys, rounded up
   int chunk_blocks = 1;      // blocks that a task may take together
   std::vector<Tile> tiles;
+  int n_slices = 0;           // ranges of all tiles
   std::size_t n_visible = 0;  // blocks of all tiles
 
   Plan(const AttentionCall& call, const SequenceViews& views, int n_threads);
@@ -126,7 +124,9 @@ struct Plan {
     return byte_keys ? kernels::packed_angle_words(padded_pairs) : 0;
   }
 
-  int n_tasks() const { return n_tiles * n_kv_groups * (split_ranges ? n_ranges : 1); }
+  int n_tiles() const { return static_cast<int>(tiles.size()); }
+
+  int n_tasks() const { return (split_ranges ? n_slices : n_tiles()) * n_kv_groups; }
 
   // Floats of the state of one (tile, KV head, range), rounded to whole cache lines.
   std::size_t partial_floats() const {

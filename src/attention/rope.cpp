@@ -81,7 +81,7 @@ std::int64_t high_of(std::int64_t position) {
   return (position >= 0 ? position : position - (kBlockCells - 1)) / kBlockCells;
 }
 
-// Positions 64 h, 64 h + 1, ...: one sequence in its own cells.
+// Positions 64 h, 64 h + 1, ...: what attention asks for.
 bool is_whole_block(const std::int32_t* positions) {
   for (int t = 0; t < kBlockCells; t++) {
     if (positions[t] != positions[0] + t) {

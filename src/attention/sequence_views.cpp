@@ -8,10 +8,10 @@
 #include <new>
 #include <tuple>
 
+#include "core/half.h"
+
 namespace cqkv {
 namespace {
-
-constexpr std::uint16_t kHidden = 0xFC00;  // -inf
 
 std::int64_t base_of(std::int64_t position) {
   return position & ~std::int64_t{kBlockCells - 1};
@@ -23,7 +23,7 @@ std::uint64_t seen_of(const std::uint16_t* mask) {
   for (int t = 0; t < kBlockCells; t += 8) {
     std::uint64_t byte = 0;
     for (int i = 0; i < 8; i++) {
-      byte |= std::uint64_t{mask[t + i] != kHidden} << i;
+      byte |= std::uint64_t{mask[t + i] != kHalfMinusInfinity} << i;
     }
     seen |= byte << t;
   }
@@ -35,7 +35,6 @@ std::uint64_t seen_of(const std::uint16_t* mask) {
 struct SequenceViews::Cells {
   const AttentionCall& call;
   std::int32_t first;  // cell
-  int n;
   std::uint64_t seen;  // a bit a cell
 
   std::int64_t position(int t) const {
@@ -74,14 +73,14 @@ SequenceViews::Cells SequenceViews::cells_at(int query, std::size_t block) const
   std::uint64_t seen = n == kBlockCells ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1;
   if (call_->mask != nullptr) {
     std::uint16_t mask[kBlockCells];
-    std::fill_n(mask, kBlockCells, kHidden);
+    std::fill_n(mask, kBlockCells, kHalfMinusInfinity);
     std::memcpy(
         mask,
         call_->mask + static_cast<std::size_t>(query) * call_->mask_bytes + first * sizeof(*mask),
         static_cast<std::size_t>(n) * sizeof(*mask));
     seen = seen_of(mask);
   }
-  return {*call_, static_cast<std::int32_t>(first), n, seen};
+  return {*call_, static_cast<std::int32_t>(first), seen};
 }
 
 void SequenceViews::build(const AttentionCall& call) {
@@ -117,9 +116,10 @@ int SequenceViews::find(std::int64_t base, std::int32_t layer) {
       found_ = static_cast<int>(at - blocks_.begin());
     }
   }
-  if (found_ > first_block_ && !is_before(blocks_[found_ - 1])) {
+  const int first_block = views_.back().first_block;
+  if (found_ > first_block && !is_before(blocks_[found_ - 1])) {
     const auto at =
-        std::partition_point(blocks_.begin() + first_block_, blocks_.begin() + found_, is_before);
+        std::partition_point(blocks_.begin() + first_block, blocks_.begin() + found_, is_before);
     found_ = static_cast<int>(at - blocks_.begin());
   }
   const bool found =
@@ -127,25 +127,8 @@ int SequenceViews::find(std::int64_t base, std::int32_t layer) {
   return found ? found_ : -1;
 }
 
-ViewBlock& SequenceViews::insert(ViewBlock block) {
-  return *blocks_.insert(blocks_.begin() + found_, block);
-}
-
-// Whether a query's cells of one block agree with the view.
-bool SequenceViews::fits(const Cells& cells) {
-  for (std::uint64_t left = cells.seen; left != 0; left &= left - 1) {
-    const int t = std::countr_zero(left);
-    const std::int64_t position = cells.position(t);
-    const int index = find(base_of(position), 0);
-    if (index >= 0) {
-      const std::int32_t there =
-          cell(blocks_[index], static_cast<int>(position - base_of(position)));
-      if (there >= 0 && there != cells.first + t) {
-        return false;
-      }
-    }
-  }
-  return true;
+void SequenceViews::insert(const ViewBlock& block) {
+  blocks_.insert(blocks_.begin() + found_, block);
 }
 
 // Puts cells from `first` on at places from `lane` on, as far as these are free or have the
@@ -210,9 +193,12 @@ bool SequenceViews::place(const Cells& cells, bool layers) {
 }
 
 void SequenceViews::start(int query) {
-  views_.push_back({query, 1, 0, 0, false});
-  first_block_ = static_cast<int>(blocks_.size());
-  found_ = first_block_;
+  SequenceView view;
+  view.first_query = query;
+  view.n_queries = 1;
+  view.first_block = static_cast<int>(blocks_.size());
+  views_.push_back(view);
+  found_ = view.first_block;
   const std::size_t n_blocks = (call_->n_cells + kBlockCells - 1) / kBlockCells;
   for (std::size_t b = 0; b < n_blocks; b++) {
     const Cells cells = cells_at(query, b);
@@ -246,9 +232,8 @@ void SequenceViews::find_changes(int query) {
   }
 }
 
-// Whether the query can stand in the view under way, where its cells are then. A query that has
-// several cells at one position cannot, which may be found late: cells of it that are left
-// behind are hidden from all others.
+// Whether the query can stand in the view under way, where its cells are then. Cells of one that
+// cannot may be left behind, hidden from all others: what these see was there already.
 bool SequenceViews::extend(int query) {
   SequenceView& view = views_.back();
   if (view.layered) {
@@ -256,10 +241,8 @@ bool SequenceViews::extend(int query) {
   }
   if (call_->mask != nullptr) {
     find_changes(query);
-    const auto agrees = [&](std::size_t b) { return fits(cells_at(query, b)); };
     const auto placed = [&](std::size_t b) { return place(cells_at(query, b), false); };
-    if (!std::all_of(changed_.begin(), changed_.end(), agrees) ||
-        !std::all_of(changed_.begin(), changed_.end(), placed)) {
+    if (!std::all_of(changed_.begin(), changed_.end(), placed)) {
       return false;
     }
   }
@@ -267,41 +250,40 @@ bool SequenceViews::extend(int query) {
   return true;
 }
 
+// The block of cells that has all cells of a view's block in their places, or -1.
+std::int32_t SequenceViews::place_of(const ViewBlock& block) const {
+  std::int32_t in_place = -1;
+  for (int t = 0; t < kBlockCells; t++) {
+    const std::int32_t cell_here = cell(block, t);
+    if (cell_here < 0) {
+      continue;
+    }
+    const std::int32_t first = cell_here - t;
+    if (first < 0 || first % kBlockCells != 0 || (in_place >= 0 && in_place != first)) {
+      return -1;
+    }
+    in_place = first;
+  }
+  return in_place / kBlockCells;
+}
+
 // Finds the blocks whose cells are in their places, and cuts the view into ranges.
 void SequenceViews::finish() {
   if (views_.empty()) {
     return;
   }
-  for (std::size_t b = static_cast<std::size_t>(first_block_); b < blocks_.size(); b++) {
-    ViewBlock& block = blocks_[b];
-    if (block.lanes < 0) {
-      continue;
-    }
-    std::int32_t in_place = -1;
-    for (int t = 0; t < kBlockCells; t++) {
-      const std::int32_t cell_here = cell(block, t);
-      if (cell_here < 0) {
-        continue;
-      }
-      const std::int32_t first = cell_here - t;
-      if (first < 0 || first % kBlockCells != 0 || (in_place >= 0 && in_place != first)) {
-        in_place = -1;
-        break;
-      }
-      in_place = first;
-    }
-    block.block = in_place < 0 ? -1 : in_place / kBlockCells;
-  }
-  cut_ranges(views_.back());
-}
-
-void SequenceViews::cut_ranges(SequenceView& view) {
+  SequenceView& view = views_.back();
+  view.n_blocks = static_cast<int>(blocks_.size()) - view.first_block;
   view.first_range = static_cast<int>(ranges_.size());
   std::int64_t range = 0;
-  for (auto b = static_cast<std::size_t>(first_block_); b < blocks_.size(); b++) {
-    const std::int64_t here = blocks_[b].base & ~static_cast<std::int64_t>(kRangePositions - 1);
-    if (b == static_cast<std::size_t>(first_block_) || here != range) {
-      ranges_.push_back(static_cast<int>(b));
+  for (int b = view.first_block; b < view.first_block + view.n_blocks; b++) {
+    ViewBlock& block = blocks_[static_cast<std::size_t>(b)];
+    if (block.lanes >= 0) {
+      block.block = place_of(block);
+    }
+    const std::int64_t here = block.base & ~static_cast<std::int64_t>(kRangePositions - 1);
+    if (b == view.first_block || here != range) {
+      ranges_.push_back(b);
       range = here;
     }
   }

@@ -24,6 +24,8 @@ struct ViewBlock {
 struct SequenceView {
   int first_query = 0;
   int n_queries = 0;
+  int first_block = 0;
+  int n_blocks = 0;
   int first_range = 0;
   int n_ranges = 0;
   bool layered = false;  ///< Some cells have the same position.
@@ -39,7 +41,7 @@ struct SequenceView {
 /// Blocks stand in ascending order of (base, layer), cut into ranges of kRangePositions positions.
 class SequenceViews {
  public:
-  /// Of a legal call. Reads its masks and positions once. May throw std::bad_alloc.
+  /// Of a legal call, whose masks and positions are read now. May throw std::bad_alloc.
   void build(const AttentionCall& call);
 
   const std::vector<SequenceView>& views() const { return views_; }
@@ -67,13 +69,12 @@ class SequenceViews {
   void find_changes(int query);
   bool extend(int query);
   void start(int query);
-  bool fits(const Cells& cells);
   bool place(const Cells& cells, bool layers);
   int place_run(std::int64_t base, std::int32_t layer, int lane, std::int32_t first, int n);
   void finish();
-  void cut_ranges(SequenceView& view);
+  std::int32_t place_of(const ViewBlock& block) const;
   int find(std::int64_t base, std::int32_t layer);
-  ViewBlock& insert(ViewBlock block);
+  void insert(const ViewBlock& block);
 
   const AttentionCall* call_ = nullptr;
   std::vector<SequenceView> views_;
@@ -81,7 +82,6 @@ class SequenceViews {
   std::vector<std::int32_t> lanes_;
   std::vector<int> ranges_;           // where each begins, and the end of the last
   std::vector<std::size_t> changed_;  // blocks of cells, by find_changes
-  int first_block_ = 0;               // of the view under way
   int found_ = 0;                     // the block of the last look-up, or where it would stand
 };
 

@@ -5,17 +5,13 @@
 
 #include "attention/attention_operator.h"
 #include "cache/exact_window.h"
+#include "core/half.h"
 
 namespace cqkv {
-namespace {
-
-constexpr std::uint16_t kHalfMinusInfinity = 0xFC00;
-
-}  // namespace
 
 bool AttentionOperator::sees_range(const Tile& tile, int range) const {
-  const int last = views_.range_end(tile.first_range + range);
-  for (int block = views_.range_begin(tile.first_range + range); block < last; block++) {
+  const int last = views_.range_end(tile.view->first_range + range);
+  for (int block = views_.range_begin(tile.view->first_range + range); block < last; block++) {
     if (sees(tile, block)) {
       return true;
     }
@@ -25,12 +21,10 @@ bool AttentionOperator::sees_range(const Tile& tile, int range) const {
 
 void AttentionOperator::scan_tile(int tile) {
   const Part part = part_of(tile, 0, 1);
-  const int first = part.tile->first_block;
-  const int n_ranges = part.tile->n_ranges;
-  const int last = views_.range_begin(part.tile->first_range + n_ranges);
-  for (int block = first; block < last; block++) {
-    visible_[part.tile->visible + static_cast<std::size_t>(block - first)] =
-        static_cast<std::uint8_t>(scan_block(part, views_.block(block)));
+  const SequenceView& view = *part.tile->view;
+  for (int i = 0; i < view.n_blocks; i++) {
+    visible_[part.tile->visible + static_cast<std::size_t>(i)] =
+        static_cast<std::uint8_t>(scan_block(part, views_.block(view.first_block + i)));
   }
 }
 
@@ -55,56 +49,50 @@ bool AttentionOperator::is_exact(int query, std::int32_t cell) const {
   return row >= 0 && (ahead < exact.window || exact.sinks[row] != 0);
 }
 
-bool AttentionOperator::sees_any(const Part& part, const ViewBlock& block) const {
-  const MaskView mask{call_.mask, call_.mask_bytes};
-  for (int i = part.first_query; i < part.first_query + part.n_queries; i++) {
-    for (int t = 0; t < kBlockCells; t++) {
-      const std::int32_t cell = views_.cell(block, t);
-      if (cell >= 0 && mask.sees(static_cast<std::size_t>(i), static_cast<std::size_t>(cell))) {
-        return true;
-      }
-    }
-  }
-  return false;
-}
-
 // What the queries of a tile see of a block.
 unsigned AttentionOperator::scan_block(const Part& part, const ViewBlock& block) const {
-  if (!has_exact_rows(block)) {
-    return sees_any(part, block) ? kSeesCoded : 0;
-  }
   const MaskView mask{call_.mask, call_.mask_bytes};
+  const bool exact = has_exact_rows(block);
+  const unsigned all = exact ? kSeesCoded | kSeesExact : kSeesCoded;
   unsigned seen = 0;
-  for (int i = part.first_query; i < part.first_query + part.n_queries; i++) {
-    for (int t = 0; t < kBlockCells && seen != (kSeesCoded | kSeesExact); t++) {
+  for (int i = part.first_query; i < part.first_query + part.n_queries && seen != all; i++) {
+    for (int t = 0; t < kBlockCells && seen != all; t++) {
       const std::int32_t cell = views_.cell(block, t);
       if (cell >= 0 && mask.sees(static_cast<std::size_t>(i), static_cast<std::size_t>(cell))) {
-        seen |= is_exact(i, cell) ? kSeesExact : kSeesCoded;
+        seen |= exact && is_exact(i, cell) ? kSeesExact : kSeesCoded;
       }
     }
   }
   return seen;
 }
 
+// The masks [64] of a block's cells for one query. Not even of a block in place are they those of
+// its 64 cells, if it has a list: the query may see the others in other blocks.
+void AttentionOperator::gather_mask(int query, const ViewBlock& block, std::uint16_t* mask) const {
+  const std::uint8_t* row = call_.mask == nullptr
+                                ? nullptr
+                                : call_.mask + static_cast<std::size_t>(query) * call_.mask_bytes;
+  for (int t = 0; t < kBlockCells; t++) {
+    const std::int32_t cell = views_.cell(block, t);
+    mask[t] = cell < 0 ? kHalfMinusInfinity : 0;
+    if (cell >= 0 && row != nullptr) {
+      std::memcpy(mask + t, row + static_cast<std::size_t>(cell) * sizeof(*mask), sizeof(*mask));
+    }
+  }
+}
+
 void AttentionOperator::load_mask(const Part& part, const ViewBlock& block, float* mask) const {
-  for (int i = 0; i < part.n_queries; i++) {
-    const std::uint8_t* row =
-        call_.mask == nullptr ? nullptr : call_.mask + (part.first_query + i) * call_.mask_bytes;
+  for (int i = 0; i < part.n_queries; i++, mask += kBlockCells) {
     std::uint16_t halves[kBlockCells];
-    if (row != nullptr && block.lanes < 0) {
-      std::memcpy(halves, row + static_cast<std::size_t>(block.block) * sizeof(halves),
+    if (call_.mask != nullptr && block.lanes < 0) {
+      std::memcpy(halves,
+                  call_.mask + (part.first_query + i) * call_.mask_bytes +
+                      static_cast<std::size_t>(block.block) * sizeof(halves),
                   sizeof(halves));
     } else {
-      for (int t = 0; t < kBlockCells; t++) {
-        const std::int32_t cell = views_.cell(block, t);
-        halves[t] = cell < 0 ? kHalfMinusInfinity : 0;
-        if (cell >= 0 && row != nullptr) {
-          std::memcpy(halves + t, row + static_cast<std::size_t>(cell) * sizeof(*halves),
-                      sizeof(*halves));
-        }
-      }
+      gather_mask(part.first_query + i, block, halves);
     }
-    kernel_.half_to_float_n(halves, kBlockCells, mask + static_cast<std::size_t>(i) * kBlockCells);
+    kernel_.half_to_float_n(halves, kBlockCells, mask);
   }
 }
 

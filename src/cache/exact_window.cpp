@@ -6,6 +6,8 @@
 #include <limits>
 #include <tuple>
 
+#include "core/half.h"
+
 namespace cqkv {
 namespace {
 
@@ -18,13 +20,12 @@ std::size_t window_rows(const WindowSpec& spec, std::size_t n_cells, std::size_t
 }
 
 bool MaskView::sees(std::size_t query, std::size_t cell) const {
-  constexpr std::uint16_t kMinusInfinity = 0xFC00;
   if (data == nullptr) {
     return true;
   }
   std::uint16_t value = 0;
   std::memcpy(&value, data + query * row_bytes + cell * sizeof(value), sizeof(value));
-  return value != kMinusInfinity;
+  return value != kHalfMinusInfinity;
 }
 
 // Something that has a row in this graph: a slot of the pool or a token of the batch.

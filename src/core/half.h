@@ -8,6 +8,9 @@
 
 namespace cqkv {
 
+/// -infinity: what a mask has where a cell is hidden.
+inline constexpr std::uint16_t kHalfMinusInfinity = 0xFC00;
+
 inline float half_to_float(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16U;
   const std::uint32_t exponent = (half >> 10U) & 0x1FU;
