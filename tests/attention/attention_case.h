@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include "attention/attention.h"
 #include "core/half.h"
 #include "core/rng.h"
@@ -246,6 +248,31 @@ class AttentionCase {
   ExactBuffer<std::int32_t> query_positions_;
   ExactBuffer<std::uint8_t> exact_data_[4];  // keys: pool, batch; values: pool, batch
 };
+
+using Floats = std::vector<float>;
+
+/// The output of `call`, a call of `test`, which ends up in test.out().
+inline Floats run_attention(AttentionCase& test, const AttentionCall& call, int n_threads = 1) {
+  std::fill(test.out().begin(), test.out().end(), 99.0F);
+  ThreadParallelFor parallel(n_threads);
+  AttentionWorkspace workspace;
+  const Status status = attend(call, parallel, workspace);
+  EXPECT_TRUE(status.ok()) << status.message();
+  return {test.out().begin(), test.out().end()};
+}
+
+/// The call for queries [first, first + n), writing to their places.
+inline AttentionCall part_of(AttentionCall call, int first, int n) {
+  call.queries += first * call.query_bytes;
+  call.mask += first * call.mask_bytes;
+  call.out += first * call.out_bytes;
+  call.n_queries = n;
+  return call;
+}
+
+inline bool same_bits(const Floats& a, const Floats& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
 
 inline RopeParams plain_rope(int n_dims, RopeMode mode) {
   RopeParams params;

@@ -13,8 +13,6 @@
 namespace cqkv {
 namespace {
 
-using Floats = std::vector<float>;
-
 // Parameters: the level, and whether coded sides have byte tables.
 class AttentionInvariance : public testing::TestWithParam<std::tuple<std::string, bool>> {
  protected:
@@ -32,28 +30,6 @@ class AttentionInvariance : public testing::TestWithParam<std::tuple<std::string
     shape.rope = plain_rope(64, RopeMode::kNeox);
     return shape;
   }
-
-  static Floats run(AttentionCase& test, const AttentionCall& call, int n_threads = 1) {
-    std::fill(test.out().begin(), test.out().end(), 99.0F);
-    ThreadParallelFor parallel(n_threads);
-    AttentionWorkspace workspace;
-    const Status status = attend(call, parallel, workspace);
-    EXPECT_TRUE(status.ok()) << status.message();
-    return {test.out().begin(), test.out().end()};
-  }
-
-  // The call for queries [first, first + n), writing to their places.
-  static AttentionCall part_of(AttentionCall call, int first, int n) {
-    call.queries += first * call.query_bytes;
-    call.mask += first * call.mask_bytes;
-    call.out += first * call.out_bytes;
-    call.n_queries = n;
-    return call;
-  }
-
-  static bool same_bits(const Floats& a, const Floats& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-  }
 };
 
 INSTANTIATE_TEST_SUITE_P(Levels, AttentionInvariance,
@@ -70,9 +46,9 @@ TEST_P(AttentionInvariance, ThreadsDoNotMatter) {
       shape.n_queries = n_queries;
       shape.causal = causal;
       AttentionCase test(shape, 1);
-      const Floats want = run(test, test.call());
+      const Floats want = run_attention(test, test.call());
       for (const int n_threads : {2, 3, 8}) {
-        ASSERT_TRUE(same_bits(run(test, test.call(), n_threads), want))
+        ASSERT_TRUE(same_bits(run_attention(test, test.call(), n_threads), want))
             << n_queries << " queries, " << n_threads << " threads";
       }
     }
@@ -85,7 +61,7 @@ TEST_P(AttentionInvariance, SplittingQueriesDoesNotMatter) {
     shape.causal = causal;
     AttentionCase test(shape, 2);
     const AttentionCall call = test.call();
-    const Floats want = run(test, call, 2);
+    const Floats want = run_attention(test, call, 2);
     for (const int step : {1, 7, 49}) {
       std::fill(test.out().begin(), test.out().end(), 99.0F);
       ThreadParallelFor parallel(step);
@@ -106,8 +82,8 @@ TEST_P(AttentionInvariance, ExactRowsDoNotDependOnTheCut) {
   shape.window = 400;
   AttentionCase test(shape, 4);
   const AttentionCall call = test.call();
-  const Floats want = run(test, call);
-  EXPECT_TRUE(same_bits(run(test, call, 3), want));
+  const Floats want = run_attention(test, call);
+  EXPECT_TRUE(same_bits(run_attention(test, call, 3), want));
   std::fill(test.out().begin(), test.out().end(), 99.0F);
   ThreadParallelFor parallel(2);
   AttentionWorkspace workspace;
@@ -121,7 +97,7 @@ TEST_P(AttentionInvariance, ExactRowsDoNotDependOnTheCut) {
   EXPECT_TRUE(same_bits({test.out().begin(), test.out().end()}, want));
 }
 
-// Whether a query's keys are rotated by blocks depends on the cells that it sees itself: of two
+// Which blocks a query's cells stand in depends on the cells that it sees itself: of two
 // interleaved sequences, each in cells of its own, and one in both.
 TEST_P(AttentionInvariance, OtherSequencesInABlockDoNotMatter) {
   AttentionShape shape = busy_shape();
@@ -135,7 +111,7 @@ TEST_P(AttentionInvariance, OtherSequencesInABlockDoNotMatter) {
     }
   }
   const AttentionCall call = test.call();
-  const Floats want = run(test, call);
+  const Floats want = run_attention(test, call);
   for (const int step : {1, 2, 7}) {
     std::fill(test.out().begin(), test.out().end(), 99.0F);
     ThreadParallelFor parallel(2);
@@ -162,10 +138,10 @@ TEST_P(AttentionInvariance, HiddenCellsDoNotMatter) {
       }
       test.mask()[i * n_cells] = 0;
     }
-    const Floats all = run(test, call);
+    const Floats all = run_attention(test, call);
     AttentionCall fewer = call;
     fewer.n_cells = seen;
-    ASSERT_TRUE(same_bits(run(test, fewer), all)) << seen << " cells";
+    ASSERT_TRUE(same_bits(run_attention(test, fewer), all)) << seen << " cells";
     // The mask of the next round needs what this one hid.
     test = AttentionCase(shape, 3);
     call = test.call();
@@ -183,14 +159,14 @@ TEST_P(AttentionInvariance, PositionsOfHiddenCellsDoNotMatter) {
       test.mask()[i * shape.n_cells + t] = 0xFC00;
     }
   }
-  const Floats want = run(test, test.call());
+  const Floats want = run_attention(test, test.call());
   const std::int32_t garbage[] = {-1, std::numeric_limits<std::int32_t>::min(),
                                   std::numeric_limits<std::int32_t>::max(), 123456789};
   int next = 0;
   for (const std::size_t t : {0U, 1U, 63U, 64U, 200U, 695U, 696U, 697U, 698U, 699U}) {
     test.positions()[t] = garbage[next++ % 4];
   }
-  ASSERT_TRUE(same_bits(run(test, test.call()), want));
+  ASSERT_TRUE(same_bits(run_attention(test, test.call()), want));
 }
 
 // Angles come from other tables, but they are the same angles.
@@ -198,15 +174,15 @@ TEST_P(AttentionInvariance, ReservedPositionsDoNotMatter) {
   AttentionShape shape = busy_shape();
   shape.n_queries = 3;
   AttentionCase test(shape, 5);
-  const Floats want = run(test, test.call());
+  const Floats want = run_attention(test, test.call());
   RopeTable small(*shape.rope);
   AttentionCall call = test.call();
   call.rope = &small;
-  ASSERT_TRUE(same_bits(run(test, call), want));
+  ASSERT_TRUE(same_bits(run_attention(test, call), want));
   small.reserve(100);
-  ASSERT_TRUE(same_bits(run(test, call), want));
+  ASSERT_TRUE(same_bits(run_attention(test, call), want));
   small.reserve(100000);
-  ASSERT_TRUE(same_bits(run(test, call), want));
+  ASSERT_TRUE(same_bits(run_attention(test, call), want));
 }
 
 TEST_P(AttentionInvariance, QueryThatSeesNothingGivesZeros) {
@@ -216,7 +192,7 @@ TEST_P(AttentionInvariance, QueryThatSeesNothingGivesZeros) {
   for (std::size_t t = 0; t < shape.n_cells; t++) {
     test.mask()[shape.n_cells + t] = 0xFC00;
   }
-  const Floats out = run(test, test.call(), 2);
+  const Floats out = run_attention(test, test.call(), 2);
   const std::size_t row = out.size() / 3;
   for (std::size_t i = row; i < 2 * row; i++) {
     ASSERT_EQ(out[i], 0.0F);
@@ -225,7 +201,7 @@ TEST_P(AttentionInvariance, QueryThatSeesNothingGivesZeros) {
   EXPECT_NE(out[0], 0.0F);
   EXPECT_NE(out[2 * row], 0.0F);
   // Alone in its call, with all blocks skipped.
-  const Floats alone = run(test, part_of(test.call(), 1, 1));
+  const Floats alone = run_attention(test, part_of(test.call(), 1, 1));
   for (std::size_t i = row; i < 2 * row; i++) {
     ASSERT_EQ(alone[i], 0.0F);
   }
@@ -241,10 +217,10 @@ TEST_P(AttentionInvariance, QueryThatIsNotFiniteGivesNan) {
     }
     shape.n_queries = 3;
     AttentionCase test(shape, 15);
-    const Floats want = run(test, test.call(), 2);
+    const Floats want = run_attention(test, test.call(), 2);
     const std::size_t head = static_cast<std::size_t>(test.n_heads()) + 1;  // query 1, head 1
     test.queries()[head * 64 + 5] = bad;
-    const Floats out = run(test, test.call(), 2);
+    const Floats out = run_attention(test, test.call(), 2);
     for (std::size_t i = 0; i < out.size(); i++) {
       if (i / 64 == head) {
         ASSERT_TRUE(std::isnan(out[i])) << i;
@@ -261,7 +237,7 @@ TEST_P(AttentionInvariance, LayoutsDoNotMatter) {
   shape.n_queries = 4;
   AttentionCase test(shape, 7);
   AttentionCall call = test.call();
-  const Floats want = run(test, call);
+  const Floats want = run_attention(test, call);
   const int n_heads = test.n_heads();
   constexpr std::size_t kRow = 64 + 3;
   std::vector<float> queries(n_heads * shape.n_queries * kRow);
@@ -276,7 +252,7 @@ TEST_P(AttentionInvariance, LayoutsDoNotMatter) {
   call.out = reinterpret_cast<std::uint8_t*>(out.data());
   call.query_bytes = call.out_bytes = kRow * sizeof(float);
   call.query_head_bytes = call.out_head_bytes = shape.n_queries * kRow * sizeof(float);
-  run(test, call);
+  run_attention(test, call);
   for (std::size_t at = 0; at < out.size(); at++) {
     const std::size_t h = at / kRow / shape.n_queries;
     const std::size_t i = at / kRow % shape.n_queries;
@@ -294,7 +270,7 @@ TEST_P(AttentionInvariance, CentroidsGiveExactAttention) {
   shape.n_queries = 3;
   AttentionCase test(shape, 8);
   AttentionCall call = test.call();
-  const Floats coded = run(test, call);
+  const Floats coded = run_attention(test, call);
   const CodeLayout layout = {shape.k, shape.n_kv_heads, 64};
   const std::size_t n_channels = static_cast<std::size_t>(shape.n_kv_heads) * 64;
   std::vector<std::uint16_t> rows[2];
@@ -317,7 +293,7 @@ TEST_P(AttentionInvariance, CentroidsGiveExactAttention) {
     sides[s]->row_bytes = n_channels * 2;
     sides[s]->head_bytes = 64 * 2;
   }
-  ASSERT_TRUE(same_bits(run(test, call), coded));
+  ASSERT_TRUE(same_bits(run_attention(test, call), coded));
 }
 
 // Adding a constant to all scores changes rounding only: 32 has 2^-18 ulps, so scores
@@ -327,13 +303,13 @@ TEST_P(AttentionInvariance, ConstantInTheMaskChangesLittle) {
   shape.n_queries = 3;
   shape.causal = true;
   AttentionCase test(shape, 9);
-  const Floats want = run(test, test.call());
+  const Floats want = run_attention(test, test.call());
   for (std::size_t i = 0; i < test.mask().size(); i++) {
     if (test.mask()[i] != 0xFC00) {
       test.mask()[i] = float_to_half(32.0F);
     }
   }
-  const Floats moved = run(test, test.call());
+  const Floats moved = run_attention(test, test.call());
   for (std::size_t i = 0; i < want.size(); i++) {
     // A probability of a byte that stood between two may come out as the other one.
     ASSERT_NEAR(moved[i], want[i], shape.byte_tables ? 5e-3 : 5.0 * 0x1p-18);
@@ -347,7 +323,7 @@ TEST_P(AttentionInvariance, WorkspaceServesCallsOfAnyShape) {
     AttentionShape shape = busy_shape();
     shape.n_queries = n_queries;
     AttentionCase test(shape, 10);
-    const Floats want = run(test, test.call());
+    const Floats want = run_attention(test, test.call());
     ASSERT_TRUE(attend(test.call(), parallel, workspace).ok());
     ASSERT_TRUE(same_bits({test.out().begin(), test.out().end()}, want)) << n_queries;
     AttentionWorkspace moved(std::move(workspace));

@@ -292,8 +292,8 @@ TEST(Attention, UniformScoresGiveTheMean) {
   }
 }
 
-// Positions that run on from any beginning, break off inside a block, or interleave: the ways
-// in which keys are rotated.
+// Positions that run on from any beginning, break off inside a block, or interleave: in place,
+// spread over blocks, several cells at one position.
 TEST(Attention, PositionsThatRunOnAndThatDoNot) {
   for (const int kind : {0, 1, 2, 3}) {
     for (const int n_queries : {1, 3, 40}) {

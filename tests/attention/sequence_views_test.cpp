@@ -18,14 +18,12 @@ namespace {
 
 using Cell = std::int32_t;
 
-constexpr std::uint16_t kHidden = 0xFC00;
-
 // Masks and positions alone. sees[query] lists cells.
 class ViewsTest : public testing::Test {
  protected:
   void build(const std::vector<Cell>& positions, const std::vector<std::vector<Cell>>& sees) {
     positions_ = positions;
-    mask_.assign(sees.size() * positions.size(), kHidden);
+    mask_.assign(sees.size() * positions.size(), kHalfMinusInfinity);
     for (std::size_t i = 0; i < sees.size(); i++) {
       for (const Cell cell : sees[i]) {
         mask_[i * positions.size() + static_cast<std::size_t>(cell)] = 0;
@@ -48,17 +46,12 @@ class ViewsTest : public testing::Test {
     return n;
   }
 
-  int n_blocks(const SequenceView& view) const {
-    return views_.range_begin(view.first_range + view.n_ranges) -
-           views_.range_begin(view.first_range);
-  }
-
   // Every cell that a query sees stands in its view, once, where its position says; blocks
   // ascend; ranges are those of kRangePositions.
   void expect_sound(const std::vector<std::vector<Cell>>& sees) {
     for (const SequenceView& view : views_.views()) {
       std::set<Cell> cells;
-      const int first = views_.range_begin(view.first_range);
+      const int first = view.first_block;
       for (int range = view.first_range; range < view.first_range + view.n_ranges; range++) {
         for (int b = views_.range_begin(range); b < views_.range_end(range); b++) {
           const ViewBlock& block = views_.block(b);
@@ -114,7 +107,7 @@ TEST_F(ViewsTest, CausalQueriesShareBlocksInPlace) {
   build(run_of(0, 256), sees);
   expect_sound(sees);
   ASSERT_EQ(queries(), std::vector<int>{21});
-  ASSERT_EQ(n_blocks(views_.views()[0]), 4);
+  ASSERT_EQ(views_.views()[0].n_blocks, 4);
   for (int b = 0; b < 4; b++) {
     EXPECT_EQ(views_.block(b).block, b);
   }
@@ -138,7 +131,7 @@ TEST_F(ViewsTest, SlidingWindowsShareBlocks) {
   build(positions, sees);
   expect_sound(sees);
   EXPECT_EQ(queries(), std::vector<int>{50});
-  for (int b = 0; b < n_blocks(views_.views()[0]); b++) {
+  for (int b = 0; b < views_.views()[0].n_blocks; b++) {
     EXPECT_GE(views_.block(b).block, 0);
   }
 }
@@ -157,7 +150,7 @@ TEST_F(ViewsTest, SequencesOfAUnifiedCacheAreApart) {
   expect_sound(sees);
   EXPECT_EQ(queries(), (std::vector<int>{2, 2, 2}));
   for (const SequenceView& view : views_.views()) {
-    EXPECT_EQ(n_blocks(view), 4);  // of 200 positions
+    EXPECT_EQ(view.n_blocks, 4);  // of 200 positions
   }
 }
 
@@ -171,9 +164,9 @@ TEST_F(ViewsTest, CellsAtOnePositionStandInLayers) {
   expect_sound(sees);
   EXPECT_EQ(queries(), (std::vector<int>{1, 1, 1}));
   EXPECT_TRUE(views_.views()[0].layered);
-  EXPECT_EQ(n_blocks(views_.views()[0]), 8);
+  EXPECT_EQ(views_.views()[0].n_blocks, 8);
   EXPECT_FALSE(views_.views()[2].layered);
-  EXPECT_EQ(n_blocks(views_.views()[2]), 1);
+  EXPECT_EQ(views_.views()[2].n_blocks, 1);
 }
 
 // A cell whose place is taken moves to the next layer alone, not with the run that it begins.
@@ -185,7 +178,7 @@ TEST_F(ViewsTest, LayersDoNotDependOnRuns) {
   cells.insert(cells.begin(), 0);
   build(positions, {cells});
   expect_sound({cells});
-  ASSERT_EQ(n_blocks(views_.views()[0]), 2);
+  ASSERT_EQ(views_.views()[0].n_blocks, 2);
   for (int t = 0; t < kBlockCells; t++) {
     EXPECT_EQ(views_.cell(views_.block(0), t), t == 10 ? 0 : 64 + t);
     EXPECT_EQ(views_.cell(views_.block(1), t), t == 10 ? 74 : -1);
@@ -239,7 +232,7 @@ struct MovedCall {
         v(move_codes(from, from.v, from.head_dim_v, to, n_cells)),
         positions(n_cells, 77),
         rows(n_cells, -1),
-        mask(static_cast<std::size_t>(from.n_queries) * n_cells, kHidden) {
+        mask(static_cast<std::size_t>(from.n_queries) * n_cells, kHalfMinusInfinity) {
     for (std::size_t t = 0; t < to.size(); t++) {
       positions[to[t]] = from.positions[t];
       rows[to[t]] = from.exact != nullptr ? from.exact->rows[t] : -1;
@@ -297,15 +290,6 @@ class MovedCells
   void SetUp() override { ASSERT_TRUE(force_isa(std::get<0>(GetParam())).ok()); }
 
   void TearDown() override { ASSERT_TRUE(force_isa(supported_isas().front()).ok()); }
-
-  static std::vector<float> run(AttentionCase& test, const AttentionCall& call, int n_threads) {
-    std::fill(test.out().begin(), test.out().end(), 99.0F);
-    ThreadParallelFor parallel(n_threads);
-    AttentionWorkspace workspace;
-    const Status status = attend(call, parallel, workspace);
-    EXPECT_TRUE(status.ok()) << status.message();
-    return {test.out().begin(), test.out().end()};
-  }
 };
 
 INSTANTIATE_TEST_SUITE_P(Levels, MovedCells,
@@ -332,7 +316,7 @@ TEST_P(MovedCells, GiveTheSameBits) {
         shape.rope = plain_rope(64, RopeMode::kNeox);
       }
       AttentionCase test(shape, 21);
-      const std::vector<float> want = run(test, test.call(), 1);
+      const Floats want = run_attention(test, test.call(), 1);
       // Behind another sequence, taking turns with three, in any order.
       std::vector<std::size_t> order(shape.n_cells);
       std::iota(order.begin(), order.end(), std::size_t{0});
@@ -348,8 +332,8 @@ TEST_P(MovedCells, GiveTheSameBits) {
       for (std::size_t i = 0; i < places.size(); i++) {
         const std::size_t n_cells = *std::max_element(places[i].begin(), places[i].end()) + 1 + i;
         const MovedCall moved(test.call(), places[i], n_cells);
-        const std::vector<float> got = run(test, moved.call, 2);
-        ASSERT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0)
+        const Floats got = run_attention(test, moved.call, 2);
+        ASSERT_TRUE(same_bits(got, want))
             << n_queries << " queries, bytes " << bytes << ", places " << i;
       }
     }
@@ -372,10 +356,10 @@ TEST_P(MovedCells, OfOnePositionGiveTheSameBits) {
     test.positions()[t] = static_cast<std::int32_t>(t < 40 ? 3 * t : t - 40);
     places[t] = 2 * t + 1;
   }
-  const std::vector<float> want = run(test, test.call(), 1);
+  const Floats want = run_attention(test, test.call(), 1);
   const MovedCall moved(test.call(), places, 2 * shape.n_cells);
-  const std::vector<float> got = run(test, moved.call, 2);
-  EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0);
+  const Floats got = run_attention(test, moved.call, 2);
+  EXPECT_TRUE(same_bits(got, want));
 }
 
 // Sequences of 1, 2 and 4 ranges in one call, in many orders: ranges are split among threads, and
@@ -397,7 +381,7 @@ TEST_P(MovedCells, SequencesOfUnequalLengthDoNotMeet) {
     for (std::size_t i = 0; i < lengths.size(); i++) {
       for (std::size_t t = 0; t < shape.n_cells; t++) {
         const bool own = t >= first && t < first + lengths[i];
-        test.mask()[i * shape.n_cells + t] = own ? 0 : kHidden;
+        test.mask()[i * shape.n_cells + t] = own ? 0 : kHalfMinusInfinity;
         if (own) {
           test.positions()[t] = static_cast<std::int32_t>(t - first);
         }
@@ -405,20 +389,15 @@ TEST_P(MovedCells, SequencesOfUnequalLengthDoNotMeet) {
       first += lengths[i];
     }
     const AttentionCall call = test.call();
-    std::vector<float> want = run(test, call, 1);
+    Floats want = run_attention(test, call, 1);
     const std::size_t row = want.size() / lengths.size();
     for (std::size_t i = 0; i < lengths.size(); i++) {
-      AttentionCall alone = call;
-      alone.n_queries = 1;
-      alone.queries += i * call.query_bytes;
-      alone.mask += i * call.mask_bytes;
-      alone.out += i * call.out_bytes;
-      const std::vector<float> out = run(test, alone, 1);
+      const Floats out = run_attention(test, part_of(call, static_cast<int>(i), 1));
       ASSERT_EQ(std::memcmp(&out[i * row], &want[i * row], row * sizeof(float)), 0) << i;
     }
     for (const int n_threads : {2, 8}) {
-      const std::vector<float> got = run(test, call, n_threads);
-      ASSERT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0) << n_threads;
+      const Floats got = run_attention(test, call, n_threads);
+      ASSERT_TRUE(same_bits(got, want)) << n_threads;
     }
   } while (std::next_permutation(lengths.begin(), lengths.end()));
 }

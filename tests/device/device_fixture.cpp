@@ -74,6 +74,10 @@ void Backend::set_window(int window, int sinks, int n_sequences) const {
   proc<void (*)(int, int, int)>(registry, "cqkv_set_window")(window, sinks, n_sequences);
 }
 
+void Backend::use_byte_tables(bool wanted) const {
+  proc<void (*)(int)>(registry, "cqkv_use_byte_tables")(wanted ? 1 : 0);
+}
+
 std::string Backend::last_error() const {
   return proc<const char* (*)()>(registry, "cqkv_last_error")();
 }

@@ -30,6 +30,7 @@ struct Backend {
   /// Empty on success.
   std::string set_codebook(const std::string& path) const;
   /// For caches made after the next set_codebook.
+  void use_byte_tables(bool wanted) const;
   void set_window(int window, int sinks, int n_sequences = 1) const;
   std::string last_error() const;
   std::uint64_t cache_bytes() const;

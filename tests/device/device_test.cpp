@@ -225,12 +225,13 @@ TEST(Device, ShiftOfARestoredStateCountsOnce) {
 }
 
 // What RoPE promises: only differences of positions matter, so shifting all tokens and the
-// queries alike changes nothing but rounding: of angles by multiples of 64, and else of
-// probabilities too, since blocks of other tokens have other largest ones.
+// queries alike changes nothing but rounding: in floats that of angles; in bytes, by multiples of
+// 64, that of queries too, and else of probabilities, since blocks of other tokens have other
+// largest ones. (A query that is one position off gives 0.22.)
 TEST(Device, ShiftKeepsRelativePositions) {
   CacheShape shape;
   shape.n_layers = 1;
-  use_codebook(random_codebook(1, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 10), "relative");
+  const Codebook codebook = random_codebook(1, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 10);
   const auto result = [&](int offset) {
     TestCache cache(shape);
     cache.evaluate(run_of_tokens(0, 100));
@@ -240,12 +241,16 @@ TEST(Device, ShiftKeepsRelativePositions) {
     query.positions[0] += offset;
     return cache.evaluate(query);
   };
-  const std::vector<float> want = result(0);
-  ASSERT_FALSE(want.empty());
-  EXPECT_LT(relative_distance(result(64), want), 1e-3);
-  EXPECT_LT(relative_distance(result(1024), want), 1e-3) << "f32 angles of ggml's query";
-  EXPECT_LT(relative_distance(result(37), want), 0.02);
-  EXPECT_LT(relative_distance(result(1000), want), 0.02);
+  for (const bool bytes : {false, true}) {
+    Backend::get().use_byte_tables(bytes);
+    use_codebook(codebook, bytes ? "relative" : "relative_floats");
+    const std::vector<float> want = result(0);
+    ASSERT_FALSE(want.empty());
+    EXPECT_LT(relative_distance(result(64), want), 1e-3);
+    EXPECT_LT(relative_distance(result(1024), want), 1e-3) << "f32 angles of ggml's query";
+    EXPECT_LT(relative_distance(result(37), want), bytes ? 0.02 : 1e-3);
+    EXPECT_LT(relative_distance(result(1000), want), bytes ? 0.02 : 1e-3);
+  }
 }
 
 // In a unified cache, taking turns with another sequence, or behind it.
