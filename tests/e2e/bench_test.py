@@ -9,8 +9,8 @@ import unittest
 
 CQKV = os.environ["CQKV_PROGRAM"]
 KEYS = {"impl", "type", "head_dim", "gqa", "n_kv_heads", "n_tokens", "n_seq", "unified",
-        "first_position", "n_queries", "threads", "ns_per_token_head", "ns_per_token_head_median", "us_per_query",
-        "us_per_query_median", "repetitions", "cache_bytes", "bytes_per_second",
+        "first_position", "n_queries", "threads", "ns_per_token_head", "ns_per_token_head_median",
+        "us_per_query", "us_per_query_median", "repetitions", "cache_bytes", "bytes_per_second",
         "bandwidth_share"}
 ENCODE_KEYS = {"codec", "head_dim", "n_kv_heads", "n_rows", "ns_per_row", "ns_per_row_median",
                "us_per_token_head", "us_per_token_head_median", "multiply_adds_per_second",
