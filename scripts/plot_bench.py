@@ -37,12 +37,17 @@ def unique(values):
     return list(dict.fromkeys(values))
 
 
+# Our rows with sums over keys of n KV heads are "8c8b+n".
+def kind_of(row):
+    return row["type"] + (f"+{row['key_heads']}" if row.get("key_heads") else "")
+
+
 def draw_panel(axes, rows):
     tokens = unique(row["n_tokens"] for row in rows)
-    series = unique((row["impl"], row["type"]) for row in rows)
+    series = unique((row["impl"], kind_of(row)) for row in rows)
     width = 0.8 / len(series)
     for i, (impl, kind) in enumerate(series):
-        own = [row for row in rows if (row["impl"], row["type"]) == (impl, kind)]
+        own = [row for row in rows if (row["impl"], kind_of(row)) == (impl, kind)]
         places = [tokens.index(row["n_tokens"]) + (i - (len(series) - 1) / 2) * width
                   for row in own]
         fastest = [row["ns_per_token_head"] for row in own]

@@ -60,6 +60,7 @@ AttentionCall CodedAttention::call(int stream) {
   call.v.codebook = &codes_.codebook(KvKind::kValue);
   call.v.tables = v_tables_ ? &*v_tables_ : nullptr;
   call.v.data = codes_.stream(KvKind::kValue, stream);
+  call.key_sums = codes_.key_sums();
   call.positions = inputs_.positions.data();
   call.rope = &rope_;
   call.queries = reinterpret_cast<const std::uint8_t*>(inputs_.queries.data() + stream_floats);

@@ -54,6 +54,9 @@ class CodedAttention final : public BenchAttention {
 
   std::string type() const override;
 
+  /// KV heads whose keys are summed for the values.
+  int n_key_heads() const { return codes_.n_key_heads(); }
+
   std::size_t cache_bytes() const override { return codes_.bytes(); }
 
   void set_n_threads(int n_threads) override { parallel_.set_n_threads(n_threads); }

@@ -21,6 +21,7 @@ struct Flags {
   std::vector<std::string> codecs = {"8c8b", "4c8b", "2c8b"};
   std::vector<std::string> types = {"f16", "q8_0", "q4_0"};
   BenchShape shape;
+  std::vector<int> n_key_heads = {0};
   std::vector<int> n_tokens = {4096};
   std::vector<int> n_seq = {1};
   std::vector<int> n_threads;
@@ -43,8 +44,8 @@ struct Bench {
   std::vector<BenchReference> references;            // of the codes; empty without --check
 };
 
-Status add_coded(const Flags& flags, const std::string& codec, Bench& bench) {
-  auto codes = BenchCodes::random(bench.shape, *CodecSpec::parse(codec));
+Status add_coded(const Flags& flags, const std::string& codec, int n_key_heads, Bench& bench) {
+  auto codes = BenchCodes::random(bench.shape, *CodecSpec::parse(codec), n_key_heads);
   if (!codes.ok()) {
     return codes.status();
   }
@@ -73,7 +74,9 @@ Status add_ggml(const std::string& type, Bench& bench) {
 
 Status add_all(const Flags& flags, Bench& bench) {
   for (const std::string& codec : flags.codecs) {
-    CQKV_RETURN_IF_ERROR(add_coded(flags, codec, bench));
+    for (const int n_key_heads : flags.n_key_heads) {
+      CQKV_RETURN_IF_ERROR(add_coded(flags, codec, n_key_heads, bench));
+    }
   }
   for (const std::string& type : flags.types) {
     CQKV_RETURN_IF_ERROR(add_ggml(type, bench));
@@ -124,6 +127,7 @@ Result<std::vector<BenchRow>> time_all(const Flags& flags, Bench& bench, int n_t
   }
   for (std::size_t i = 0; i < bench.coded.size(); i++) {
     rows[i].path = bench.coded[i]->path();
+    rows[i].n_key_heads = bench.coded[i]->n_key_heads();
   }
   if (flags.check) {
     set_differences(bench, rows);
@@ -188,6 +192,13 @@ Status check_flags(const Flags& flags, const std::vector<BenchShape>& shapes) {
   for (const BenchShape& shape : shapes) {
     CQKV_RETURN_IF_ERROR(shape.check());
   }
+  for (const int n_key_heads : flags.n_key_heads) {
+    if (n_key_heads > flags.shape.n_kv_heads) {
+      return invalid_argument("--key-heads: got " + std::to_string(n_key_heads) +
+                              ", want at most the " + std::to_string(flags.shape.n_kv_heads) +
+                              " KV heads that there are");
+    }
+  }
   return {};
 }
 
@@ -249,6 +260,13 @@ void add_shape_flags(CLI::App* parser, Flags& flags) {
   list("--seqs", flags.n_seq, 1024, "Sequences");
   list("-t,--threads", flags.n_threads, 1024, "Threads; default: 1 and all");
   parser
+      ->add_option("--key-heads", flags.n_key_heads,
+                   "KV heads whose keys are summed besides, to predict values from")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->check(CLI::Range(0, 65536))
+      ->type_name("N,...");
+  parser
       ->add_option("--first-position", flags.shape.first_position,
                    "Position of a sequence's first token")
       ->capture_default_str()
@@ -287,6 +305,7 @@ Command add_bench_attention(CLI::App& bench) {
       "Examples:\n"
       "  cqkv bench attention --tokens 1024,4096,16384 --json attention.json\n"
       "  cqkv bench attention --codec 8c8b --type f16 --kv-heads 8 --seqs 1,8,32 --unified\n"
+      "  cqkv bench attention --codec 8c8b --key-heads 0,1,2 --type f16\n"
       "  cqkv bench attention --queries 512 --check");
   return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};
 }

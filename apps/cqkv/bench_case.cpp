@@ -2,12 +2,15 @@
 #include "bench_case.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <utility>
 
 #include "core/half.h"
 #include "core/rng.h"
+#include "kernels/dispatch.h"
 
 namespace cqkv::app {
 namespace {
@@ -109,7 +112,7 @@ BenchInputs::BenchInputs(const BenchShape& shape)
   }
 }
 
-Result<BenchCodes> BenchCodes::random(const BenchShape& shape, CodecSpec spec) {
+Result<BenchCodes> BenchCodes::random(const BenchShape& shape, CodecSpec spec, int n_key_heads) {
   auto k = random_codebook(spec, shape.n_kv_heads, shape.head_dim, 1);
   auto v = random_codebook(spec, shape.n_kv_heads, shape.head_dim, 2);
   if (!k.ok() || !v.ok()) {
@@ -119,8 +122,12 @@ Result<BenchCodes> BenchCodes::random(const BenchShape& shape, CodecSpec spec) {
   const std::size_t stream_bytes =
       layout.tensor_bytes(static_cast<std::size_t>(shape.stream_cells()));
   const std::size_t n_bytes = stream_bytes * static_cast<std::size_t>(shape.n_streams());
-  return BenchCodes({*std::move(k), random_bytes(n_bytes, 3)},
-                    {*std::move(v), random_bytes(n_bytes, 4)}, layout, stream_bytes);
+  BenchCodes codes({*std::move(k), random_bytes(n_bytes, 3)},
+                   {*std::move(v), random_bytes(n_bytes, 4)}, layout, stream_bytes);
+  if (n_key_heads > 0) {
+    CQKV_RETURN_IF_ERROR(codes.predict(n_key_heads));
+  }
+  return codes;
 }
 
 BenchCodes::BenchCodes(Side keys, Side values, CodeLayout layout, std::size_t stream_bytes)
@@ -130,7 +137,40 @@ BenchCodes::BenchCodes(Side keys, Side values, CodeLayout layout, std::size_t st
       stream_bytes_(stream_bytes) {
 }
 
+// What is predicted is as large as what the codes say.
+Status BenchCodes::predict(int n_key_heads) {
+  const int n_sums = n_key_heads * layout_.head_dim;
+  std::vector<float> matrices =
+      random_floats(static_cast<std::size_t>(n_sums) * layout_.n_channels(), 5);
+  for (float& element : matrices) {
+    element /= std::sqrt(static_cast<float>(n_sums));
+  }
+  std::vector<int> groups(static_cast<std::size_t>(n_key_heads) * layout_.n_groups());
+  std::iota(groups.begin(), groups.end(), 0);
+  auto sums = KeySums::create(keys_.codebook, std::move(groups), layout_.head_dim, matrices,
+                              kernels::active());
+  if (!sums.ok()) {
+    return sums.status();
+  }
+  predictor_.emplace(Predictor{*std::move(sums), n_key_heads, std::move(matrices)});
+  return {};
+}
+
 void BenchCodes::decode(KvKind kind, int stream_index, int cell, float* row) const {
+  decode_codes(kind, stream_index, cell, row);
+  if (kind == KvKind::kKey || !predictor_) {
+    return;
+  }
+  std::vector<float> keys(static_cast<std::size_t>(layout_.n_channels()));
+  decode_codes(KvKind::kKey, stream_index, cell, keys.data());
+  const float* matrix = predictor_->matrices.data();
+  for (int i = 0; i < layout_.n_channels(); i++, matrix += predictor_->sums.n_channels()) {
+    row[i] = std::inner_product(matrix, matrix + predictor_->sums.n_channels(), keys.data(),
+                                row[i]);
+  }
+}
+
+void BenchCodes::decode_codes(KvKind kind, int stream_index, int cell, float* row) const {
   std::vector<std::uint16_t> codes(static_cast<std::size_t>(layout_.n_codes()));
   get_codes(layout_, stream(kind, stream_index), static_cast<std::size_t>(cell), codes.data());
   codebook(kind).decode(codes.data(), 1, row, static_cast<std::size_t>(layout_.n_channels()));

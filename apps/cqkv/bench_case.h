@@ -5,11 +5,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cqkv/codebook.h"
 
+#include "attention/key_sums.h"
 #include "attention/rope.h"
 #include "cache/code_blocks.h"
 
@@ -66,8 +68,10 @@ struct BenchInputs {
 /// Random codes of keys (before their rotation) and values, with random codebooks.
 class BenchCodes {
  public:
+  /// @param n_key_heads  Values are predicted besides, by random matrices, from the keys of the
+  ///   first so many KV heads; 0: they are not.
   /// kInvalidArgument if heads cannot be coded so.
-  static Result<BenchCodes> random(const BenchShape& shape, CodecSpec spec);
+  static Result<BenchCodes> random(const BenchShape& shape, CodecSpec spec, int n_key_heads);
 
   const TensorCodebook& codebook(KvKind kind) const { return side(kind).codebook; }
 
@@ -78,7 +82,12 @@ class BenchCodes {
   /// Keys and values.
   std::size_t bytes() const { return keys_.codes.size() + values_.codes.size(); }
 
-  /// One cell [n_channels], not rotated.
+  /// Null if values are what their codes say.
+  const KeySums* key_sums() const { return predictor_ ? &predictor_->sums : nullptr; }
+
+  int n_key_heads() const { return predictor_ ? predictor_->n_key_heads : 0; }
+
+  /// One cell [n_channels], keys not rotated, values as predicted.
   void decode(KvKind kind, int stream, int cell, float* row) const;
 
  private:
@@ -87,12 +96,22 @@ class BenchCodes {
     std::vector<std::uint8_t> codes;  // [stream, stream_bytes]
   };
 
+  struct Predictor {
+    KeySums sums;
+    int n_key_heads;
+    std::vector<float> matrices;  // [n_kv_heads, head_dim, n_key_heads * head_dim]
+  };
+
   BenchCodes(Side keys, Side values, CodeLayout layout, std::size_t stream_bytes);
+
+  Status predict(int n_key_heads);
+  void decode_codes(KvKind kind, int stream, int cell, float* row) const;
 
   const Side& side(KvKind kind) const { return kind == KvKind::kKey ? keys_ : values_; }
 
   Side keys_;
   Side values_;
+  std::optional<Predictor> predictor_;
   CodeLayout layout_;
   std::size_t stream_bytes_;
 };

@@ -19,6 +19,11 @@ std::string speedup(const BenchRow& row, const std::vector<BenchRow>& rows) {
   return f16 == rows.end() ? "-" : format("%.2f", f16->timings.minimum() / row.timings.minimum());
 }
 
+// "8c8b+2" with the keys of two heads.
+std::string type_of(const BenchRow& row) {
+  return row.n_key_heads == 0 ? row.type : row.type + "+" + std::to_string(row.n_key_heads);
+}
+
 nlohmann::ordered_json to_json(const BenchRow& row) {
   const double fastest = row.timings.minimum();
   const double median = row.timings.median();
@@ -27,6 +32,7 @@ nlohmann::ordered_json to_json(const BenchRow& row) {
   out["type"] = row.type;
   if (!row.path.empty()) {
     out["path"] = row.path;
+    out["key_heads"] = row.n_key_heads;
   }
   out["head_dim"] = row.shape.head_dim;
   out["gqa"] = row.shape.gqa;
@@ -75,7 +81,7 @@ void print_bench_rows(const std::vector<BenchRow>& rows) {
     const double fastest = row.timings.minimum();
     std::printf("%8d %4d%s %7d %7d  %-4s %-6s %-6s %9.3f %9.3f %7s %11.1f %8.2f %8.1f",
                 row.shape.n_tokens, row.shape.n_seq, row.shape.unified ? "u" : " ",
-                row.shape.n_queries, row.n_threads, row.impl.c_str(), row.type.c_str(),
+                row.shape.n_queries, row.n_threads, row.impl.c_str(), type_of(row).c_str(),
                 row.path.empty() ? "-" : row.path.c_str(), row.ns_per_token_head(fastest),
                 row.ns_per_token_head(row.timings.median()), speedup(row, rows).c_str(),
                 row.us_per_query(fastest), row.bytes_per_second() / 1e9,

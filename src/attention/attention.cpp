@@ -73,7 +73,7 @@ SoftmaxState AttentionOperator::partial_of(int slice, int kv_head) const {
   float* base = partials_ + index * plan_.partial_floats();
   Carver carver(reinterpret_cast<std::uint8_t*>(base));
   SoftmaxState state;
-  state.take(carver, plan_.tile_rows, plan_.channels_v);
+  state.take(carver, plan_.tile_rows, plan_.channels);
   return state;
 }
 
@@ -116,32 +116,52 @@ AttentionOperator::Chunk AttentionOperator::chunk_at(const Part& part, int& bloc
   return chunk;
 }
 
+// A step of the states of all KV heads of the task over the cells of a chunk that are seen coded,
+// and one over those that are seen exactly.
+void AttentionOperator::run_chunk(const Part& part, const Chunk& chunk,
+                                  const Scratch& scratch) const {
+  for (int i = 0; i < chunk.n; i++) {
+    prepare_block(part, chunk, i, scratch);
+  }
+  if ((chunk.seen & kSeesCoded) != 0) {
+    for (int kv = 0; kv < part.n_kv; kv++) {
+      coded_step(part, kv, chunk, scratch);
+    }
+    if (plan_.byte_sums()) {
+      byte_key_sums(part, chunk, scratch);
+    }
+  }
+  if ((chunk.seen & kSeesExact) != 0) {
+    for (int kv = 0; kv < part.n_kv; kv++) {
+      exact_step(part, kv, views_.block(chunk.blocks[0]), scratch);
+    }
+  }
+}
+
 // Leaves the states of one range of the tile in scratch.part.
 void AttentionOperator::run_range(const Part& part, int range, const Scratch& scratch) const {
   const int last = views_.range_end(part.tile->view->first_range + range);
-  scratch.part.clear(part.n_kv * part.n_rows, plan_.channels_v);
+  scratch.part.clear(part.n_kv * part.n_rows, plan_.channels);
   int block = views_.range_begin(part.tile->view->first_range + range);
   while (block < last) {
-    const Chunk chunk = chunk_at(part, block, last);
-    for (int i = 0; i < chunk.n; i++) {
-      prepare_block(part, chunk, i, scratch);
-    }
-    for (int kv = 0; kv < part.n_kv && chunk.n > 0; kv++) {
-      if ((chunk.seen & kSeesCoded) != 0) {
-        coded_step(part, kv, chunk, scratch);
-      }
-      if ((chunk.seen & kSeesExact) != 0) {
-        exact_step(part, kv, views_.block(chunk.blocks[0]), scratch);
-      }
-    }
+    run_chunk(part, chunk_at(part, block, last), scratch);
   }
+}
+
+// The outputs of a task whose states are complete.
+void AttentionOperator::finish(const Part& part, const SoftmaxState& state,
+                               const Scratch& scratch) const {
+  if (call_.key_sums != nullptr) {
+    add_key_sums(part, state, scratch);
+  }
+  write_out(part, state);
 }
 
 void AttentionOperator::write_out(const Part& part, const SoftmaxState& state) const {
   const float* row = state.out;
   const float* sum = state.sums;
   float result[kBlockCells];
-  for (int r = 0; r < part.n_kv * part.n_rows; r++, row += plan_.channels_v, sum++) {
+  for (int r = 0; r < part.n_kv * part.n_rows; r++, row += plan_.channels, sum++) {
     const int kv = r / part.n_rows;
     const int query = r % part.n_rows / plan_.heads_per_kv;
     const int head = (part.first_kv + kv) * plan_.heads_per_kv + r % plan_.heads_per_kv;
@@ -176,6 +196,7 @@ void AttentionOperator::run_task(int task, int thread) {
   if (!plan_.byte_values || call_.exact != nullptr) {
     // Padded channels of the values take part in the sums: they must be finite.
     std::fill_n(scratch.values, static_cast<std::size_t>(plan_.value_stride) * kBlockCells, 0.0F);
+    std::fill_n(scratch.sum_rows, static_cast<std::size_t>(plan_.sum_stride) * kBlockCells, 0.0F);
   }
   gather_queries(part, scratch);
   prepare_rows(part, scratch);
@@ -184,26 +205,26 @@ void AttentionOperator::run_task(int task, int thread) {
     if (sees_range(*part.tile, range)) {
       run_range(part, range, scratch);
       for (int kv = 0; kv < part.n_kv; kv++) {
-        const SoftmaxState from = scratch.part.at(kv, part.n_rows, plan_.channels_v);
+        const SoftmaxState from = scratch.part.at(kv, part.n_rows, plan_.channels);
         const SoftmaxState to = partial_of(item, part.first_kv + kv);
         std::copy_n(from.maxima, part.n_rows, to.maxima);
         std::copy_n(from.sums, part.n_rows, to.sums);
-        std::copy_n(from.out, static_cast<std::size_t>(part.n_rows) * plan_.channels_v, to.out);
+        std::copy_n(from.out, static_cast<std::size_t>(part.n_rows) * plan_.channels, to.out);
       }
     }
     return;
   }
   const int n_rows = part.n_kv * part.n_rows;
-  scratch.total.clear(n_rows, plan_.channels_v);
+  scratch.total.clear(n_rows, plan_.channels);
   for (int range = 0; range < part.tile->view->n_ranges; range++) {
     if (sees_range(*part.tile, range)) {
       run_range(part, range, scratch);
       kernel_.merge_rows(scratch.part.maxima, scratch.part.sums, scratch.part.out, n_rows,
-                         plan_.channels_v, scratch.total.maxima, scratch.total.sums,
+                         plan_.channels, scratch.total.maxima, scratch.total.sums,
                          scratch.total.out);
     }
   }
-  write_out(part, scratch.total);
+  finish(part, scratch.total, scratch);
 }
 
 // Merges the ranges of one (tile, KV head): the same steps as the loop above.
@@ -212,15 +233,15 @@ void AttentionOperator::run_merge(int task, int thread) {
   const int kv_head = task % call_.n_kv_heads;
   const Part part = part_of(tile, kv_head, 1);
   const Scratch scratch = scratch_of(thread);
-  scratch.total.clear(part.n_rows, plan_.channels_v);
+  scratch.total.clear(part.n_rows, plan_.channels);
   for (int range = 0; range < part.tile->view->n_ranges; range++) {
     if (sees_range(*part.tile, range)) {
       const SoftmaxState from = partial_of(part.tile->first_slice + range, kv_head);
-      kernel_.merge_rows(from.maxima, from.sums, from.out, part.n_rows, plan_.channels_v,
+      kernel_.merge_rows(from.maxima, from.sums, from.out, part.n_rows, plan_.channels,
                          scratch.total.maxima, scratch.total.sums, scratch.total.out);
     }
   }
-  write_out(part, scratch.total);
+  finish(part, scratch.total, scratch);
 }
 
 void AttentionOperator::run(ParallelFor& parallel) {
@@ -275,6 +296,25 @@ Status check_exact(const AttentionCall& call) {
   return {};
 }
 
+Status check_key_sums(const AttentionCall& call) {
+  const KeySums& key_sums = *call.key_sums;
+  if (call.k.codebook == nullptr || call.v.codebook == nullptr) {
+    return invalid_argument("attention: sums over keys need codes of keys and values");
+  }
+  if (key_sums.n_kv_heads() != call.n_kv_heads || key_sums.head_dim_v() != call.head_dim_v ||
+      key_sums.n_key_codes() != call.k.codebook->n_codes() ||
+      key_sums.centroids().spec() != call.k.codebook->spec()) {
+    return invalid_argument("attention: the sums over keys are for " +
+                            std::to_string(key_sums.n_kv_heads()) + " KV heads of " +
+                            std::to_string(key_sums.head_dim_v()) + " channels and keys of " +
+                            std::to_string(key_sums.n_key_codes()) + " codes, the call has " +
+                            std::to_string(call.n_kv_heads) + " of " +
+                            std::to_string(call.head_dim_v) + " and keys of " +
+                            std::to_string(call.k.codebook->n_codes()));
+  }
+  return {};
+}
+
 Status check(const AttentionCall& call) {
   if (call.n_kv_heads <= 0 || call.n_heads <= 0 || call.n_heads % call.n_kv_heads != 0) {
     return invalid_argument("attention: got " + std::to_string(call.n_heads) + " heads and " +
@@ -298,6 +338,9 @@ Status check(const AttentionCall& call) {
       check_side(call.v, "values", call.n_kv_heads, call.head_dim_v, call.n_cells));
   if (call.exact != nullptr) {
     CQKV_RETURN_IF_ERROR(check_exact(call));
+  }
+  if (call.key_sums != nullptr) {
+    CQKV_RETURN_IF_ERROR(check_key_sums(call));
   }
   if (call.k.codebook != nullptr && call.k.tables != nullptr) {
     const RopeParams* rope = call.rope != nullptr ? &call.rope->params() : nullptr;

@@ -15,6 +15,7 @@
 #include "cqkv/status.h"
 
 #include "attention/byte_tables.h"
+#include "attention/key_sums.h"
 #include "attention/rope.h"
 #include "cache/code_blocks.h"
 #include "cache/exact_row.h"
@@ -72,6 +73,9 @@ struct AttentionCall {
   const RopeTable* rope = nullptr;
   /// Null: no cell has an exact row. Needs `positions`.
   const ExactRows* exact = nullptr;
+  /// Null: values are what their codes say. Else those that are seen coded are predicted from
+  /// the keys besides; needs codes on both sides.
+  const KeySums* key_sums = nullptr;
 
   /// f32, element (head h, query i, channel d) at queries + h * query_head_bytes + i * query_bytes
   /// + 4 d.
@@ -105,7 +109,9 @@ class AttentionWorkspace {
   Impl* impl_;
 };
 
-/// out[h][i] = sum_t softmax_t(scale * <q[h][i], R(pos_t) k_t> + mask[i][t]) v_t.
+/// out[h][i] = sum_t softmax_t(scale * <q[h][i], R(pos_t) k_t> + mask[i][t]) v_t,
+///
+/// with `key_sums` v_t + M_h K_t in the place of v_t where t is seen coded (key_sums.h).
 ///
 /// A query that sees no cell gets zeros. Blocks that no query of a tile sees are skipped
 /// without being decoded.

@@ -1,9 +1,10 @@
-// One attention call under way: the class behind `attend`. Its members are in four files:
+// One attention call under way: the class behind `attend`. Its members are in five files:
 //
 //   attention.cpp       cutting into tasks, ranges and chunks of blocks, merging, checking
 //   visible_blocks.cpp  what the queries of a tile see of a block: masks, exact rows, angles
 //   float_step.cpp      a step over plain rows, exact rows and codes without byte tables
 //   byte_step.cpp       a step over codes with byte tables, by the integer kernels
+//   key_sum_step.cpp    sums over keys beside those over values
 //
 // Internal to this folder.
 #pragma once
@@ -63,7 +64,9 @@ class AttentionOperator {
   void run_merge(int task, int thread);
   void gather_queries(const Part& part, const Scratch& scratch) const;
   Chunk chunk_at(const Part& part, int& block, int last) const;
+  void run_chunk(const Part& part, const Chunk& chunk, const Scratch& scratch) const;
   void run_range(const Part& part, int range, const Scratch& scratch) const;
+  void finish(const Part& part, const SoftmaxState& state, const Scratch& scratch) const;
   void write_out(const Part& part, const SoftmaxState& state) const;
 
   // visible_blocks.cpp
@@ -117,6 +120,16 @@ class AttentionOperator {
   void byte_scores(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
   void rotate_rows(const Part& part, int kv, int index, const Scratch& scratch) const;
   void byte_values(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
+
+  // key_sum_step.cpp
+  void keep_probabilities(const Part& part, int kv, const Chunk& chunk,
+                          const Scratch& scratch) const;
+  void gather_key_codes(const ViewBlock& block, const Scratch& scratch, std::uint8_t* to) const;
+  void byte_key_sums(const Part& part, const Chunk& chunk, const Scratch& scratch) const;
+  void float_key_sums(const Part& part, int kv, const ViewBlock& block,
+                      const Scratch& scratch) const;
+  void rescale_key_sums(const Part& part, int kv, const Scratch& scratch) const;
+  void add_key_sums(const Part& part, const SoftmaxState& state, const Scratch& scratch) const;
 
   const AttentionCall& call_;
   const SequenceViews& views_;

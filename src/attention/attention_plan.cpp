@@ -32,6 +32,12 @@ bool has_usable_tables(const CacheSide& side) {
          ByteTables::usable(side.codebook->spec(), kernel);
 }
 
+// None to use are as good.
+bool has_usable_tables(const KeySums* key_sums) {
+  return key_sums == nullptr || (key_sums->tables() != nullptr &&
+                                 key_sums->tables()->order() == kernels::active().table_order);
+}
+
 std::size_t unpacked_bytes(const CacheSide& side, int head_dim) {
   return static_cast<std::size_t>(head_dim / side.codebook->spec().group_dim) * kBlockCells * 2;
 }
@@ -61,11 +67,16 @@ int most_queries(const SequenceViews& views) {
 Plan::Plan(const AttentionCall& call, const SequenceViews& views, int n_threads)
     : heads_per_kv(call.n_heads / call.n_kv_heads),
       channels_v(round_up(call.head_dim_v, kernels::kChannelLanes)),
+      sum_channels(call.key_sums == nullptr
+                       ? 0
+                       : round_up(call.key_sums->n_channels(), kernels::kChannelLanes)),
+      channels(channels_v + sum_channels),
       value_stride(channels_v + kernels::kChannelLanes),
+      sum_stride(sum_channels > 0 ? sum_channels + kernels::kChannelLanes : 0),
       tile_queries(std::clamp(kTileRows / heads_per_kv, 1, most_queries(views))),
       tile_rows(tile_queries * heads_per_kv),
       byte_keys(has_usable_tables(call.k)),
-      byte_values(has_usable_tables(call.v)) {
+      byte_values(has_usable_tables(call.v) && has_usable_tables(call.key_sums)) {
   cut_tiles(views, *this);
   if (byte_keys) {
     padded_pairs =
@@ -88,6 +99,11 @@ Plan::Plan(const AttentionCall& call, const SequenceViews& views, int n_threads)
   n_kv_groups = (call.n_kv_heads + kv_per_task - 1) / kv_per_task;
 }
 
+std::size_t Plan::sum_code_bytes(const KeySums& key_sums) {
+  return key_sums.groups().size() * kBlockCells *
+         (key_sums.centroids().spec().code_bits > 8 ? sizeof(std::uint16_t) : 1);
+}
+
 void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& carver) {
   const std::size_t rows_of_task = static_cast<std::size_t>(plan.kv_per_task) * plan.tile_rows;
   const std::size_t chunk_rows = static_cast<std::size_t>(plan.chunk_blocks) * plan.tile_rows;
@@ -108,8 +124,22 @@ void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& ca
     probabilities = carver.take<std::uint8_t>(chunk_rows * kBlockCells);
     code_bytes = std::max(code_bytes, unpacked_bytes(call.v, call.head_dim_v));
   }
+  if (plan.byte_sums()) {
+    code_bytes = std::max(code_bytes, unpacked_bytes(call.k, call.head_dim_k));
+    take_byte_sums(call, plan, carver);
+  }
   unpacked = carver.take<std::uint8_t>(chunk * code_bytes);
   kernel = carver.take<std::uint8_t>(kernel_bytes);
+}
+
+void Scratch::take_byte_sums(const AttentionCall& call, const Plan& plan, Carver& carver) {
+  const std::size_t n_rows =
+      static_cast<std::size_t>(plan.chunk_blocks) * plan.kv_per_task * plan.tile_rows;
+  kept_weights = carver.take<float>(n_rows);
+  kept_rescale = carver.take<float>(n_rows);
+  kept_probabilities = carver.take<std::uint8_t>(n_rows * kBlockCells);
+  sum_codes =
+      carver.take<std::uint8_t>(plan.chunk_blocks * Plan::sum_code_bytes(*call.key_sums));
 }
 
 }  // namespace cqkv

@@ -103,14 +103,17 @@ struct Tile {
 struct Plan {
   int heads_per_kv = 0;
   int channels_v = 0;    // head_dim_v padded
+  int sum_channels = 0;  // of the sums over keys, padded; none: 0
+  int channels = 0;      // of a softmax state: both
   int value_stride = 0;  // a row of the values' tile
+  int sum_stride = 0;    // a row of the tile of keys to be summed
   int tile_queries = 0;
   int tile_rows = 0;
   int kv_per_task = 0;
   int n_kv_groups = 0;
   bool split_ranges = false;
   bool byte_keys = false;    // coded keys with byte tables
-  bool byte_values = false;  // coded values with byte tables
+  bool byte_values = false;  // coded values with byte tables, and keys to be summed too
   int padded_pairs = 0;      // pairs of key channels, of byte keys, rounded up
   int chunk_blocks = 1;      // blocks that a task may take together
   std::vector<Tile> tiles;
@@ -131,9 +134,14 @@ struct Plan {
   // Floats of the state of one (tile, KV head, range), rounded to whole cache lines.
   std::size_t partial_floats() const {
     Carver carver(nullptr);
-    SoftmaxState().take(carver, tile_rows, channels_v);
+    SoftmaxState().take(carver, tile_rows, channels);
     return carver.used() / sizeof(float);
   }
+
+  bool byte_sums() const { return byte_values && sum_channels > 0; }
+
+  // Of a block, of the codes of the keys to be summed.
+  static std::size_t sum_code_bytes(const KeySums& key_sums);
 };
 
 // The working memory of one thread.
@@ -150,6 +158,7 @@ struct Scratch {
   float* keys = nullptr;           // [head_dim_k, 64]
   float* values = nullptr;         // [64, value_stride]
   float* rows = nullptr;           // [64, head_dim_k], plain keys before transposition
+  float* sum_rows = nullptr;       // [64, sum_stride], keys to be summed
   std::uint16_t* codes = nullptr;  // [64]
   float* cosines = nullptr;        // [head_dim_k / 2, 64]
   float* sines = nullptr;
@@ -162,6 +171,11 @@ struct Scratch {
   float* weights = nullptr;               // [chunk_blocks, tile_rows]
   std::uint8_t* probabilities = nullptr;  // [chunk_blocks, tile_rows, 64]
   std::uint8_t* unpacked = nullptr;       // [chunk_blocks, groups, 64] of 8 or 16 bits
+  // Sums over keys: the same of all KV heads of the task, [chunk_blocks, KV head, row].
+  float* kept_weights = nullptr;
+  float* kept_rescale = nullptr;
+  std::uint8_t* kept_probabilities = nullptr;
+  std::uint8_t* sum_codes = nullptr;  // [chunk_blocks, groups to be summed, 64]
   std::uint8_t* kernel = nullptr;
 
   Scratch(const AttentionCall& call, const Plan& plan, Carver& carver) {
@@ -169,8 +183,8 @@ struct Scratch {
     const std::size_t chunk_rows = static_cast<std::size_t>(plan.chunk_blocks) * plan.tile_rows;
     const std::size_t tile_masks = static_cast<std::size_t>(plan.tile_queries) * kBlockCells;
     queries = carver.take<float>(rows_of_task * call.head_dim_k);
-    total.take(carver, rows_of_task, plan.channels_v);
-    part.take(carver, rows_of_task, plan.channels_v);
+    total.take(carver, rows_of_task, plan.channels);
+    part.take(carver, rows_of_task, plan.channels);
     scores = carver.take<float>(chunk_rows * kBlockCells);
     rescale = carver.take<float>(chunk_rows);
     mask = carver.take<float>(plan.chunk_blocks * tile_masks);
@@ -178,6 +192,7 @@ struct Scratch {
     keys = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
     values = carver.take<float>(static_cast<std::size_t>(plan.value_stride) * kBlockCells);
     rows = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) * kBlockCells);
+    sum_rows = carver.take<float>(static_cast<std::size_t>(plan.sum_stride) * kBlockCells);
     codes = carver.take<std::uint16_t>(kBlockCells);
     cosines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
     sines = carver.take<float>(static_cast<std::size_t>(call.head_dim_k) / 2 * kBlockCells);
@@ -186,6 +201,7 @@ struct Scratch {
 
  private:
   void take_bytes(const AttentionCall& call, const Plan& plan, Carver& carver);
+  void take_byte_sums(const AttentionCall& call, const Plan& plan, Carver& carver);
 };
 
 }  // namespace cqkv

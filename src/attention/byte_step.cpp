@@ -187,7 +187,7 @@ void AttentionOperator::byte_scores(const Part& part, int kv, const Chunk& chunk
 
 void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk,
                                     const Scratch& scratch) const {
-  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels_v);
+  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels);
   const std::size_t mask_floats = static_cast<std::size_t>(plan_.tile_queries) * kBlockCells;
   for (int i = 0; i < chunk.n; i++) {
     const std::size_t row = static_cast<std::size_t>(i) * part.n_rows;
@@ -205,8 +205,11 @@ void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk
   values.scales = call_.v.tables->scales(part.first_kv + kv);
   values.n_rows = part.n_rows;
   values.out = state.out;
-  values.out_stride = static_cast<std::size_t>(plan_.channels_v);
+  values.out_stride = static_cast<std::size_t>(plan_.channels);
   kernel_.accumulate_codes(values);
+  if (plan_.byte_sums()) {
+    keep_probabilities(part, kv, chunk, scratch);
+  }
 }
 
 // One step of the softmax states of KV head number `kv` of the task with the cells of a chunk

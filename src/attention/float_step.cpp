@@ -134,13 +134,20 @@ void AttentionOperator::float_scores(const Part& part, int kv, const ViewBlock& 
 // Softmax and values of one block, decoded to floats.
 void AttentionOperator::float_values(const Part& part, int kv, const ViewBlock& block, bool exact,
                                      const float* mask, const Scratch& scratch) const {
-  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels_v);
+  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels);
   kernel_.softmax_rows(scratch.scores, part.n_rows, call_.scale, mask, plan_.heads_per_kv,
                        state.maxima, state.sums, scratch.rescale);
   load_values(part.first_kv + kv, block, exact, scratch);
   kernel_.accumulate_rows(scratch.scores, part.n_rows, scratch.values,
                           static_cast<std::size_t>(plan_.value_stride), plan_.channels_v,
-                          scratch.rescale, state.out, static_cast<std::size_t>(plan_.channels_v));
+                          scratch.rescale, state.out, static_cast<std::size_t>(plan_.channels));
+  if (plan_.sum_channels > 0) {
+    if (exact) {
+      rescale_key_sums(part, kv, scratch);
+    } else {
+      float_key_sums(part, kv, block, scratch);
+    }
+  }
 }
 
 // One step of the softmax states with the cells of a block that are seen exactly.

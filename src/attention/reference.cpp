@@ -70,6 +70,24 @@ std::vector<double> stored_rows(const AttentionCall& call, KvKind kind, bool exa
   return rows;
 }
 
+// Adds M_h K_t to the values [n_cells, n_kv_heads, head_dim_v].
+void add_predictions(const AttentionCall& call, std::vector<double>& values) {
+  const KeySums& sums = *call.key_sums;
+  const std::vector<double> keys = stored_rows(call, KvKind::kKey, false);
+  const int group_dim = call.k.codebook->spec().group_dim;
+  const std::size_t n_keys = static_cast<std::size_t>(call.n_kv_heads) * call.head_dim_k;
+  for (std::size_t i = 0; i < values.size(); i++) {
+    const std::size_t head = i / call.head_dim_v;  // of all cells
+    const std::size_t cell = head / call.n_kv_heads;
+    const float* matrix =
+        sums.matrix(static_cast<int>(head % call.n_kv_heads)) + i % call.head_dim_v;
+    for (int c = 0; c < sums.n_channels(); c++) {
+      const int channel = sums.groups()[c / group_dim] * group_dim + c % group_dim;
+      values[i] += matrix[c * sums.matrix_stride()] * keys[cell * n_keys + channel];
+    }
+  }
+}
+
 void rotate(const RopeParams& params, std::int32_t position, double* head) {
   const RopeFrequencies frequencies = RopeFrequencies::of(params);
   const int half = params.n_dims / 2;
@@ -112,7 +130,11 @@ std::vector<double> reference_keys(const AttentionCall& call, bool exact) {
 }
 
 std::vector<double> reference_values(const AttentionCall& call, bool exact) {
-  return stored_rows(call, KvKind::kValue, exact);
+  std::vector<double> values = stored_rows(call, KvKind::kValue, exact);
+  if (call.key_sums != nullptr && !exact) {
+    add_predictions(call, values);
+  }
+  return values;
 }
 
 std::vector<double> reference_attend(const AttentionCall& call) {

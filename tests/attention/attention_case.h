@@ -37,6 +37,8 @@ struct AttentionShape {
   /// positions so that some cells are inside the window and some are not.
   bool exact_rows = false;
   int window = 30;
+  /// Every so manieth group of keys is summed for the values' sake; 0: none.
+  int sum_every = 0;
   /// Coded sides have byte tables, for the kernels in use when call() is called.
   bool byte_tables = false;
   std::optional<RopeParams> rope;
@@ -45,7 +47,8 @@ struct AttentionShape {
     return k.name() + "/" + v.name() + " kv" + std::to_string(n_kv_heads) + "x" +
            std::to_string(heads_per_kv) + " d" + std::to_string(head_dim_k) + "/" +
            std::to_string(head_dim_v) + " q" + std::to_string(n_queries) + " t" +
-           std::to_string(n_cells) + (byte_tables ? " bytes" : "");
+           std::to_string(n_cells) + (sum_every > 0 ? " sums" + std::to_string(sum_every) : "") +
+           (byte_tables ? " bytes" : "");
   }
 };
 
@@ -112,6 +115,7 @@ class AttentionCase {
     call.positions = positions_.data();
     call.rope = rope_ ? &*rope_ : nullptr;
     call.exact = shape_.exact_rows ? &exact_ : nullptr;
+    call.key_sums = key_sums_ ? &*key_sums_ : nullptr;
     call.queries = reinterpret_cast<const std::uint8_t*>(queries_.data());
     call.query_head_bytes = static_cast<std::size_t>(shape_.head_dim_k) * sizeof(float);
     call.query_bytes = call.query_head_bytes * n_heads();
@@ -175,6 +179,27 @@ class AttentionCase {
     };
     make(shape_.k, k_codebook_, KvKind::kKey, k_tables_);
     make(shape_.v, v_codebook_, KvKind::kValue, v_tables_);
+    if (shape_.sum_every > 0) {
+      make_key_sums();
+    }
+  }
+
+  // Random matrices, the same at every level; what they add is as large as the values.
+  void make_key_sums() {
+    std::vector<int> groups;
+    for (int group = shape_.sum_every - 1; group < k_codebook_->n_codes();
+         group += shape_.sum_every) {
+      groups.push_back(group);
+    }
+    const std::size_t n_sums = groups.size() * static_cast<std::size_t>(shape_.k.group_dim);
+    Rng rng(17);
+    std::vector<float> matrices(n_sums * shape_.head_dim_v * shape_.n_kv_heads);
+    for (float& element : matrices) {
+      element = static_cast<float>(rng.normal() / std::sqrt(static_cast<double>(n_sums)));
+    }
+    key_sums_.emplace(KeySums::create(*k_codebook_, groups, shape_.head_dim_v, matrices,
+                                      kernels::active())
+                          .value());
   }
 
   // Rows in pool and batch, alternating; as many bytes as there are rows.
@@ -240,6 +265,7 @@ class AttentionCase {
   std::optional<TensorCodebook> v_codebook_;
   std::optional<ByteTables> k_tables_;
   std::optional<ByteTables> v_tables_;
+  std::optional<KeySums> key_sums_;
   ExactBuffer<std::uint8_t> k_data_;
   ExactBuffer<std::uint8_t> v_data_;
   ExactRows exact_;

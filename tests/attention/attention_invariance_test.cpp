@@ -97,6 +97,33 @@ TEST_P(AttentionInvariance, ExactRowsDoNotDependOnTheCut) {
   EXPECT_TRUE(same_bits({test.out().begin(), test.out().end()}, want));
 }
 
+// Sums over keys of all heads, beside exact rows: the rows of KV heads that a task takes together
+// are not those of another cut.
+TEST_P(AttentionInvariance, SumsOverKeysDoNotDependOnTheCut) {
+  AttentionShape shape = busy_shape();
+  shape.n_kv_heads = 3;
+  shape.exact_rows = true;
+  shape.window = 400;
+  shape.sum_every = 2;
+  AttentionCase test(shape, 5);
+  const AttentionCall call = test.call();
+  const Floats want = run_attention(test, call);
+  for (const int n_threads : {2, 8}) {
+    EXPECT_TRUE(same_bits(run_attention(test, call, n_threads), want)) << n_threads << " threads";
+  }
+  std::fill(test.out().begin(), test.out().end(), 99.0F);
+  ThreadParallelFor parallel(3);
+  AttentionWorkspace workspace;
+  for (int first = 0; first < shape.n_queries; first += 2) {
+    ExactRows exact = *call.exact;
+    exact.query_positions += first;
+    AttentionCall part = part_of(call, first, 2);
+    part.exact = &exact;
+    ASSERT_TRUE(attend(part, parallel, workspace).ok());
+  }
+  EXPECT_TRUE(same_bits({test.out().begin(), test.out().end()}, want));
+}
+
 // Which blocks a query's cells stand in depends on the cells that it sees itself: of two
 // interleaved sequences, each in cells of its own, and one in both.
 TEST_P(AttentionInvariance, OtherSequencesInABlockDoNotMatter) {

@@ -46,6 +46,7 @@ void expect_matches_reference(AttentionCase& test, const AttentionCall& call, in
     AttentionCall at_level = call;
     at_level.k.tables = fresh.k.tables;
     at_level.v.tables = fresh.v.tables;
+    at_level.key_sums = fresh.key_sums;
     const Status status = attend(at_level, parallel, workspace);
     ASSERT_TRUE(status.ok()) << status.message();
     double worst = 0;
@@ -115,6 +116,48 @@ TEST(Attention, KeysAndValuesOfDifferentKinds) {
       shape.rope = plain_rope(64, RopeMode::kNormal);
       shape.n_cells = 200;
       expect_matches_reference(shape);
+    }
+  }
+}
+
+// Values predicted from keys: all groups and some, of all heads; head sizes and numbers of groups
+// that leave padding; few rows and many.
+TEST(Attention, SumsOverKeys) {
+  for (const char* keys : {"8c8b", "4c8b", "2c5b", "8c10b", "1c12b"}) {
+    for (const int sum_every : {1, 3}) {
+      for (const int n_queries : {1, 30}) {
+        AttentionShape shape;
+        shape.k = CodecSpec::parse(keys).value();
+        shape.n_kv_heads = 3;
+        shape.heads_per_kv = 2;
+        shape.head_dim_k = 72;
+        shape.head_dim_v = 40;
+        shape.n_queries = n_queries;
+        shape.n_cells = 560;
+        shape.sum_every = sum_every;
+        shape.rope = plain_rope(72, RopeMode::kNeox);
+        expect_matches_reference(shape, {1, n_queries == 1 ? 3 : 1});
+      }
+    }
+  }
+}
+
+// Cells seen exactly have the values of their rows, with nothing added.
+TEST(Attention, SumsOverKeysBesideExactRows) {
+  for (const char* values : {"8c8b", "2c5b", "1c12b"}) {
+    for (const int n_queries : {1, 40}) {
+      for (const int window : {0, 30, 300}) {
+        AttentionShape shape;
+        shape.v = CodecSpec::parse(values).value();
+        shape.heads_per_kv = 3;
+        shape.n_queries = n_queries;
+        shape.n_cells = 200;
+        shape.exact_rows = true;
+        shape.window = window;
+        shape.sum_every = 1;
+        shape.rope = plain_rope(64, RopeMode::kNormal);
+        expect_matches_reference(shape);
+      }
     }
   }
 }
@@ -364,6 +407,33 @@ TEST(Attention, TablesOfAnotherRotationAreRefused) {
     call.rope = other;
     EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
   }
+}
+
+TEST(Attention, SumsOverKeysOfAnotherShapeAreRefused) {
+  AttentionShape shape;
+  shape.sum_every = 1;
+  AttentionCase test(shape, 1);
+  shape.head_dim_v = 32;
+  AttentionCase narrow_values(shape, 1);
+  shape.head_dim_v = 64;
+  shape.k = {8, 4};
+  AttentionCase coarse_keys(shape, 1);
+  shape.k = {8, 8};
+  shape.n_kv_heads = 1;
+  AttentionCase one_head(shape, 1);
+  ThreadParallelFor parallel(1);
+  AttentionWorkspace workspace;
+  for (AttentionCase* other : {&narrow_values, &coarse_keys, &one_head}) {
+    AttentionCall call = test.call();
+    call.key_sums = other->call().key_sums;
+    EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
+  }
+  shape = {};
+  shape.v = CodecSpec{};
+  AttentionCase exact_values(shape, 1);
+  AttentionCall call = exact_values.call();
+  call.key_sums = test.call().key_sums;
+  EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
 }
 
 // Scores of several hundred: exponentials underflow, nothing overflows.

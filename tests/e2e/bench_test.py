@@ -76,6 +76,15 @@ class BenchAttentionTest(BenchCase):
             with self.subTest(shape=shape):
                 self.assertTrue(self.rows("--codec", "2c8b", "--type", "f16", *shape))
 
+    def test_sums_over_keys(self):
+        rows = self.rows("--codec", "8c8b,1c8b", "--key-heads", "0,1,2", "--type", "f16")
+        self.assertEqual([(row["type"], row.get("key_heads")) for row in rows],
+                         [("8c8b", 0), ("8c8b", 1), ("8c8b", 2), ("1c8b", 0), ("1c8b", 1),
+                          ("1c8b", 2), ("f16", None)])
+        self.expect_usage(quick("--key-heads", "3"), "--key-heads", "got 3", "2 KV heads")
+        self.assertIn("8c8b+2", quick("--codec", "8c8b", "--key-heads", "2", "--type",
+                                      "f16").stdout)
+
     def test_file_and_table(self):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "figures.json")
