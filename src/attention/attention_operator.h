@@ -124,7 +124,8 @@ class AttentionOperator {
   // key_sum_step.cpp
   void keep_probabilities(const Part& part, int kv, const Chunk& chunk,
                           const Scratch& scratch) const;
-  void gather_key_codes(const ViewBlock& block, const Scratch& scratch, std::uint8_t* to) const;
+  const std::uint8_t* key_codes(const ViewBlock& block, const Scratch& scratch,
+                                std::uint8_t* to) const;
   void byte_key_sums(const Part& part, const Chunk& chunk, const Scratch& scratch) const;
   void float_key_sums(const Part& part, int kv, const ViewBlock& block,
                       const Scratch& scratch) const;

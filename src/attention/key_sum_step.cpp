@@ -26,22 +26,29 @@ void AttentionOperator::keep_probabilities(const Part& part, int kv, const Chunk
   }
 }
 
-// The codes of the chosen groups of a block, one group after the other, as the kernels read them.
-void AttentionOperator::gather_key_codes(const ViewBlock& block, const Scratch& scratch,
-                                         std::uint8_t* to) const {
+// The codes of the chosen groups of a block, one group after the other, as the kernels read them:
+// where they lie, or in `to`.
+const std::uint8_t* AttentionOperator::key_codes(const ViewBlock& block, const Scratch& scratch,
+                                                 std::uint8_t* to) const {
   const CodeLayout layout = {call_.k.codebook->spec(), call_.n_kv_heads, call_.head_dim_k};
+  const KeySums& key_sums = *call_.key_sums;
+  if (layout.spec.code_bits == 8 && block.block >= 0 && key_sums.is_run()) {
+    return call_.k.data + layout.group_offset(block.block, 0, key_sums.groups().front());
+  }
   const std::size_t group_bytes =
       kBlockCells * (layout.spec.code_bits > 8 ? sizeof(std::uint16_t) : 1);
+  std::uint8_t* next = to;
   const std::uint8_t* codes = nullptr;
   int head = -1;
-  for (const int group : call_.key_sums->groups()) {
+  for (const int group : key_sums.groups()) {
     if (group / layout.n_groups() != head) {
       head = group / layout.n_groups();
       codes = block_codes(call_.k, layout, head, block, scratch.unpacked);
     }
-    std::memcpy(to, codes + group % layout.n_groups() * group_bytes, group_bytes);
-    to += group_bytes;
+    std::memcpy(next, codes + group % layout.n_groups() * group_bytes, group_bytes);
+    next += group_bytes;
   }
+  return to;
 }
 
 // Keys are decoded once for the rows of all KV heads of the task.
@@ -57,9 +64,8 @@ void AttentionOperator::byte_key_sums(const Part& part, const Chunk& chunk,
   sums.blocks.n_blocks = chunk.n;
   const std::size_t block_bytes = plan_.sum_code_bytes(key_sums);
   for (int i = 0; i < chunk.n; i++) {
-    std::uint8_t* codes = scratch.sum_codes + i * block_bytes;
-    gather_key_codes(views_.block(chunk.blocks[i]), scratch, codes);
-    sums.blocks.codes[i] = codes;
+    sums.blocks.codes[i] =
+        key_codes(views_.block(chunk.blocks[i]), scratch, scratch.sum_codes + i * block_bytes);
   }
   sums.p = scratch.kept_probabilities;
   sums.weights = scratch.kept_weights;

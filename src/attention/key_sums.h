@@ -50,6 +50,11 @@ class KeySums {
 
   const std::vector<int>& groups() const { return groups_; }
 
+  /// Whether the chosen groups are consecutive.
+  bool is_run() const {
+    return groups_.back() - groups_.front() + 1 == static_cast<int>(groups_.size());
+  }
+
   int n_channels() const { return centroids_.head_dim(); }
 
   int n_kv_heads() const { return n_kv_heads_; }
