@@ -400,11 +400,11 @@ Status AttentionWorkspace::run(const AttentionCall& call, ParallelFor& parallel)
 }
 
 Status attend(const AttentionCall& call, ParallelFor& parallel, AttentionWorkspace& workspace) {
-  CQKV_RETURN_IF_ERROR(check(call));
-  if (call.n_queries == 0) {
-    return {};
-  }
   try {
+    CQKV_RETURN_IF_ERROR(check(call));
+    if (call.n_queries == 0) {
+      return {};
+    }
     if (workspace.impl_ == nullptr) {
       workspace.impl_ = new AttentionWorkspace::Impl;
     }

@@ -13,6 +13,9 @@
 namespace cqkv {
 namespace {
 
+// Elements of masks that are kept.
+constexpr std::size_t kMaxKeptMask = std::size_t{1} << 20U;
+
 std::int64_t base_of(std::int64_t position) {
   return position & ~std::int64_t{kBlockCells - 1};
 }
@@ -31,6 +34,39 @@ std::uint64_t seen_of(const std::uint16_t* mask) {
 }
 
 }  // namespace
+
+bool ViewInputs::same(const AttentionCall& call) const {
+  if (!kept_ || n_cells_ != call.n_cells || n_queries_ != call.n_queries ||
+      has_mask_ != (call.mask != nullptr) || has_positions_ != (call.positions != nullptr)) {
+    return false;
+  }
+  const std::size_t row_bytes = n_cells_ * sizeof(std::uint16_t);
+  for (int i = 0; i < n_queries_ && has_mask_; i++) {
+    if (std::memcmp(mask_.data() + i * n_cells_, call.mask + i * call.mask_bytes, row_bytes) != 0) {
+      return false;
+    }
+  }
+  return !has_positions_ || std::equal(positions_.begin(), positions_.end(), call.positions);
+}
+
+void ViewInputs::keep(const AttentionCall& call) {
+  kept_ = false;
+  n_cells_ = call.n_cells;
+  n_queries_ = call.n_queries;
+  has_mask_ = call.mask != nullptr;
+  has_positions_ = call.positions != nullptr;
+  const std::size_t n = has_mask_ ? n_cells_ * static_cast<std::size_t>(n_queries_) : 0;
+  if (n > kMaxKeptMask || n_cells_ > kMaxKeptMask) {
+    return;
+  }
+  mask_.resize(n);
+  for (int i = 0; i < n_queries_ && n > 0; i++) {
+    std::memcpy(mask_.data() + i * n_cells_, call.mask + i * call.mask_bytes,
+                n_cells_ * sizeof(std::uint16_t));
+  }
+  positions_.assign(call.positions, call.positions + (has_positions_ ? n_cells_ : 0));
+  kept_ = true;
+}
 
 struct SequenceViews::Cells {
   const AttentionCall& call;
@@ -84,6 +120,10 @@ SequenceViews::Cells SequenceViews::cells_at(int query, std::size_t block) const
 }
 
 void SequenceViews::build(const AttentionCall& call) {
+  if (inputs_.same(call)) {
+    return;
+  }
+  inputs_.forget();
   call_ = &call;
   views_.clear();
   blocks_.clear();
@@ -97,6 +137,7 @@ void SequenceViews::build(const AttentionCall& call) {
   }
   finish();
   ranges_.push_back(static_cast<int>(blocks_.size()));
+  inputs_.keep(call);
 }
 
 // The index of a block of the view under way, or -1; then it belongs at found_.

@@ -20,6 +20,28 @@ struct ViewBlock {
   std::int32_t lanes = -1;  ///< Where the list of cells begins, or -1: all of `block`.
 };
 
+/// A copy of what the views of a call depend on, to know them again: all layers of a model are
+/// called with the same. Of calls with large masks none is kept: building is little there.
+class ViewInputs {
+ public:
+  /// Whether those of `call` are kept.
+  bool same(const AttentionCall& call) const;
+
+  /// May throw std::bad_alloc; then none are kept.
+  void keep(const AttentionCall& call);
+
+  void forget() { kept_ = false; }
+
+ private:
+  bool kept_ = false;
+  std::size_t n_cells_ = 0;
+  int n_queries_ = 0;
+  bool has_mask_ = false;
+  bool has_positions_ = false;
+  std::vector<std::uint16_t> mask_;  // [n_queries, n_cells]
+  std::vector<std::int32_t> positions_;
+};
+
 /// Consecutive queries of a call that may share blocks.
 struct SequenceView {
   int first_query = 0;
@@ -41,7 +63,8 @@ struct SequenceView {
 /// Blocks stand in ascending order of (base, layer), cut into ranges of kRangePositions positions.
 class SequenceViews {
  public:
-  /// Of a legal call, whose masks and positions are read now. May throw std::bad_alloc.
+  /// Of a legal call, whose masks and positions are read now; if they are those of the call
+  /// before, nothing is built anew. May throw std::bad_alloc.
   void build(const AttentionCall& call);
 
   const std::vector<SequenceView>& views() const { return views_; }
@@ -76,6 +99,7 @@ class SequenceViews {
   int find(std::int64_t base, std::int32_t layer);
   void insert(const ViewBlock& block);
 
+  ViewInputs inputs_;
   const AttentionCall* call_ = nullptr;
   std::vector<SequenceView> views_;
   std::vector<ViewBlock> blocks_;

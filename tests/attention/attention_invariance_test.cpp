@@ -9,6 +9,7 @@
 
 #include "attention/attention.h"
 #include "attention/attention_case.h"
+#include "core/half.h"
 
 namespace cqkv {
 namespace {
@@ -149,6 +150,37 @@ TEST_P(AttentionInvariance, OtherSequencesInABlockDoNotMatter) {
     }
     ASSERT_TRUE(same_bits({test.out().begin(), test.out().end()}, want)) << "by " << step;
   }
+}
+
+// A workspace keeps what it may use again: not what the call before saw.
+TEST_P(AttentionInvariance, CallsBeforeDoNotMatter) {
+  AttentionShape shape = busy_shape();
+  shape.n_queries = 3;
+  AttentionCase test(shape, 6);
+  const AttentionCall call = test.call();
+  ThreadParallelFor parallel(2);
+  AttentionWorkspace workspace;
+  const auto expect_fresh = [&](const AttentionCall& now, const char* what) {
+    std::fill(test.out().begin(), test.out().end(), 99.0F);
+    ASSERT_TRUE(attend(now, parallel, workspace).ok());
+    const Floats reused = {test.out().begin(), test.out().end()};
+    EXPECT_TRUE(same_bits(reused, run_attention(test, now))) << what;
+  };
+  expect_fresh(call, "first");
+  expect_fresh(call, "again");
+  test.mask()[shape.n_cells + 70] = kHalfMinusInfinity;
+  test.mask()[shape.n_cells + 71] = 0;
+  expect_fresh(call, "mask");
+  test.positions()[500] = 1105;
+  expect_fresh(call, "position");
+  AttentionCall fewer = call;
+  fewer.n_cells -= 64;
+  expect_fresh(fewer, "cells");
+  expect_fresh(part_of(call, 1, 2), "queries");
+  AttentionCall without = call;
+  without.mask = nullptr;
+  expect_fresh(without, "no mask");
+  expect_fresh(call, "as before");
 }
 
 // More cells at the end that nobody sees, in the same block and in later ones.

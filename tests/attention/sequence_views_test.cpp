@@ -99,6 +99,80 @@ std::vector<Cell> run_of(Cell first, Cell n) {
   return cells;
 }
 
+// Everything that views depend on, one after the other; what has not changed is known again.
+TEST_F(ViewsTest, ChangedInputsAreKnownAsSuch) {
+  const std::vector<std::vector<Cell>> sees = {run_of(0, 150), run_of(0, 151)};
+  build(run_of(0, 200), sees);
+  ViewInputs inputs;
+  EXPECT_FALSE(inputs.same(call_));
+  inputs.keep(call_);
+  EXPECT_TRUE(inputs.same(call_));
+  const std::vector<std::uint16_t> elsewhere = mask_;
+  AttentionCall other = call_;
+  other.mask = reinterpret_cast<const std::uint8_t*>(elsewhere.data());
+  EXPECT_TRUE(inputs.same(other));
+  for (const std::size_t at : {std::size_t{0}, mask_.size() - 1}) {
+    mask_[at] ^= 0xFC00;
+    EXPECT_FALSE(inputs.same(call_)) << "mask element " << at;
+    mask_[at] ^= 0xFC00;
+  }
+  positions_.back()++;
+  EXPECT_FALSE(inputs.same(call_));
+  positions_.back()--;
+  EXPECT_TRUE(inputs.same(call_));
+  other = call_;
+  other.n_cells--;
+  EXPECT_FALSE(inputs.same(other));
+  other = call_;
+  other.n_queries--;
+  EXPECT_FALSE(inputs.same(other));
+  other = call_;
+  other.mask = nullptr;
+  EXPECT_FALSE(inputs.same(other));
+  other = call_;
+  other.positions = nullptr;
+  EXPECT_FALSE(inputs.same(other));
+  inputs.keep(other);
+  EXPECT_TRUE(inputs.same(other));
+  EXPECT_FALSE(inputs.same(call_));
+  inputs.forget();
+  EXPECT_FALSE(inputs.same(other));
+}
+
+TEST_F(ViewsTest, LargeInputsAreNotKept) {
+  const std::vector<std::uint16_t> mask((std::size_t{1} << 20U) + 64);
+  AttentionCall call;
+  call.n_queries = 2;
+  call.n_cells = mask.size() / 2;
+  call.mask = reinterpret_cast<const std::uint8_t*>(mask.data());
+  call.mask_bytes = mask.size();
+  ViewInputs inputs;
+  inputs.keep(call);
+  EXPECT_FALSE(inputs.same(call));
+  call.n_queries = 1;
+  inputs.keep(call);
+  EXPECT_TRUE(inputs.same(call));
+}
+
+// One SequenceViews for several calls, each of which differs a little from the one before.
+TEST_F(ViewsTest, NothingIsLeftOfTheCallBefore) {
+  std::vector<std::vector<Cell>> sees = {run_of(0, 150), run_of(0, 151)};
+  std::vector<Cell> positions = run_of(0, 256);
+  build(positions, sees);
+  build(positions, sees);
+  expect_sound(sees);
+  ASSERT_EQ(queries(), std::vector<int>{2});
+  ASSERT_EQ(views_.views()[0].n_blocks, 3);
+  sees[1].push_back(200);
+  build(positions, sees);
+  expect_sound(sees);
+  ASSERT_EQ(views_.views()[0].n_blocks, 4);
+  positions[200] = 1000;
+  build(positions, sees);
+  expect_sound(sees);
+  ASSERT_EQ(views_.views()[0].n_ranges, 2);
+}
+
 TEST_F(ViewsTest, CausalQueriesShareBlocksInPlace) {
   std::vector<std::vector<Cell>> sees;
   for (Cell n = 180; n <= 200; n++) {
