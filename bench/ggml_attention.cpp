@@ -93,10 +93,10 @@ std::vector<double> time_runs(const Problem& problem, int n_threads, double seco
   constexpr int kMaskRows = 1;
 #endif
   ggml_tensor* mask = ggml_new_tensor_2d(context, GGML_TYPE_F16, problem.n_tokens, kMaskRows);
-  ggml_tensor* out = ggml_flash_attn_ext(
-      context, ggml_permute(context, q, 0, 2, 1, 3), heads_of(context, k, problem),
-      heads_of(context, v, problem), mask, 1.0F / std::sqrt(static_cast<float>(problem.head_dim)),
-      0.0F, 0.0F);
+  ggml_tensor* out =
+      ggml_flash_attn_ext(context, ggml_permute(context, q, 0, 2, 1, 3),
+                          heads_of(context, k, problem), heads_of(context, v, problem), mask,
+                          1.0F / std::sqrt(static_cast<float>(problem.head_dim)), 0.0F, 0.0F);
   ggml_cgraph* graph = ggml_new_graph(context);
   ggml_build_forward_expand(graph, out);
   ggml_backend_t backend = ggml_backend_cpu_init();

@@ -165,8 +165,8 @@ void BenchCodes::decode(KvKind kind, int stream_index, int cell, float* row) con
   decode_codes(KvKind::kKey, stream_index, cell, keys.data());
   const float* matrix = predictor_->matrices.data();
   for (int i = 0; i < layout_.n_channels(); i++, matrix += predictor_->sums.n_channels()) {
-    row[i] = std::inner_product(matrix, matrix + predictor_->sums.n_channels(), keys.data(),
-                                row[i]);
+    row[i] =
+        std::inner_product(matrix, matrix + predictor_->sums.n_channels(), keys.data(), row[i]);
   }
 }
 

@@ -24,7 +24,7 @@ struct BenchDifferences {
 struct BenchRow {
   std::string impl;
   std::string type;
-  std::string path;  ///< Of ours: "bytes", "floats"; else empty.
+  std::string path;     ///< Of ours: "bytes", "floats"; else empty.
   int n_key_heads = 0;  ///< Of ours: KV heads whose keys are summed to predict values from.
   BenchShape shape;
   int n_threads = 1;

@@ -138,8 +138,7 @@ void Scratch::take_byte_sums(const AttentionCall& call, const Plan& plan, Carver
   kept_weights = carver.take<float>(n_rows);
   kept_rescale = carver.take<float>(n_rows);
   kept_probabilities = carver.take<std::uint8_t>(n_rows * kBlockCells);
-  sum_codes =
-      carver.take<std::uint8_t>(plan.chunk_blocks * Plan::sum_code_bytes(*call.key_sums));
+  sum_codes = carver.take<std::uint8_t>(plan.chunk_blocks * Plan::sum_code_bytes(*call.key_sums));
 }
 
 }  // namespace cqkv

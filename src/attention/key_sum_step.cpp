@@ -95,8 +95,8 @@ void AttentionOperator::float_key_sums(const Part& part, int kv, const ViewBlock
     rows += group_dim;
   }
   const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels);
-  kernel_.accumulate_rows(scratch.scores, part.n_rows, scratch.sum_rows, stride,
-                          plan_.sum_channels, scratch.rescale, state.out + plan_.channels_v,
+  kernel_.accumulate_rows(scratch.scores, part.n_rows, scratch.sum_rows, stride, plan_.sum_channels,
+                          scratch.rescale, state.out + plan_.channels_v,
                           static_cast<std::size_t>(plan_.channels));
 }
 
@@ -125,8 +125,8 @@ void AttentionOperator::add_key_sums(const Part& part, const SoftmaxState& state
     for (int first = 0; first < key_sums.n_channels(); first += kBlockCells) {
       const int n = std::min(kBlockCells, key_sums.n_channels() - first);
       for (int r = 0; r < part.n_rows; r++) {
-        const float* sums = of_head.out + static_cast<std::size_t>(r) * plan_.channels +
-                            plan_.channels_v + first;
+        const float* sums =
+            of_head.out + static_cast<std::size_t>(r) * plan_.channels + plan_.channels_v + first;
         float* row = scratch.scores + static_cast<std::size_t>(r) * kBlockCells;
         std::fill(std::copy_n(sums, n, row), row + kBlockCells, 0.0F);
       }

@@ -89,7 +89,7 @@ inline constexpr std::size_t packed_angle_words(int n_pairs) {
 /// Scratch of score_codes.
 inline constexpr std::size_t score_scratch_bytes(int n_channels, int n_pairs) {
   return static_cast<std::size_t>(kBlockCells) *
-         (static_cast<std::size_t>(n_channels) + 4 * static_cast<std::size_t>(n_pairs) + 64);
+         (static_cast<std::size_t>(n_channels) + 8 * static_cast<std::size_t>(n_pairs) + 64);
 }
 
 /// For every block b in order, every row r and every channel d:

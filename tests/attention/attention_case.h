@@ -197,9 +197,9 @@ class AttentionCase {
     for (float& element : matrices) {
       element = static_cast<float>(rng.normal() / std::sqrt(static_cast<double>(n_sums)));
     }
-    key_sums_.emplace(KeySums::create(*k_codebook_, groups, shape_.head_dim_v, matrices,
-                                      kernels::active())
-                          .value());
+    key_sums_.emplace(
+        KeySums::create(*k_codebook_, groups, shape_.head_dim_v, matrices, kernels::active())
+            .value());
   }
 
   // Rows in pool and batch, alternating; as many bytes as there are rows.

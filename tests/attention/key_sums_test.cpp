@@ -36,9 +36,9 @@ std::vector<float> counting(std::size_t n) {
 TEST(KeySums, TakesTheChosenGroups) {
   const TensorCodebook keys = random_keys({8, 6});
   const std::vector<int> groups = {1, 4, 7};  // of the first head, and two of the other
-  const auto sums = KeySums::create(keys, groups, kValueDim, counting(2 * kValueDim * 24),
-                                    kernels::active())
-                        .value();
+  const auto sums =
+      KeySums::create(keys, groups, kValueDim, counting(2 * kValueDim * 24), kernels::active())
+          .value();
   EXPECT_EQ(sums.n_channels(), 24);
   EXPECT_EQ(sums.n_kv_heads(), 2);
   EXPECT_EQ(sums.groups(), groups);
@@ -68,8 +68,8 @@ TEST(KeySums, TransposesAndPadsMatrices) {
 }
 
 TEST(KeySums, CodesFinerThanBytesHaveNoTables) {
-  const auto sums = KeySums::create(random_keys({1, 12}), {0}, kValueDim,
-                                    counting(2 * kValueDim), kernels::active());
+  const auto sums = KeySums::create(random_keys({1, 12}), {0}, kValueDim, counting(2 * kValueDim),
+                                    kernels::active());
   ASSERT_TRUE(sums.ok());
   EXPECT_EQ(sums->tables(), nullptr);
 }
