@@ -54,6 +54,15 @@ void cut_tiles(const SequenceViews& views, Plan& plan) {
   }
 }
 
+// Ranges of the longest view.
+int largest_tile(const SequenceViews& views) {
+  int n = 0;
+  for (const SequenceView& view : views.views()) {
+    n = std::max(n, view.n_ranges);
+  }
+  return n;
+}
+
 int most_queries(const SequenceViews& views) {
   int n = 1;
   for (const SequenceView& view : views.views()) {
@@ -88,8 +97,10 @@ Plan::Plan(const AttentionCall& call, const SequenceViews& views, int n_threads)
   const int wanted = n_threads == 1 ? 1 : kTasksPerThread * n_threads;
   n_kv_groups = tile_rows >= kManyRows ? call.n_kv_heads : 1;
   const std::size_t n_partials = static_cast<std::size_t>(n_slices) * call.n_kv_heads;
-  split_ranges = n_tiles() * n_kv_groups < wanted && n_slices > n_tiles() &&
-                 n_partials * partial_floats() <= kMaxPartialFloats;
+  // A tile that is more than a task's share of the work keeps one thread busy when all others
+  // are done: a long sequence beside short ones, or the only one.
+  split_ranges = std::int64_t{largest_tile(views)} * wanted > std::int64_t{n_slices} * n_kv_groups &&
+                 n_slices > n_tiles() && n_partials * partial_floats() <= kMaxPartialFloats;
   const int n = std::max(n_tasks(), 1);
   if (n < wanted) {
     const int missing = (wanted + n - 1) / n;
