@@ -99,8 +99,9 @@ Plan::Plan(const AttentionCall& call, const SequenceViews& views, int n_threads)
   const std::size_t n_partials = static_cast<std::size_t>(n_slices) * call.n_kv_heads;
   // A tile that is more than a task's share of the work keeps one thread busy when all others
   // are done: a long sequence beside short ones, or the only one.
-  split_ranges = std::int64_t{largest_tile(views)} * wanted > std::int64_t{n_slices} * n_kv_groups &&
-                 n_slices > n_tiles() && n_partials * partial_floats() <= kMaxPartialFloats;
+  split_ranges =
+      std::int64_t{largest_tile(views)} * wanted > std::int64_t{n_slices} * n_kv_groups &&
+      n_slices > n_tiles() && n_partials * partial_floats() <= kMaxPartialFloats;
   const int n = std::max(n_tasks(), 1);
   if (n < wanted) {
     const int missing = (wanted + n - 1) / n;

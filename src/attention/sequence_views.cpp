@@ -41,7 +41,7 @@ bool ViewInputs::same(const AttentionCall& call) const {
     return false;
   }
   const std::size_t row_bytes = n_cells_ * sizeof(std::uint16_t);
-  for (int i = 0; i < n_queries_ && has_mask_; i++) {
+  for (int i = 0; i < n_queries_ && has_mask_ && n_cells_ > 0; i++) {
     if (std::memcmp(mask_.data() + i * n_cells_, call.mask + i * call.mask_bytes, row_bytes) != 0) {
       return false;
     }
