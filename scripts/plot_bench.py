@@ -16,6 +16,8 @@ import matplotlib.pyplot as plt  # noqa: E402: after the choice of a backend
 
 PANEL_KEYS = ["head_dim", "gqa", "n_kv_heads", "n_seq", "unified", "first_position", "n_queries",
               "threads"]
+# Text as text, and the same file from the same figures.
+plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "cqkv"})
 COLOURS = {"cqkv": ["#0b5394", "#3d85c6", "#9fc5e8", "#cfe2f3"],
            "ggml": ["#434343", "#8a8a8a", "#c4c4c4"]}
 
@@ -84,7 +86,8 @@ def main():
                     f"ggml {figures['ggml']}", fontsize=10)
     handles, labels = all_axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3 * n_columns, fontsize=8)
-    figure.savefig(sys.argv[2], dpi=150)
+    metadata = {"Date": None} if sys.argv[2].endswith(".svg") else None
+    figure.savefig(sys.argv[2], dpi=150, metadata=metadata)
 
 
 if __name__ == "__main__":
