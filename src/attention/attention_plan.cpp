@@ -34,8 +34,10 @@ bool has_usable_tables(const CacheSide& side) {
 
 // None to use are as good.
 bool has_usable_tables(const KeySums* key_sums) {
-  return key_sums == nullptr || (key_sums->tables() != nullptr &&
-                                 key_sums->tables()->order() == kernels::active().table_order);
+  const kernels::KernelTable& kernel = kernels::active();
+  return key_sums == nullptr ||
+         (key_sums->tables() != nullptr && key_sums->tables()->order() == kernel.table_order &&
+          ByteTables::usable(key_sums->centroids().spec(), kernel));
 }
 
 std::size_t unpacked_bytes(const CacheSide& side, int head_dim) {
