@@ -38,8 +38,8 @@ const std::uint8_t* AttentionOperator::key_codes(const ViewBlock& block, const S
   const std::size_t group_bytes =
       kBlockCells * (layout.spec.code_bits > 8 ? sizeof(std::uint16_t) : 1);
   std::uint8_t* next = to;
-  const std::uint8_t* codes = nullptr;
-  int head = -1;
+  int head = key_sums.groups().front() / layout.n_groups();
+  const std::uint8_t* codes = block_codes(call_.k, layout, head, block, scratch.unpacked);
   for (const int group : key_sums.groups()) {
     if (group / layout.n_groups() != head) {
       head = group / layout.n_groups();
