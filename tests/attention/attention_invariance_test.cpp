@@ -31,6 +31,26 @@ class AttentionInvariance : public testing::TestWithParam<std::tuple<std::string
     shape.rope = plain_rope(64, RopeMode::kNeox);
     return shape;
   }
+
+  // The output of `call` made by several, of `step` queries each.
+  static Floats run_in_parts(AttentionCase& test, const AttentionCall& call, int step,
+                             int n_threads) {
+    std::fill(test.out().begin(), test.out().end(), 99.0F);
+    ThreadParallelFor parallel(n_threads);
+    AttentionWorkspace workspace;
+    for (int first = 0; first < call.n_queries; first += step) {
+      AttentionCall part = part_of(call, first, std::min(step, call.n_queries - first));
+      ExactRows exact;
+      if (call.exact != nullptr) {
+        exact = *call.exact;
+        exact.query_positions += first;
+        part.exact = &exact;
+      }
+      const Status status = attend(part, parallel, workspace);
+      EXPECT_TRUE(status.ok()) << status.message();
+    }
+    return {test.out().begin(), test.out().end()};
+  }
 };
 
 INSTANTIATE_TEST_SUITE_P(Levels, AttentionInvariance,
@@ -64,14 +84,7 @@ TEST_P(AttentionInvariance, SplittingQueriesDoesNotMatter) {
     const AttentionCall call = test.call();
     const Floats want = run_attention(test, call, 2);
     for (const int step : {1, 7, 49}) {
-      std::fill(test.out().begin(), test.out().end(), 99.0F);
-      ThreadParallelFor parallel(step);
-      AttentionWorkspace workspace;
-      for (int first = 0; first < shape.n_queries; first += step) {
-        const int n = std::min(step, shape.n_queries - first);
-        ASSERT_TRUE(attend(part_of(call, first, n), parallel, workspace).ok());
-      }
-      ASSERT_TRUE(same_bits({test.out().begin(), test.out().end()}, want)) << "by " << step;
+      ASSERT_TRUE(same_bits(run_in_parts(test, call, step, step), want)) << "by " << step;
     }
   }
 }
@@ -85,17 +98,7 @@ TEST_P(AttentionInvariance, ExactRowsDoNotDependOnTheCut) {
   const AttentionCall call = test.call();
   const Floats want = run_attention(test, call);
   EXPECT_TRUE(same_bits(run_attention(test, call, 3), want));
-  std::fill(test.out().begin(), test.out().end(), 99.0F);
-  ThreadParallelFor parallel(2);
-  AttentionWorkspace workspace;
-  for (int first = 0; first < shape.n_queries; first += 3) {
-    ExactRows exact = *call.exact;
-    exact.query_positions += first;
-    AttentionCall part = part_of(call, first, std::min(3, shape.n_queries - first));
-    part.exact = &exact;
-    ASSERT_TRUE(attend(part, parallel, workspace).ok());
-  }
-  EXPECT_TRUE(same_bits({test.out().begin(), test.out().end()}, want));
+  EXPECT_TRUE(same_bits(run_in_parts(test, call, 3, 2), want));
 }
 
 // Sums over keys of all heads, beside exact rows: the rows of KV heads that a task takes together
@@ -112,17 +115,7 @@ TEST_P(AttentionInvariance, SumsOverKeysDoNotDependOnTheCut) {
   for (const int n_threads : {2, 8}) {
     EXPECT_TRUE(same_bits(run_attention(test, call, n_threads), want)) << n_threads << " threads";
   }
-  std::fill(test.out().begin(), test.out().end(), 99.0F);
-  ThreadParallelFor parallel(3);
-  AttentionWorkspace workspace;
-  for (int first = 0; first < shape.n_queries; first += 2) {
-    ExactRows exact = *call.exact;
-    exact.query_positions += first;
-    AttentionCall part = part_of(call, first, 2);
-    part.exact = &exact;
-    ASSERT_TRUE(attend(part, parallel, workspace).ok());
-  }
-  EXPECT_TRUE(same_bits({test.out().begin(), test.out().end()}, want));
+  EXPECT_TRUE(same_bits(run_in_parts(test, call, 2, 3), want));
 }
 
 // Which blocks a query's cells stand in depends on the cells that it sees itself: of two
@@ -141,14 +134,7 @@ TEST_P(AttentionInvariance, OtherSequencesInABlockDoNotMatter) {
   const AttentionCall call = test.call();
   const Floats want = run_attention(test, call);
   for (const int step : {1, 2, 7}) {
-    std::fill(test.out().begin(), test.out().end(), 99.0F);
-    ThreadParallelFor parallel(2);
-    AttentionWorkspace workspace;
-    for (int first = 0; first < shape.n_queries; first += step) {
-      const int n = std::min(step, shape.n_queries - first);
-      ASSERT_TRUE(attend(part_of(call, first, n), parallel, workspace).ok());
-    }
-    ASSERT_TRUE(same_bits({test.out().begin(), test.out().end()}, want)) << "by " << step;
+    ASSERT_TRUE(same_bits(run_in_parts(test, call, step, 2), want)) << "by " << step;
   }
 }
 

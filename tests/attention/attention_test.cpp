@@ -142,18 +142,24 @@ TEST(Attention, SumsOverKeys) {
   }
 }
 
+AttentionShape exact_shape(const char* keys, const char* values, int n_queries, int window) {
+  AttentionShape shape;
+  shape.k = CodecSpec::parse(keys).value();
+  shape.v = CodecSpec::parse(values).value();
+  shape.heads_per_kv = 3;
+  shape.n_queries = n_queries;
+  shape.n_cells = 200;
+  shape.exact_rows = true;
+  shape.window = window;
+  return shape;
+}
+
 // Cells seen exactly have the values of their rows, with nothing added.
 TEST(Attention, SumsOverKeysBesideExactRows) {
   for (const char* values : {"8c8b", "2c5b", "1c12b"}) {
     for (const int n_queries : {1, 40}) {
       for (const int window : {0, 30, 300}) {
-        AttentionShape shape;
-        shape.v = CodecSpec::parse(values).value();
-        shape.heads_per_kv = 3;
-        shape.n_queries = n_queries;
-        shape.n_cells = 200;
-        shape.exact_rows = true;
-        shape.window = window;
+        AttentionShape shape = exact_shape("8c8b", values, n_queries, window);
         shape.sum_every = 1;
         shape.rope = plain_rope(64, RopeMode::kNormal);
         expect_matches_reference(shape);
@@ -230,14 +236,7 @@ TEST(Attention, ExactRows) {
     for (const char* values : {"8c8b", "exact", "2c5b"}) {
       for (const int n_queries : {1, 5, 90}) {
         for (const int window : {0, 1, 30, 300}) {
-          AttentionShape shape;
-          shape.k = CodecSpec::parse(keys).value();
-          shape.v = CodecSpec::parse(values).value();
-          shape.heads_per_kv = 3;
-          shape.n_queries = n_queries;
-          shape.n_cells = 200;
-          shape.exact_rows = true;
-          shape.window = window;
+          AttentionShape shape = exact_shape(keys, values, n_queries, window);
           if (!shape.k.exact()) {
             shape.rope = plain_rope(64, RopeMode::kNeox);
           }
