@@ -41,7 +41,8 @@ bool has_usable_tables(const KeySums* key_sums) {
 }
 
 std::size_t unpacked_bytes(const CacheSide& side, int head_dim) {
-  return static_cast<std::size_t>(head_dim / side.codebook->spec().group_dim) * kBlockCells * 2;
+  const CodecSpec spec = side.codebook->spec();
+  return static_cast<std::size_t>(head_dim / spec.group_dim) * unpacked_group_bytes(spec.code_bits);
 }
 
 // Tiles of up to `tile_queries` queries of one view.
@@ -113,11 +114,6 @@ Plan::Plan(const AttentionCall& call, const SequenceViews& views, int n_threads)
   n_kv_groups = (call.n_kv_heads + kv_per_task - 1) / kv_per_task;
 }
 
-std::size_t Plan::sum_code_bytes(const KeySums& key_sums) {
-  return key_sums.groups().size() * kBlockCells *
-         (key_sums.centroids().spec().code_bits > 8 ? sizeof(std::uint16_t) : 1);
-}
-
 void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& carver) {
   const std::size_t rows_of_task = static_cast<std::size_t>(plan.kv_per_task) * plan.tile_rows;
   const std::size_t chunk_rows = static_cast<std::size_t>(plan.chunk_blocks) * plan.tile_rows;
@@ -152,7 +148,9 @@ void Scratch::take_byte_sums(const AttentionCall& call, const Plan& plan, Carver
   kept_weights = carver.take<float>(n_rows);
   kept_rescale = carver.take<float>(n_rows);
   kept_probabilities = carver.take<std::uint8_t>(n_rows * kBlockCells);
-  sum_codes = carver.take<std::uint8_t>(plan.chunk_blocks * Plan::sum_code_bytes(*call.key_sums));
+  sum_codes =
+      carver.take<std::uint8_t>(plan.chunk_blocks * call.key_sums->groups().size() *
+                                unpacked_group_bytes(call.key_sums->centroids().spec().code_bits));
 }
 
 }  // namespace cqkv

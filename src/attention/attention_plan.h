@@ -90,6 +90,11 @@ struct SoftmaxState {
   }
 };
 
+// The codes of one group of a block as the integer kernels read them.
+inline std::size_t unpacked_group_bytes(int code_bits) {
+  return kBlockCells * (code_bits > 8 ? sizeof(std::uint16_t) : 1);
+}
+
 // Some consecutive queries of a view, which share decoded blocks.
 struct Tile {
   const SequenceView* view = nullptr;
@@ -139,9 +144,6 @@ struct Plan {
   }
 
   bool byte_sums() const { return byte_values && sum_channels > 0; }
-
-  // Of a block, of the codes of the keys to be summed.
-  static std::size_t sum_code_bytes(const KeySums& key_sums);
 };
 
 // The working memory of one thread.

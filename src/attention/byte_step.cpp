@@ -140,8 +140,8 @@ kernels::CodedBlocks AttentionOperator::coded_blocks(const CacheSide& side, int 
                                                      std::uint8_t* unpacked) const {
   const CodecSpec spec = side.codebook->spec();
   const CodeLayout layout = {spec, call_.n_kv_heads, head_dim};
-  const std::size_t unpacked_bytes = static_cast<std::size_t>(layout.n_groups()) * kBlockCells *
-                                     (spec.code_bits > 8 ? sizeof(std::uint16_t) : 1);
+  const std::size_t unpacked_bytes =
+      static_cast<std::size_t>(layout.n_groups()) * unpacked_group_bytes(spec.code_bits);
   kernels::CodedBlocks blocks;
   blocks.table = side.tables->table(kv_head);
   blocks.group_dim = spec.group_dim;

@@ -35,8 +35,7 @@ const std::uint8_t* AttentionOperator::key_codes(const ViewBlock& block, const S
   if (layout.spec.code_bits == 8 && block.block >= 0 && key_sums.is_run()) {
     return call_.k.data + layout.group_offset(block.block, 0, key_sums.groups().front());
   }
-  const std::size_t group_bytes =
-      kBlockCells * (layout.spec.code_bits > 8 ? sizeof(std::uint16_t) : 1);
+  const std::size_t group_bytes = unpacked_group_bytes(layout.spec.code_bits);
   std::uint8_t* next = to;
   int head = key_sums.groups().front() / layout.n_groups();
   const std::uint8_t* codes = block_codes(call_.k, layout, head, block, scratch.unpacked);
@@ -62,7 +61,7 @@ void AttentionOperator::byte_key_sums(const Part& part, const Chunk& chunk,
   sums.blocks.code_bits = spec.code_bits;
   sums.blocks.n_channels = key_sums.n_channels();
   sums.blocks.n_blocks = chunk.n;
-  const std::size_t block_bytes = plan_.sum_code_bytes(key_sums);
+  const std::size_t block_bytes = key_sums.groups().size() * unpacked_group_bytes(spec.code_bits);
   for (int i = 0; i < chunk.n; i++) {
     sums.blocks.codes[i] =
         key_codes(views_.block(chunk.blocks[i]), scratch, scratch.sum_codes + i * block_bytes);
