@@ -2,6 +2,7 @@
 #include "attention/attention_plan.h"
 
 #include "attention/byte_tables.h"
+#include "core/round_up.h"
 #include "kernels/dispatch.h"
 
 namespace cqkv {
@@ -20,10 +21,6 @@ constexpr std::size_t kMaxPartialFloats = std::size_t{4} << 20U;
 // Up to so many rows the tables of a head weigh as much as the work on one block, so that
 // several blocks are taken together.
 constexpr int kFewRows = 8;
-
-int round_up(int n, int multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 bool has_usable_tables(const CacheSide& side) {
   const kernels::KernelTable& kernel = kernels::active();

@@ -6,6 +6,8 @@
 #include <limits>
 #include <utility>
 
+#include "core/round_up.h"
+
 namespace cqkv {
 namespace {
 
@@ -61,8 +63,7 @@ ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order
       n_channels_(codebook.n_channels()),
       n_entries_(std::max(codebook.spec().n_centroids(), kernels::kByteTableEntries)),
       head_bytes_(static_cast<std::size_t>(codebook.head_dim()) * n_entries_),
-      padded_((static_cast<std::size_t>(codebook.head_dim()) + kernels::kChannelLanes - 1) /
-              kernels::kChannelLanes * kernels::kChannelLanes),
+      padded_(round_up(static_cast<std::size_t>(codebook.head_dim()), kernels::kChannelLanes)),
       bytes_(head_bytes_ * codebook.n_kv_heads() + kernels::kTablePadding),
       scales_(padded_ * codebook.n_kv_heads()) {
 }

@@ -5,12 +5,10 @@
 #include <string>
 #include <utility>
 
+#include "core/round_up.h"
+
 namespace cqkv {
 namespace {
-
-constexpr std::size_t round_up(std::size_t n, std::size_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 Status check_groups(const TensorCodebook& keys, const std::vector<int>& groups) {
   if (groups.empty()) {

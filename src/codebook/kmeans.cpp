@@ -11,6 +11,7 @@
 
 #include "codebook/kmeans_kernels.h"
 #include "core/rng.h"
+#include "core/round_up.h"
 
 namespace cqkv {
 namespace {
@@ -22,10 +23,6 @@ constexpr int kMaxCentroids = 4096;
 // Below this share of the spread the error is rounding: the fit is perfect.
 constexpr double kPerfect = 1e-13;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-std::size_t round_up(std::size_t n, std::size_t step) {
-  return (n + step - 1) / step * step;
-}
 
 // Kernels exist for these widths; points are padded with zero channels, which change
 // no distance.
