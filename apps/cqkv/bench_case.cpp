@@ -152,21 +152,24 @@ Status BenchCodes::predict(int n_key_heads) {
   if (!sums.ok()) {
     return sums.status();
   }
-  predictor_.emplace(Predictor{*std::move(sums), n_key_heads, std::move(matrices)});
+  key_sums_ = *std::move(sums);
   return {};
 }
 
 void BenchCodes::decode(KvKind kind, int stream_index, int cell, float* row) const {
   decode_codes(kind, stream_index, cell, row);
-  if (kind == KvKind::kKey || !predictor_) {
+  if (kind == KvKind::kKey || !key_sums_) {
     return;
   }
   std::vector<float> keys(static_cast<std::size_t>(layout_.n_channels()));
   decode_codes(KvKind::kKey, stream_index, cell, keys.data());
-  const float* matrix = predictor_->matrices.data();
-  for (int i = 0; i < layout_.n_channels(); i++, matrix += predictor_->sums.n_channels()) {
-    row[i] =
-        std::inner_product(matrix, matrix + predictor_->sums.n_channels(), keys.data(), row[i]);
+  for (int head = 0; head < layout_.n_kv_heads; head++, row += layout_.head_dim) {
+    const float* column = key_sums_->matrix(head);
+    for (int c = 0; c < key_sums_->n_channels(); c++, column += key_sums_->matrix_stride()) {
+      for (int d = 0; d < layout_.head_dim; d++) {
+        row[d] += column[d] * keys[static_cast<std::size_t>(c)];
+      }
+    }
   }
 }
 

@@ -83,9 +83,9 @@ class BenchCodes {
   std::size_t bytes() const { return keys_.codes.size() + values_.codes.size(); }
 
   /// Null if values are what their codes say.
-  const KeySums* key_sums() const { return predictor_ ? &predictor_->sums : nullptr; }
+  const KeySums* key_sums() const { return key_sums_ ? &*key_sums_ : nullptr; }
 
-  int n_key_heads() const { return predictor_ ? predictor_->n_key_heads : 0; }
+  int n_key_heads() const { return key_sums_ ? key_sums_->n_channels() / layout_.head_dim : 0; }
 
   /// One cell [n_channels], keys not rotated, values as predicted.
   void decode(KvKind kind, int stream, int cell, float* row) const;
@@ -94,12 +94,6 @@ class BenchCodes {
   struct Side {
     TensorCodebook codebook;
     std::vector<std::uint8_t> codes;  // [stream, stream_bytes]
-  };
-
-  struct Predictor {
-    KeySums sums;
-    int n_key_heads;
-    std::vector<float> matrices;  // [n_kv_heads, head_dim, n_key_heads * head_dim]
   };
 
   BenchCodes(Side keys, Side values, CodeLayout layout, std::size_t stream_bytes);
@@ -111,7 +105,7 @@ class BenchCodes {
 
   Side keys_;
   Side values_;
-  std::optional<Predictor> predictor_;
+  std::optional<KeySums> key_sums_;
   CodeLayout layout_;
   std::size_t stream_bytes_;
 };
