@@ -304,12 +304,15 @@ Status check_key_sums(const AttentionCall& call) {
   if (key_sums.n_kv_heads() != call.n_kv_heads || key_sums.head_dim_v() != call.head_dim_v ||
       key_sums.n_key_codes() != call.k.codebook->n_codes() ||
       key_sums.centroids().spec() != call.k.codebook->spec()) {
+    const auto keys = [](int n_codes, const CodecSpec& spec) {
+      return " channels and keys of " + std::to_string(n_codes) + " codes of " + spec.name();
+    };
     return invalid_argument(
         "attention: the sums over keys are for " + std::to_string(key_sums.n_kv_heads()) +
-        " KV heads of " + std::to_string(key_sums.head_dim_v()) + " channels and keys of " +
-        std::to_string(key_sums.n_key_codes()) + " codes, the call has " +
+        " KV heads of " + std::to_string(key_sums.head_dim_v()) +
+        keys(key_sums.n_key_codes(), key_sums.centroids().spec()) + ", the call has " +
         std::to_string(call.n_kv_heads) + " of " + std::to_string(call.head_dim_v) +
-        " and keys of " + std::to_string(call.k.codebook->n_codes()));
+        keys(call.k.codebook->n_codes(), call.k.codebook->spec()));
   }
   return {};
 }
