@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include <ggml-alloc.h>
@@ -47,14 +48,20 @@ struct ModelRow {
   Row exact;
 };
 
+// Of all layers.
+struct ModelRows {
+  std::array<ModelRow, kLayers> keys;
+  std::array<ModelRow, kLayers> values;
+};
+
 struct ModelCell {
   int sequence = -1;  // -1: free
   std::int32_t position = 0;
   bool sink = false;
   bool exact = false;    // has an exact row
   bool damaged = false;  // restored from a damaged row: anything may be in it
-  std::array<ModelRow, kLayers> keys;
-  std::array<ModelRow, kLayers> values;
+  // Not in here: most operations go over all cells for the numbers above.
+  std::shared_ptr<const ModelRows> rows;
 
   void free() { sequence = -1; }
 };
@@ -339,10 +346,12 @@ struct CacheModel::Impl {
     cell.damaged = false;
     cell.sink = position < kWindow.sinks;
     cell.exact = true;  // while the graph runs
+    const auto rows = std::make_shared<ModelRows>();
     for (int layer = 0; layer < kLayers; layer++) {
-      cell.keys[layer] = random_row(*codebook.layers[layer].get(KvKind::kKey), position);
-      cell.values[layer] = random_row(*codebook.layers[layer].get(KvKind::kValue), 0);
+      rows->keys[layer] = random_row(*codebook.layers[layer].get(KvKind::kKey), position);
+      rows->values[layer] = random_row(*codebook.layers[layer].get(KvKind::kValue), 0);
     }
+    cell.rows = rows;
   }
 
   ModelRow random_row(const TensorCodebook& book, std::int32_t position) {
@@ -395,9 +404,9 @@ struct CacheModel::Impl {
     for (int layer = 0; layer < kLayers; layer++) {
       for (std::size_t i = 0; i < chosen.size(); i++) {
         std::memcpy(static_cast<float*>(graph.rotated[layer]->data) + i * kChannels,
-                    cells[chosen[i]].keys[layer].given.data(), sizeof(Row));
+                    cells[chosen[i]].rows->keys[layer].given.data(), sizeof(Row));
         std::memcpy(static_cast<float*>(graph.values[layer]->data) + i * kChannels,
-                    cells[chosen[i]].values[layer].given.data(), sizeof(Row));
+                    cells[chosen[i]].rows->values[layer].given.data(), sizeof(Row));
       }
       for (ggml_tensor* node :
            {graph.store_keys[layer], graph.store_values[layer], graph.attend[layer]}) {
@@ -506,8 +515,8 @@ struct CacheModel::Impl {
       if (sees(query, at(stream, t))) {
         const bool exact = seen_exactly(cells[query], cell);
         (exact ? counts.n_exact : counts.n_coded)++;
-        const ModelRow& key = cell.keys[layer];
-        const ModelRow& value = cell.values[layer];
+        const ModelRow& key = cell.rows->keys[layer];
+        const ModelRow& value = cell.rows->values[layer];
         seen.push_back({rotated(exact ? key.exact : key.coded, cell.position),
                         exact ? &value.exact : &value.coded});
       }
