@@ -24,9 +24,27 @@
 
 namespace cqkv {
 
+namespace {
+
+// Whose kernels multiply with codes of that side, if any do.
+const kernels::KernelTable& code_kernel(const CacheSide& side) {
+  const kernels::KernelTable& kernel = kernels::active();
+  const kernels::KernelTable* chosen =
+      side.codebook == nullptr ? nullptr
+                               : kernels::integer_kernels(kernel, side.codebook->spec().code_bits);
+  return chosen == nullptr ? kernel : *chosen;
+}
+
+}  // namespace
+
 AttentionOperator::AttentionOperator(const AttentionCall& call, const SequenceViews& views,
                                      int n_threads)
-    : call_(call), views_(views), plan_(call, views, n_threads), kernel_(kernels::active()) {
+    : call_(call),
+      views_(views),
+      plan_(call, views, n_threads),
+      kernel_(kernels::active()),
+      key_kernel_(code_kernel(call.k)),
+      value_kernel_(code_kernel(call.v)) {
 }
 
 std::size_t AttentionOperator::thread_bytes() const {

@@ -136,6 +136,8 @@ class AttentionOperator {
   const SequenceViews& views_;
   Plan plan_;
   const kernels::KernelTable& kernel_;
+  const kernels::KernelTable& key_kernel_;  // for the codes of keys, in scores and in sums
+  const kernels::KernelTable& value_kernel_;
   std::uint8_t* visible_ = nullptr;  // of each tile [block of its view]
   std::int16_t* centred_ = nullptr;  // RopeTable::centred, packed
   float* partials_ = nullptr;        // [slice, KV head] states

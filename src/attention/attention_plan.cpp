@@ -22,19 +22,19 @@ constexpr std::size_t kMaxPartialFloats = std::size_t{4} << 20U;
 // several blocks are taken together.
 constexpr int kFewRows = 8;
 
-bool has_usable_tables(const CacheSide& side) {
+bool are_usable(const ByteTables* tables, const CodecSpec& spec) {
   const kernels::KernelTable& kernel = kernels::active();
-  return side.codebook != nullptr && side.tables != nullptr &&
-         side.tables->order() == kernel.table_order &&
-         ByteTables::usable(side.codebook->spec(), kernel);
+  return tables != nullptr && ByteTables::usable(spec, kernel) &&
+         tables->order() == ByteTables::order_for(spec, kernel);
+}
+
+bool has_usable_tables(const CacheSide& side) {
+  return side.codebook != nullptr && are_usable(side.tables, side.codebook->spec());
 }
 
 // None to use are as good.
 bool has_usable_tables(const KeySums* key_sums) {
-  const kernels::KernelTable& kernel = kernels::active();
-  return key_sums == nullptr ||
-         (key_sums->tables() != nullptr && key_sums->tables()->order() == kernel.table_order &&
-          ByteTables::usable(key_sums->centroids().spec(), kernel));
+  return key_sums == nullptr || are_usable(key_sums->tables(), key_sums->centroids().spec());
 }
 
 std::size_t unpacked_bytes(const CacheSide& side, int head_dim) {

@@ -31,8 +31,8 @@ void AttentionOperator::pack_centred() const {
   if (plan_.byte_keys && call_.rope != nullptr) {
     const int n_pairs = call_.rope->params().n_dims / 2;
     const float* cosines = call_.rope->centred();
-    kernel_.pack_angles(cosines, cosines + static_cast<std::size_t>(n_pairs) * kBlockCells, n_pairs,
-                        kAngleUnit, centred_);
+    key_kernel_.pack_angles(cosines, cosines + static_cast<std::size_t>(n_pairs) * kBlockCells,
+                            n_pairs, kAngleUnit, centred_);
   }
 }
 
@@ -182,7 +182,7 @@ void AttentionOperator::byte_scores(const Part& part, int kv, const Chunk& chunk
   for (int i = 0; i < chunk.n; i++) {
     rotate_rows(part, kv, i, scratch);
   }
-  kernel_.score_codes(score_call(part, kv, chunk, scratch));
+  key_kernel_.score_codes(score_call(part, kv, chunk, scratch));
 }
 
 void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk,
@@ -206,7 +206,7 @@ void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk
   values.n_rows = part.n_rows;
   values.out = state.out;
   values.out_stride = static_cast<std::size_t>(plan_.channels);
-  kernel_.accumulate_codes(values);
+  value_kernel_.accumulate_codes(values);
   if (plan_.byte_sums()) {
     keep_probabilities(part, kv, chunk, scratch);
   }

@@ -70,9 +70,9 @@ ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order
 
 ByteTables ByteTables::of(const TensorCodebook& codebook, KvKind kind, const RopeParams* rope,
                           const kernels::KernelTable& kernel) {
-  return kind == KvKind::kKey
-             ? keys(codebook, KeyPairs::of(codebook.head_dim(), rope), kernel.table_order)
-             : values(codebook, kernel.table_order);
+  const kernels::TableOrder order = order_for(codebook.spec(), kernel);
+  return kind == KvKind::kKey ? keys(codebook, KeyPairs::of(codebook.head_dim(), rope), order)
+                              : values(codebook, order);
 }
 
 ByteTables ByteTables::keys(const TensorCodebook& codebook, KeyPairs pairs,

@@ -11,7 +11,7 @@
 #include "cqkv/codebook.h"
 
 #include "attention/rope.h"
-#include "kernels/kernel_table.h"
+#include "kernels/dispatch.h"
 
 namespace cqkv {
 
@@ -43,10 +43,16 @@ class ByteTables {
  public:
   /// Whether the kernels can use byte tables of such codes.
   static bool usable(const CodecSpec& spec, const kernels::KernelTable& kernel) {
-    return !spec.exact() && spec.code_bits <= kernel.max_code_bits;
+    return !spec.exact() && kernels::integer_kernels(kernel, spec.code_bits) != nullptr;
   }
 
-  /// Tables of keys or values for the kernels; `rope` is the keys' rotation, or null.
+  /// The order in which they read them.
+  static kernels::TableOrder order_for(const CodecSpec& spec, const kernels::KernelTable& kernel) {
+    return kernels::integer_kernels(kernel, spec.code_bits)->table_order;
+  }
+
+  /// Tables of keys or values of a usable codec for the kernels; `rope` is the keys' rotation, or
+  /// null.
   static ByteTables of(const TensorCodebook& codebook, KvKind kind, const RopeParams* rope,
                        const kernels::KernelTable& kernel);
 

@@ -73,7 +73,7 @@ void AttentionOperator::byte_key_sums(const Part& part, const Chunk& chunk,
   sums.n_rows = part.n_kv * part.n_rows;
   sums.out = scratch.part.out + plan_.channels_v;
   sums.out_stride = static_cast<std::size_t>(plan_.channels);
-  kernel_.accumulate_codes(sums);
+  key_kernel_.accumulate_codes(sums);
 }
 
 // ---------------------------------------------------------------- floats

@@ -63,7 +63,8 @@ Result<KeySums> KeySums::create(const TensorCodebook& keys, std::vector<int> gro
   KeySums result(keys, *std::move(centroids), std::move(groups), head_dim_v);
   result.set_matrices(matrices);
   if (ByteTables::usable(keys.spec(), kernel)) {
-    ByteTables tables = ByteTables::values(result.centroids_, kernel.table_order);
+    ByteTables tables =
+        ByteTables::values(result.centroids_, ByteTables::order_for(keys.spec(), kernel));
     if (tables.precise()) {
       result.tables_ = std::move(tables);
     }

@@ -155,11 +155,12 @@ RopeTable& KvBuffer::rope_table(const RopeParams& params) {
 
 const ByteTables* KvBuffer::byte_tables(CodedTensor& tensor) {
   const kernels::KernelTable& kernel = kernels::active();
-  if (!library_->uses_byte_tables() || !ByteTables::usable(tensor.codebook->spec(), kernel)) {
+  const CodecSpec spec = tensor.codebook->spec();
+  if (!library_->uses_byte_tables() || !ByteTables::usable(spec, kernel)) {
     return nullptr;
   }
   const RopeParams* rope = tensor.rotated ? &tensor.rope : nullptr;
-  if (tensor.tables == nullptr || tensor.tables->order() != kernel.table_order ||
+  if (tensor.tables == nullptr || tensor.tables->order() != ByteTables::order_for(spec, kernel) ||
       !tensor.tables->pairs().fit(rope)) {
     tensor.tables = std::make_unique<const ByteTables>(
         ByteTables::of(*tensor.codebook, tensor.name.kind, rope, kernel));

@@ -49,7 +49,7 @@ struct ChannelPair {
 
 /// Some blocks of codes of one KV head.
 struct CodedBlocks {
-  const std::int8_t* table = nullptr;  ///< In the order of KernelTable::table_order.
+  const std::int8_t* table = nullptr;  ///< In the order of the level's table_order.
   int group_dim = 0;
   int code_bits = 0;
   int n_channels = 0;

@@ -133,6 +133,13 @@ const KernelTable& active() {
   return *choice().table.load(std::memory_order_relaxed);
 }
 
+const KernelTable* integer_kernels(const KernelTable& kernel, int code_bits) {
+  if (code_bits <= kernel.max_code_bits) {
+    return &kernel;
+  }
+  return kernel.wide_codes == nullptr ? nullptr : integer_kernels(*kernel.wide_codes, code_bits);
+}
+
 }  // namespace kernels
 
 std::vector<std::string> supported_isas() {

@@ -107,6 +107,10 @@ struct KernelTable {
   /// Codes of more bits are not for score_codes and accumulate_codes.
   int max_code_bits;
 
+  /// The level whose table_order, pack_angles, score_codes and accumulate_codes serve codes of
+  /// more bits, or null; integer_kernels in dispatch.h chooses.
+  const KernelTable* wide_codes;
+
   /// Rounds the angles of a block to 16 bits, as score_codes reads them: round(cosines[i][t] *
   /// factor) and as many sines for i < n_pairs and 64 tokens, to packed_angle_words(n_pairs) words
   /// in the level's own order. |cosine * factor| < 2^15.

@@ -1,4 +1,5 @@
-// The AVX-512 level with VBMI and VNNI: as AVX-512, with integer kernels of its own.
+// The AVX-512 level with VBMI and VNNI: as AVX-512, with integer kernels of its own for codes of
+// up to 8 bits. Longer ones do not fit its look-ups in registers.
 #include <cstddef>
 #include <cstdint>
 
@@ -10,6 +11,6 @@
 
 namespace cqkv::kernels {
 
-const KernelTable kAvx512VbmiTable = make_table("avx512_vbmi");
+const KernelTable kAvx512VbmiTable = make_table("avx512_vbmi", &kAvx512Table);
 
 }  // namespace cqkv::kernels

@@ -21,6 +21,25 @@ TEST(Dispatch, ForcedLevelIsTheActiveOne) {
   }
 }
 
+TEST(Dispatch, EveryLevelHasIntegerKernelsForAllByteCodes) {
+  for (const std::string& name : supported_isas()) {
+    ASSERT_TRUE(force_isa(name).ok());
+    EXPECT_EQ(kernels::integer_kernels(kernels::active(), 8), &kernels::active()) << name;
+    EXPECT_NE(kernels::integer_kernels(kernels::active(), 12), nullptr) << name;
+  }
+}
+
+TEST(Dispatch, LongCodesGoToTheLevelThatTakesThem) {
+  kernels::KernelTable narrow = kernels::kScalarTable;
+  narrow.max_code_bits = 8;
+  narrow.wide_codes = &kernels::kScalarTable;
+  EXPECT_EQ(kernels::integer_kernels(narrow, 8), &narrow);
+  EXPECT_EQ(kernels::integer_kernels(narrow, 9), &kernels::kScalarTable);
+  EXPECT_EQ(kernels::integer_kernels(narrow, kernels::kScalarTable.max_code_bits + 1), nullptr);
+  narrow.wide_codes = nullptr;
+  EXPECT_EQ(kernels::integer_kernels(narrow, 9), nullptr);
+}
+
 TEST(Dispatch, UnknownLevelIsRefusedAndChangesNothing) {
   ASSERT_TRUE(force_isa("scalar").ok());
   const Status status = force_isa("mmx");

@@ -235,10 +235,11 @@ class IntegerKernels : public KernelTest {
     if (!ByteTables::usable(shape.spec, kernel())) {
       return;
     }
+    const KernelTable& level = *integer_kernels(kernel(), shape.spec.code_bits);
     IntegerCase test(shape, seed);
-    ASSERT_EQ(test.scores(kernel()), test.scores(kScalarTable))
+    ASSERT_EQ(test.scores(level), test.scores(kScalarTable))
         << shape.spec.name() << " d" << shape.head_dim << " rows " << shape.n_rows;
-    const std::vector<float> got = test.sums(kernel());
+    const std::vector<float> got = test.sums(level);
     const std::vector<float> want = test.sums(kScalarTable);
     for (std::size_t i = 0; i < want.size(); i++) {
       ASSERT_NEAR(got[i], want[i], IntegerCase::sum_tolerance(want))
