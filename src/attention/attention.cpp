@@ -12,6 +12,7 @@
 #include "attention/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -166,6 +167,16 @@ void AttentionOperator::run_range(const Part& part, int range, const Scratch& sc
   }
 }
 
+// Caps the scores of a step; returns by what they are still to be multiplied.
+float AttentionOperator::cap_scores(float* scores, int n_rows) const {
+  if (call_.softcap <= 0.0F) {
+    return call_.scale;
+  }
+  kernel_.cap_scores(scores, static_cast<std::size_t>(n_rows) * kBlockCells,
+                     call_.scale / call_.softcap, call_.softcap);
+  return 1.0F;
+}
+
 // The outputs of a task whose states are complete.
 void AttentionOperator::finish(const Part& part, const SoftmaxState& state,
                                const Scratch& scratch) const {
@@ -177,15 +188,18 @@ void AttentionOperator::finish(const Part& part, const SoftmaxState& state,
 
 void AttentionOperator::write_out(const Part& part, const SoftmaxState& state) const {
   const float* row = state.out;
-  const float* sum = state.sums;
   float result[kBlockCells];
-  for (int r = 0; r < part.n_kv * part.n_rows; r++, row += plan_.channels, sum++) {
+  for (int r = 0; r < part.n_kv * part.n_rows; r++, row += plan_.channels) {
     const int kv = r / part.n_rows;
     const int query = r % part.n_rows / plan_.heads_per_kv;
     const int head = (part.first_kv + kv) * plan_.heads_per_kv + r % plan_.heads_per_kv;
     std::uint8_t* to =
         call_.out + head * call_.out_head_bytes + (part.first_query + query) * call_.out_bytes;
-    const float factor = *sum == 0.0F ? 0.0F : 1.0F / *sum;  // NaN of a query that is none
+    float sum = state.sums[r];
+    if (call_.sink_logits != nullptr) {
+      sum += std::exp(call_.sink_logits[head] - state.maxima[r]);
+    }
+    const float factor = sum == 0.0F ? 0.0F : 1.0F / sum;  // NaN of a query that is none
     for (int d = 0; d < call_.head_dim_v; d += kBlockCells) {
       const int n = std::min(kBlockCells, call_.head_dim_v - d);
       for (int i = 0; i < n; i++) {
@@ -345,6 +359,10 @@ Status check(const AttentionCall& call) {
     return invalid_argument("attention: got head sizes " + std::to_string(call.head_dim_k) +
                             " and " + std::to_string(call.head_dim_v) + " and " +
                             std::to_string(call.n_queries) + " queries");
+  }
+  if (!(call.softcap >= 0.0F && std::isfinite(call.softcap))) {
+    return invalid_argument("attention: got a softcap of " + std::to_string(call.softcap) +
+                            ", want 0 or more");
   }
   if (call.n_cells > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max())) {
     return invalid_argument("attention: got " + std::to_string(call.n_cells) +

@@ -64,6 +64,11 @@ struct AttentionCall {
   int n_queries = 0;
   std::size_t n_cells = 0;
   float scale = 1.0F;
+  /// Above 0: a scaled score s counts as softcap tanh(s / softcap), before the mask.
+  float softcap = 0.0F;
+  /// [n_heads], or null: a logit for each head that takes part in every softmax, with no value
+  /// (learned attention sinks).
+  const float* sink_logits = nullptr;
 
   CacheSide k;
   CacheSide v;
@@ -111,7 +116,8 @@ class AttentionWorkspace {
 
 /// out[h][i] = sum_t softmax_t(scale * <q[h][i], R(pos_t) k_t> + mask[i][t]) v_t,
 ///
-/// with `key_sums` v_t + M_h K_t in the place of v_t where t is seen coded (key_sums.h).
+/// with `key_sums` v_t + M_h K_t in the place of v_t where t is seen coded (key_sums.h); scores
+/// capped with `softcap`; and exp(sink_logits[h]) more in the softmax's denominator.
 ///
 /// A query that sees no cell gets zeros. Blocks that no query of a tile sees are skipped
 /// without being decoded.

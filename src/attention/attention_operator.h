@@ -66,6 +66,7 @@ class AttentionOperator {
   Chunk chunk_at(const Part& part, int& block, int last) const;
   void run_chunk(const Part& part, const Chunk& chunk, const Scratch& scratch) const;
   void run_range(const Part& part, int range, const Scratch& scratch) const;
+  float cap_scores(float* scores, int n_rows) const;
   void finish(const Part& part, const SoftmaxState& state, const Scratch& scratch) const;
   void write_out(const Part& part, const SoftmaxState& state) const;
 

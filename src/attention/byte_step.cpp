@@ -189,9 +189,10 @@ void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk
                                     const Scratch& scratch) const {
   const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels);
   const std::size_t mask_floats = static_cast<std::size_t>(plan_.tile_queries) * kBlockCells;
+  const float scale = cap_scores(scratch.scores, chunk.n * part.n_rows);
   for (int i = 0; i < chunk.n; i++) {
     const std::size_t row = static_cast<std::size_t>(i) * part.n_rows;
-    kernel_.softmax_bytes(scratch.scores + row * kBlockCells, part.n_rows, call_.scale,
+    kernel_.softmax_bytes(scratch.scores + row * kBlockCells, part.n_rows, scale,
                           scratch.mask + i * mask_floats, plan_.heads_per_kv, state.maxima,
                           state.sums, scratch.rescale + row, scratch.weights + row,
                           scratch.probabilities + row * kBlockCells);

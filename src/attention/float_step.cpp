@@ -135,8 +135,9 @@ void AttentionOperator::float_scores(const Part& part, int kv, const ViewBlock& 
 void AttentionOperator::float_values(const Part& part, int kv, const ViewBlock& block, bool exact,
                                      const float* mask, const Scratch& scratch) const {
   const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels);
-  kernel_.softmax_rows(scratch.scores, part.n_rows, call_.scale, mask, plan_.heads_per_kv,
-                       state.maxima, state.sums, scratch.rescale);
+  const float scale = cap_scores(scratch.scores, part.n_rows);
+  kernel_.softmax_rows(scratch.scores, part.n_rows, scale, mask, plan_.heads_per_kv, state.maxima,
+                       state.sums, scratch.rescale);
   load_values(part.first_kv + kv, block, exact, scratch);
   kernel_.accumulate_rows(scratch.scores, part.n_rows, scratch.values,
                           static_cast<std::size_t>(plan_.value_stride), plan_.channels_v,

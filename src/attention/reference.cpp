@@ -116,6 +116,10 @@ double mask_at(const AttentionCall& call, int query, std::size_t cell) {
   return call.mask == nullptr ? 0.0 : half_at(call.mask + query * call.mask_bytes + cell * 2);
 }
 
+double capped(double score, double softcap) {
+  return softcap > 0 ? softcap * std::tanh(score / softcap) : score;
+}
+
 }  // namespace
 
 std::vector<double> reference_keys(const AttentionCall& call, bool exact) {
@@ -157,7 +161,7 @@ std::vector<double> reference_attend(const AttentionCall& call) {
       for (int d = 0; d < call.head_dim_k; d++) {
         dot += float_at(q + d * sizeof(float)) * key[d];
       }
-      scores[t] = dot * call.scale + mask_at(call, query, t);
+      scores[t] = capped(dot * call.scale, call.softcap) + mask_at(call, query, t);
       top = std::max(top, scores[t]);
     }
     if (std::isinf(top)) {
@@ -173,6 +177,9 @@ std::vector<double> reference_attend(const AttentionCall& call) {
       for (int d = 0; d < call.head_dim_v; d++) {
         to[d] += p * value[d];
       }
+    }
+    if (call.sink_logits != nullptr) {
+      sum += std::exp(call.sink_logits[head] - top);
     }
     for (int d = 0; d < call.head_dim_v; d++) {
       to[d] /= sum;

@@ -67,6 +67,10 @@ struct KernelTable {
   void (*score_rows)(const float* queries, std::size_t query_stride, int n_rows, int head_dim,
                      const float* keys, float* scores) noexcept;
 
+  /// scores[i] <- cap tanh(scores[i] * scale) for i < n, a multiple of 64, off by 3e-7 cap at
+  /// most; a score that is NaN stays so.
+  void (*cap_scores)(float* scores, std::size_t n, float scale, float cap) noexcept;
+
   /// One step of the online softmax of n_rows rows over 64 scores.
   ///
   ///     s = scores[r][t] * scale + mask[r][t];   m' = max(m, max_t s)

@@ -39,6 +39,8 @@ struct AttentionShape {
   int window = 30;
   /// Every so manieth group of keys is summed for the values' sake; 0: none.
   int sum_every = 0;
+  float softcap = 0.0F;
+  bool sink_logits = false;  ///< Of each head one about as large as the largest scores.
   /// Coded sides have byte tables, for the kernels in use when call() is called.
   bool byte_tables = false;
   std::optional<RopeParams> rope;
@@ -48,6 +50,7 @@ struct AttentionShape {
            std::to_string(heads_per_kv) + " d" + std::to_string(head_dim_k) + "/" +
            std::to_string(head_dim_v) + " q" + std::to_string(n_queries) + " t" +
            std::to_string(n_cells) + (sum_every > 0 ? " sums" + std::to_string(sum_every) : "") +
+           (softcap > 0 ? " capped" : "") + (sink_logits ? " sinks" : "") +
            (byte_tables ? " bytes" : "");
   }
 };
@@ -77,6 +80,10 @@ class AttentionCase {
     make_side(shape.v, shape.head_dim_v, v_codebook_, v_data_);
     if (shape.exact_rows) {
       make_exact();
+    }
+    sink_logits_ = ExactBuffer<float>(static_cast<std::size_t>(n_heads()));
+    for (float& logit : sink_logits_) {
+      logit = static_cast<float>(rng_.normal()) * 2 + 3;
     }
   }
 
@@ -108,6 +115,8 @@ class AttentionCase {
     call.n_queries = shape_.n_queries;
     call.n_cells = shape_.n_cells;
     call.scale = 1.0F / std::sqrt(static_cast<float>(shape_.head_dim_k));
+    call.softcap = shape_.softcap;
+    call.sink_logits = shape_.sink_logits ? sink_logits_.data() : nullptr;
     call.k = side(shape_.head_dim_k, k_codebook_, k_data_);
     call.v = side(shape_.head_dim_v, v_codebook_, v_data_);
     call.k.tables = k_tables_ ? &*k_tables_ : nullptr;
@@ -272,6 +281,7 @@ class AttentionCase {
   ExactBuffer<std::int32_t> exact_row_of_cell_;
   ExactBuffer<std::uint8_t> exact_sinks_;
   ExactBuffer<std::int32_t> query_positions_;
+  ExactBuffer<float> sink_logits_;
   ExactBuffer<std::uint8_t> exact_data_[4];  // keys: pool, batch; values: pool, batch
 };
 

@@ -168,6 +168,55 @@ TEST(Attention, SumsOverKeysBesideExactRows) {
   }
 }
 
+// A cap that most scores of size 1 to 3 feel, and one that none does.
+TEST(Attention, CapsScores) {
+  for (const char* codec : {"8c8b", "8c10b", "exact"}) {
+    for (const float softcap : {1.5F, 50.0F}) {
+      for (const int n_queries : {1, 40}) {
+        AttentionShape shape = exact_shape(codec, codec, n_queries, 30);
+        shape.exact_rows = !shape.k.exact();
+        shape.softcap = softcap;
+        expect_matches_reference(shape);
+      }
+    }
+  }
+}
+
+// Logits beside the scores; a head that sees nothing still gets zeros.
+TEST(Attention, LearnedSinks) {
+  for (const char* codec : {"8c8b", "exact"}) {
+    for (const std::size_t n_cells : {0, 1, 700}) {
+      for (const int n_threads : {1, 3}) {
+        AttentionShape shape;
+        shape.k = shape.v = CodecSpec::parse(codec).value();
+        shape.heads_per_kv = 3;
+        shape.n_cells = n_cells;
+        shape.sink_logits = true;
+        expect_matches_reference(shape, {n_cells, n_threads});
+        shape.softcap = 2.0F;
+        shape.n_queries = 50;
+        expect_matches_reference(shape, {n_cells, n_threads});
+      }
+    }
+  }
+}
+
+// One far above all scores takes everything, one far below nothing.
+TEST(Attention, SinksOfAnySize) {
+  AttentionShape shape;
+  shape.sink_logits = true;
+  AttentionCase test(shape, 1);
+  AttentionCall call = test.call();
+  const Floats large(test.n_heads(), 500.0F);
+  call.sink_logits = large.data();
+  EXPECT_EQ(run_attention(test, call), Floats(test.out().size(), 0.0F));
+  const Floats small(test.n_heads(), -500.0F);
+  call.sink_logits = small.data();
+  const Floats with_small = run_attention(test, call);
+  call.sink_logits = nullptr;
+  EXPECT_TRUE(same_bits(with_small, run_attention(test, call)));
+}
+
 TEST(Attention, EveryNumberOfCells) {
   for (const std::size_t n_cells : {0, 1, 2, 31, 63, 64, 65, 100, 511, 512, 513, 1100, 1600}) {
     AttentionShape shape;

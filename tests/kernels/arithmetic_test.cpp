@@ -210,6 +210,37 @@ TEST_P(ArithmeticTest, ExponentialIsAccurate) {
   EXPECT_LT(worst, 2 * kEpsilon);
 }
 
+TEST_P(ArithmeticTest, CapsFollowTheFormula) {
+  constexpr int kSteps = 100;
+  constexpr float kScale = 0.03F;
+  constexpr float kCap = 50.0F;
+  for (int step = -kSteps; step < kSteps; step++) {
+    ExactBuffer<float> scores(kBlockCells);
+    for (int t = 0; t < kBlockCells; t++) {
+      scores[t] = static_cast<float>(step * kBlockCells + t) * 0.1F;
+    }
+    const std::vector<float> given(scores.begin(), scores.end());
+    kernel().cap_scores(scores.data(), scores.size(), kScale, kCap);
+    for (int t = 0; t < kBlockCells; t++) {
+      ASSERT_NEAR(scores[t], kCap * std::tanh(double{given[t]} * double{kScale}), 3e-7 * kCap)
+          << given[t];
+    }
+  }
+}
+
+TEST_P(ArithmeticTest, CapsKeepWhatIsNoNumber) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  ExactBuffer<float> scores(kBlockCells);
+  scores[1] = std::numeric_limits<float>::quiet_NaN();
+  scores[2] = kInfinity;
+  scores[3] = -kInfinity;
+  kernel().cap_scores(scores.data(), scores.size(), 0.5F, 30.0F);
+  EXPECT_EQ(scores[0], 0.0F);
+  EXPECT_TRUE(std::isnan(scores[1]));
+  EXPECT_EQ(scores[2], 30.0F);
+  EXPECT_EQ(scores[3], -30.0F);
+}
+
 struct SoftmaxRows {
   ExactBuffer<float> scores;
   ExactBuffer<float> maxima;
