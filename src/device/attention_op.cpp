@@ -98,6 +98,10 @@ AttentionCall call_of(const ggml_tensor* node, std::int64_t stream) {
   call.n_queries = static_cast<int>(q->ne[1]);
   call.n_cells = static_cast<std::size_t>(k->ne[1]);
   call.scale = op_param<float>(node, 0);
+  call.softcap = op_param<float>(node, 2);
+  if (const ggml_tensor* sinks = node->src[4]) {
+    call.sink_logits = static_cast<const float*>(sinks->data);
+  }
   const auto at = [stream](const ggml_tensor* tensor, std::size_t bytes) {
     return static_cast<std::uint8_t*>(tensor->data) + static_cast<std::size_t>(stream) * bytes;
   };
@@ -224,20 +228,11 @@ Status check_attention(const ggml_tensor* node) {
   const ggml_tensor* k = node->src[1];
   const ggml_tensor* v = node->src[2];
   const ggml_tensor* mask = node->src[3];
+  const ggml_tensor* sinks = node->src[4];
   if (op_param<float>(node, 1) != 0.0F) {
     return unsupported(
         "attention with linear position bias (ALiBi) on coded caches is not "
         "implemented; run this model without a codebook");
-  }
-  if (op_param<float>(node, 2) != 0.0F) {
-    return unsupported(
-        "attention with logit softcapping on coded caches is not implemented; run "
-        "this model without a codebook");
-  }
-  if (node->src[4] != nullptr) {
-    return unsupported(
-        "attention sinks (learned logits) on coded caches are not implemented; run "
-        "this model without a codebook");
   }
   if (root_of(k) == root_of(v)) {
     return unsupported(
@@ -245,8 +240,9 @@ Status check_attention(const ggml_tensor* node) {
         "implemented; run this model without a codebook");
   }
   if (q->type != GGML_TYPE_F32 || (mask != nullptr && mask->type != GGML_TYPE_F16) ||
-      !is_our_cache(k) || !is_our_cache(v)) {
-    return unsupported(node_text(node) + ": queries, mask or caches are of an unexpected kind");
+      (sinks != nullptr && sinks->type != GGML_TYPE_F32) || !is_our_cache(k) || !is_our_cache(v)) {
+    return unsupported(node_text(node) +
+                       ": queries, mask, sinks or caches are of an unexpected kind");
   }
   CQKV_RETURN_IF_ERROR(check_side(k));
   return check_side(v);

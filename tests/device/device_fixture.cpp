@@ -176,7 +176,7 @@ ggml_tensor* TestCache::attention_node(ggml_context* context, ggml_tensor* q, gg
   ggml_tensor* k = view(k_[static_cast<std::size_t>(layer)]);
   ggml_tensor* v = view(v_[static_cast<std::size_t>(layer)]);
   if (shape_.flash_attention) {
-    return ggml_flash_attn_ext(context, q, k, v, mask, scale, shape_.max_bias, shape_.softcap);
+    return ggml_flash_attn_ext(context, q, k, v, mask, scale, shape_.max_bias, 0.0F);
   }
   return ggml_mul_mat(context, k, q);
 }

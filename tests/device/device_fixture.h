@@ -55,7 +55,6 @@ struct CacheShape {
   int n_streams = 1;
   ggml_type type = GGML_TYPE_F16;
   int rope_mode = 0;
-  float softcap = 0.0F;
   float max_bias = 0.0F;
   bool flash_attention = true;
   bool norm_after_rope = false;

@@ -314,9 +314,6 @@ TEST(Device, RefusesWhatItCannotServe) {
     EXPECT_FALSE(next.evaluate(run_of_tokens(0, 4)).empty());
   };
   CacheShape shape;
-  shape.softcap = 30.0F;
-  refused(shape, "softcapping");
-  shape = {};
   shape.max_bias = 8.0F;
   refused(shape, "ALiBi");
   shape = {};

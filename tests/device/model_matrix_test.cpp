@@ -122,6 +122,13 @@ const std::vector<ModelCase> kCoded = {
      .unplaced = {1, 3},
      .n_caches = 2},
     {"exaone4", {.architecture = "exaone4"}},
+    {.name = "gpt_oss_learned_sinks",
+     .spec = {.architecture = "gpt-oss", .keys = sliding_window() + experts()},
+     .n_caches = 2},
+    {.name = "gemma2_softcap",
+     .spec = {.architecture = "gemma2",
+              .keys = sliding_window() + MetadataKeys{{"attn_logit_softcapping", 2.0F}}},
+     .n_caches = 2},
     {.name = "gpt2_learned_positions",
      .spec = {.architecture = "gpt2", .n_kv_heads = 4},
      .unplaced = {0, 1}},
@@ -147,14 +154,6 @@ const std::vector<ModelCase> kCoded = {
 };
 
 const std::vector<ModelCase> kRefused = {
-    {.name = "gpt_oss_sinks",
-     .spec = {.architecture = "gpt-oss", .keys = sliding_window() + experts()},
-     .refused = "attention sinks",
-     .n_caches = 2},
-    {.name = "gemma2_softcap",
-     .spec = {.architecture = "gemma2", .keys = sliding_window()},
-     .refused = "softcapping",
-     .n_caches = 2},
     // Layers 20 and 21 have no cache of their own.
     {.name = "gemma3n_shared_layers",
      .spec = {.architecture = "gemma3n",
