@@ -137,6 +137,28 @@ Status RopeParams::check(int head_dim) const {
   return {};
 }
 
+int RopeSections::position_of(int pair) const {
+  const int sector = pair % std::max(sizes[0] + sizes[1] + sizes[2] + sizes[3], 1);
+  if (interleaved) {
+    return sector < 3 * sizes[sector % 3] ? sector % 3 : 3;
+  }
+  int position = 0;
+  for (int end = sizes[0]; position < 3 && sector >= end; end += sizes[position]) {
+    position++;
+  }
+  return position;
+}
+
+void RopeSections::stop_fourth(int n_pairs, std::vector<float>& freq_factors) const {
+  constexpr float kStill = 1e30F;  // divides every angle to nothing
+  for (int pair = 0; pair < n_pairs; pair++) {
+    if (position_of(pair) == 3) {
+      freq_factors.resize(static_cast<std::size_t>(n_pairs), 1.0F);
+      freq_factors[static_cast<std::size_t>(pair)] = kStill;
+    }
+  }
+}
+
 RopeFrequencies RopeFrequencies::of(const RopeParams& params) {
   RopeFrequencies result;
   result.magnitude = magnitude_of(params);

@@ -34,6 +34,20 @@ struct RopeParams {
   Status check(int head_dim) const;
 };
 
+/// A rotation in sections (M-RoPE): a token has four positions, and each pair of channels is
+/// rotated by one of them. Of a token of text the first three are its position and the last is 0:
+/// it is rotated as in RopeMode::kNeox, but for pairs that take the last, which stand still.
+struct RopeSections {
+  int sizes[4] = {};         ///< Pairs of each position.
+  bool interleaved = false;  ///< The first three take turns.
+
+  /// Which position rotates a pair, as in ggml.
+  int position_of(int pair) const;
+
+  /// Factors with which NeoX does the same to text; they may have been empty.
+  void stop_fourth(int n_pairs, std::vector<float>& freq_factors) const;
+};
+
 /// The angles of a model are linear in the position: angle(p, i) = p * frequency[i],
 /// and the rotation is scaled by one magnitude (YaRN; 1 elsewhere).
 struct RopeFrequencies {

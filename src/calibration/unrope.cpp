@@ -1,6 +1,7 @@
 // A one-node ggml graph with ROPE_BACK; see unrope.h.
 #include "calibration/unrope.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -9,6 +10,7 @@
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
 
+#include "attention/rope.h"
 #include "calibration/llama_handles.h"
 
 namespace cqkv {
@@ -25,14 +27,22 @@ Result<RopeNode> RopeNode::read(const ggml_tensor* node) {
   std::memcpy(&rope.attn_factor, node->op_params + 8, sizeof(float));
   std::memcpy(&rope.beta_fast, node->op_params + 9, sizeof(float));
   std::memcpy(&rope.beta_slow, node->op_params + 10, sizeof(float));
-  if (rope.mode != GGML_ROPE_TYPE_NORMAL && rope.mode != GGML_ROPE_TYPE_NEOX) {
+  const bool in_sections = rope.mode == GGML_ROPE_TYPE_MROPE || rope.mode == GGML_ROPE_TYPE_IMROPE;
+  if (rope.mode != GGML_ROPE_TYPE_NORMAL && rope.mode != GGML_ROPE_TYPE_NEOX && !in_sections) {
     return unsupported("RoPE mode: got " + std::to_string(rope.mode) +
-                       ", want 0 (normal) or 2 (NeoX); multi-section RoPE cannot be coded");
+                       ", want 0 (normal), 2 (NeoX), 8 or 40 (sections)");
   }
   if (const ggml_tensor* factors = node->src[2]; factors != nullptr) {
     rope.freq_factors.resize(static_cast<std::size_t>(rope.n_dims / 2));
     ggml_backend_tensor_get(factors, rope.freq_factors.data(), 0,
                             rope.freq_factors.size() * sizeof(float));
+  }
+  if (in_sections) {
+    RopeSections sections;
+    std::copy_n(node->op_params + 11, 4, sections.sizes);
+    sections.interleaved = rope.mode == GGML_ROPE_TYPE_IMROPE;
+    sections.stop_fourth(rope.n_dims / 2, rope.freq_factors);
+    rope.mode = GGML_ROPE_TYPE_NEOX;  // captured tokens are text
   }
   return rope;
 }

@@ -26,7 +26,8 @@ struct RopeNode {
   float beta_slow = 1.0F;
   std::vector<float> freq_factors;  ///< Empty or n_dims / 2.
 
-  /// @return kUnsupported for modes other than normal (0) and NeoX (2).
+  /// Of a graph over text, for which rotations in sections are NeoX (attention/rope.h).
+  /// @return kUnsupported for modes other than normal, NeoX and those.
   static Result<RopeNode> read(const ggml_tensor* node);
 
   /// The factor by which the rotation lengthens vectors (YaRN), else 1.

@@ -2,6 +2,9 @@
 // what parameters. The arithmetic is attention/rope.h's.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include <ggml.h>
 
 #include "cqkv/status.h"
@@ -16,7 +19,12 @@ const ggml_tensor* producer_of(const ggml_tensor* rows);
 /// Whether a rotation lies above `node` on its main path, up to the projection.
 bool has_rotation_above(const ggml_tensor* node);
 
-/// The parameters of a ROPE node. kUnsupported for other modes than normal and NeoX.
+/// The parameters of a ROPE node. Rotations in sections count as NeoX, which they are for text.
+/// kUnsupported for other modes than those.
 Result<RopeParams> rope_of(const ggml_tensor* node);
+
+/// The positions of the n tokens that a ROPE node rotates. kUnsupported if a token has more than
+/// one, as those of an image have in a rotation in sections.
+Status read_positions(const ggml_tensor* node, std::size_t n, std::vector<std::int32_t>& positions);
 
 }  // namespace cqkv::device

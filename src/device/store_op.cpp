@@ -97,10 +97,7 @@ Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, const ggml_tensor* rope
   PositionBatch& batch = buffer.batch();
   bool fresh = false;
   if (buffer.position_owner() == &tensor) {
-    const ggml_tensor* positions = rope->src[1];
-    batch.positions.resize(cells.size());
-    ggml_backend_tensor_get(positions, batch.positions.data(), 0,
-                            batch.positions.size() * sizeof(std::int32_t));
+    CQKV_RETURN_IF_ERROR(read_positions(rope, cells.size(), batch.positions));
     buffer.begin_tokens(batch.positions, cells);
     fresh = true;
   }

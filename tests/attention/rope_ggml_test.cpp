@@ -146,6 +146,69 @@ TEST(RopeGgml, InverseUndoesGgmlsRotation) {
   }
 }
 
+// One row of n_dims ones and zeros, through ggml's operator: pair i ends as the cosine and sine of
+// i's angle at one of four positions.
+std::vector<float> rotate_in_sections(const RopeSections& sections, const std::int32_t (&at)[4],
+                                      int n_dims) {
+  const std::unique_ptr<ggml_context, ContextDeleter> context(
+      ggml_init({std::size_t{1} << 20U, nullptr, false}));
+  ggml_tensor* x = ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, n_dims, 1, 1);
+  std::fill_n(static_cast<float*>(x->data), n_dims / 2, 1.0F);
+  std::fill_n(static_cast<float*>(x->data) + n_dims / 2, n_dims / 2, 0.0F);
+  ggml_tensor* p = ggml_new_tensor_1d(context.get(), GGML_TYPE_I32, 4);
+  std::copy_n(at, 4, static_cast<std::int32_t*>(p->data));
+  int sizes[4];
+  std::copy_n(sections.sizes, 4, sizes);
+  ggml_tensor* out =
+      ggml_rope_multi(context.get(), x, p, nullptr, n_dims, sizes,
+                      sections.interleaved ? GGML_ROPE_TYPE_IMROPE : GGML_ROPE_TYPE_MROPE, 4096,
+                      10000.0F, 1.0F, 0.0F, 1.0F, 32.0F, 1.0F);
+  ggml_cgraph* graph = ggml_new_graph(context.get());
+  ggml_build_forward_expand(graph, out);
+  EXPECT_EQ(ggml_graph_compute_with_ctx(context.get(), graph, 1), GGML_STATUS_SUCCESS);
+  const auto* data = static_cast<const float*>(out->data);
+  return {data, data + n_dims};
+}
+
+const std::vector<RopeSections> kSections = {{{16, 24, 24, 0}, false},  {{8, 12, 12, 0}, false},
+                                             {{11, 11, 10, 0}, true},   {{24, 20, 20, 0}, true},
+                                             {{16, 16, 16, 16}, false}, {{16, 16, 16, 16}, true},
+                                             {{20, 6, 6, 0}, true},     {{64, 0, 0, 0}, false}};
+
+// Each pair's angle shows which of four positions turned it.
+TEST(RopeGgml, PairsOfSectionsHaveGgmlsPosition) {
+  constexpr int kDims = 128;
+  const std::int32_t positions[4] = {1, 2, 3, 4};
+  for (const RopeSections& sections : kSections) {
+    const std::vector<float> got = rotate_in_sections(sections, positions, kDims);
+    for (int i = 0; i < kDims / 2; i++) {
+      const double angle = positions[sections.position_of(i)] * std::pow(10000.0, -2.0 * i / kDims);
+      ASSERT_NEAR(got[i], std::cos(angle), 1e-6) << "pair " << i;
+      ASSERT_NEAR(got[i + kDims / 2], std::sin(angle), 1e-5 * angle) << "pair " << i;
+    }
+  }
+}
+
+// What text has as positions: NeoX, but for pairs that take the fourth.
+TEST(RopeGgml, SectionsAreNeoxForText) {
+  constexpr int kDims = 128;
+  int n_plain = 0;
+  for (const RopeSections& sections : kSections) {
+    RopeParams params = params_of(kDims, RopeMode::kNeox, 10000.0F);
+    sections.stop_fourth(kDims / 2, params.freq_factors);
+    n_plain += params.freq_factors.empty() ? 1 : 0;
+    ASSERT_TRUE(params.check(kDims).ok());
+    std::vector<float> row(kDims);
+    std::fill_n(row.begin(), kDims / 2, 1.0F);
+    const std::vector<float> neox = rotate_by_ggml(params, {4711}, kDims, row);
+    const std::vector<float> text = rotate_in_sections(sections, {4711, 4711, 4711, 0}, kDims);
+    for (int d = 0; d < kDims; d++) {
+      ASSERT_NEAR(text[d], neox[d], 1e-20) << "channel " << d;
+    }
+  }
+  EXPECT_EQ(n_plain, 4);
+}
+
 // Attention's angles are exact where ggml's are f32 with iterated products: theta of
 // pair i carries about i roundings. Keys are rotated back by ggml's and forward by the
 // exact ones, so this difference is what coding adds to a key.

@@ -99,6 +99,33 @@ TEST_F(CaptureTest, AgreesWithGradientPassWithYarnAndFactors) {
   check_against_gradient_pass(tiny, 40);
 }
 
+// Of text, rotations in sections are NeoX; keys are the same before either. Pairs by the fourth
+// position are not rotated and must not be rotated back, which layer 0 shows: layer 1 has other
+// rows then. (qwen2vl's norms add another epsilon: 1e-5 of a row, 1e-3 a layer later.)
+TEST_F(CaptureTest, RotatesBackFromSections) {
+  TinyModel tiny;
+  tiny.architecture = "qwen2";
+  tiny.biases = true;
+  const auto tokens = testing::random_tokens(40, 11);
+  RowMap want;
+  ASSERT_TRUE(load(tiny.write("neox.gguf"), 64).run(tokens, append_to(want)).ok());
+  tiny.architecture = "qwen2vl";
+  for (const bool fourth : {false, true}) {
+    tiny.rope_sections = fourth ? std::vector{1, 1, 1, 1} : std::vector{1, 1, 2, 0};
+    RowMap got;
+    ASSERT_TRUE(load(tiny.write("sections.gguf"), 64).run(tokens, append_to(got)).ok());
+    for (const int layer : {0, 1}) {
+      const std::vector<float>& keys = got.at({layer, KvKind::kKey});
+      const std::vector<float>& want_keys = want.at({layer, KvKind::kKey});
+      ASSERT_EQ(keys.size(), want_keys.size());
+      for (std::size_t i = 0; i < keys.size() && (layer == 0 || !fourth); i++) {
+        ASSERT_NEAR(keys[i], want_keys[i], layer == 0 ? 1e-3F : 5e-3F)
+            << "layer " << layer << " element " << i;
+      }
+    }
+  }
+}
+
 TEST_F(CaptureTest, SequencesAreIndependent) {
   KvCapture capture = load(TinyModel().write("model.gguf"), 64);
   const auto tokens = testing::random_tokens(30, 1);

@@ -54,6 +54,10 @@ class Writer {
     }
     gguf_set_val_f32(gguf_.get(), key("attention.layer_norm_rms_epsilon").c_str(), 1e-5F);
     gguf_set_val_f32(gguf_.get(), key("rope.freq_base").c_str(), 1000.0F);
+    if (!model_.rope_sections.empty()) {
+      gguf_set_arr_data(gguf_.get(), key("rope.dimension_sections").c_str(), GGUF_TYPE_INT32,
+                        model_.rope_sections.data(), model_.rope_sections.size());
+    }
     if (!model_.rope_scaling.empty()) {
       gguf_set_val_str(gguf_.get(), key("rope.scaling.type").c_str(), model_.rope_scaling.c_str());
       integer("rope.scaling.original_context_length", 64);

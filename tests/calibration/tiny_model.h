@@ -22,9 +22,10 @@ struct TinyModel {
   bool biases = false;
   bool tied_output = true;
   bool freq_factors = false;
-  std::string rope_scaling;     ///< Empty: no key.
-  float rope_factor = 0.0F;     ///< 0: no key.
-  int window = 0;               ///< The sliding window; 0: no key.
+  std::string rope_scaling;                 ///< Empty: no key.
+  std::vector<std::int32_t> rope_sections;  ///< Four, for qwen2vl; empty: no key.
+  float rope_factor = 0.0F;                 ///< 0: no key.
+  int window = 0;                           ///< The sliding window; 0: no key.
   int window_period = 0;        ///< All layers but the last of so many have it; 0: no key.
   bool listed_windows = false;  ///< Write the period as a list instead.
   float logit_softcap = 0.0F;   ///< 0: no key.

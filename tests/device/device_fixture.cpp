@@ -205,7 +205,12 @@ std::vector<float> TestCache::evaluate(const Tokens& tokens, int stream) {
     }
   }
   std::vector<std::int32_t> all_positions = tokens.positions;
-  if (shape_.rope_mode == GGML_ROPE_TYPE_MROPE) {
+  const bool in_sections = shape_.rope_mode > GGML_ROPE_TYPE_NEOX;
+  if (in_sections) {  // as llama.cpp gives text
+    for (int section = 1; section < 3; section++) {
+      all_positions.insert(all_positions.end(), tokens.positions.begin(), tokens.positions.end());
+      all_positions.back() += tokens.image ? 1 : 0;
+    }
     all_positions.resize(static_cast<std::size_t>(4 * n));
   }
   ggml_tensor* positions =
@@ -222,10 +227,11 @@ std::vector<float> TestCache::evaluate(const Tokens& tokens, int stream) {
                    rows_of(tokens, n_heads * shape_.head_dim, layer, what));
     };
     const auto rotate = [&](ggml_tensor* x) {
-      if (shape_.rope_mode == GGML_ROPE_TYPE_MROPE) {
-        int sections[4] = {16, 8, 8, 0};
-        return ggml_rope_multi(c, x, positions, nullptr, shape_.head_dim, sections,
-                               shape_.rope_mode, 0, 10000.0F, 1.0F, 0.0F, 1.0F, 32.0F, 1.0F);
+      if (in_sections) {
+        int sections[4] = {16, 8, 4, 4};
+        const int n_dims = shape_.head_dim / (shape_.rope_mode == GGML_ROPE_TYPE_VISION ? 2 : 1);
+        return ggml_rope_multi(c, x, positions, nullptr, n_dims, sections, shape_.rope_mode, 0,
+                               10000.0F, 1.0F, 0.0F, 1.0F, 32.0F, 1.0F);
       }
       return ggml_rope_ext(c, x, positions, nullptr, shape_.head_dim, shape_.rope_mode, 0, 10000.0F,
                            1.0F, 0.0F, 1.0F, 32.0F, 1.0F);

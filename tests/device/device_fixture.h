@@ -4,6 +4,7 @@
 // whole programs are tested in tests/e2e.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -66,6 +67,7 @@ struct Tokens {
   std::vector<std::int64_t> cells;  // row indices: stream * n_cells + cell
   std::uint64_t seed = 1;
   std::vector<std::int32_t> row_ids;  // rows depend on (seed, row id); default: the positions
+  bool image = false;                 // positions of rotations in sections differ
   int sequence = 0;                   // a query sees the cells of its own sequence only
 };
 

@@ -320,11 +320,32 @@ TEST(Device, RefusesWhatItCannotServe) {
   shape.flash_attention = false;
   refused(shape, "-fa on");
   shape = {};
-  shape.rope_mode = 8;
-  refused(shape, "mode 8");
+  shape.rope_mode = GGML_ROPE_TYPE_VISION;
+  refused(shape, "mode 24");
   shape = {};
   shape.norm_after_rope = true;
   refused(shape, "follows the rotary embedding");
+}
+
+TEST(Device, SectionsServeTextAndRefuseImages) {
+  CacheShape shape;
+  shape.rope_mode = GGML_ROPE_TYPE_MROPE;
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 15),
+               "sections");
+  TestCache other(shape);
+  const std::vector<float> before = other.evaluate(run_of_tokens(0, 100));
+  const std::vector<float> want = other.evaluate(run_of_tokens(100, 9));
+  ASSERT_FALSE(want.empty());
+  TestCache cache(shape);
+  EXPECT_EQ(cache.evaluate(run_of_tokens(0, 100)), before);
+  Tokens image = run_of_tokens(100, 9);
+  image.image = true;
+  EXPECT_TRUE(cache.evaluate(image).empty());
+  EXPECT_TRUE(cache.planned());  // it shows when positions come
+  EXPECT_NE(Backend::get().last_error().find("several positions"), std::string::npos)
+      << Backend::get().last_error();
+  // Text goes on where the image was.
+  EXPECT_EQ(cache.evaluate(run_of_tokens(100, 9)), want);
 }
 
 TEST(Device, RefusesQuantizedCacheTypes) {

@@ -68,6 +68,10 @@ MetadataKeys kv_heads(const std::vector<std::uint32_t>& per_layer) {
   return {{"attention.head_count_kv", per_layer}};
 }
 
+MetadataKeys sections(const std::vector<std::uint32_t>& sizes) {
+  return {{"rope.dimension_sections", sizes}};
+}
+
 const std::vector<ModelCase> kCoded = {
     {"llama", {.architecture = "llama"}},
     {"mistral_shape", {.architecture = "llama", .n_heads = 4, .n_kv_heads = 1, .head_dim = 128}},
@@ -151,6 +155,15 @@ const std::vector<ModelCase> kCoded = {
       .keys = experts() + state_space(64, 4, 2) +
               MetadataKeys{{"full_attention_interval", u32(2)}, {"rope.dimension_count", u32(8)}}},
      {1, 3}},
+    {"qwen35_delta_net_sections",
+     {.architecture = "qwen35",
+      .n_layers = 4,
+      .keys = state_space(64, 4, 2) + sections({3, 3, 2, 0}) +
+              MetadataKeys{{"full_attention_interval", u32(2)}, {"rope.dimension_count", u32(16)}}},
+     {1, 3}},
+    {"qwen2vl_sections", {.architecture = "qwen2vl", .keys = sections({4, 6, 6, 0})}},
+    {"qwen2vl_four_sections", {.architecture = "qwen2vl", .keys = sections({4, 4, 4, 4})}},
+    {"qwen3vl_interleaved_sections", {.architecture = "qwen3vl", .keys = sections({8, 4, 4, 0})}},
 };
 
 const std::vector<ModelCase> kRefused = {
@@ -182,14 +195,6 @@ const std::vector<ModelCase> kRefused = {
                                                {"leading_dense_block_count", u32(1)},
                                                {"rope.dimension_count", u32(16)}}},
      .refused = "values are a part of the keys"},
-    {.name = "qwen2vl_multi_section_rope",
-     .spec = {.architecture = "qwen2vl",
-              .keys = {{"rope.dimension_sections", std::vector<std::uint32_t>{4, 6, 6, 0}}}},
-     .refused = "mode 8"},
-    {.name = "qwen3vl_interleaved_rope",
-     .spec = {.architecture = "qwen3vl",
-              .keys = {{"rope.dimension_sections", std::vector<std::uint32_t>{6, 5, 5, 0}}}},
-     .refused = "mode 40"},
 };
 
 /// No cache at all.
@@ -400,11 +405,11 @@ TEST_P(RefusedModels, GiveNoContextAndAReason) {
 
 INSTANTIATE_TEST_SUITE_P(Matrix, RefusedModels, ::testing::ValuesIn(kRefused), case_name);
 
-// Keys that cannot be rotated back may stay exact beside coded values.
+// Exact keys beside coded values, as images need them.
 TEST(ExactKeys, ServeRotationsInSections) {
   int n_models = 0;
-  for (const ModelCase& model : kRefused) {
-    if (model.refused.find("mode") == std::string::npos) {
+  for (const ModelCase& model : kCoded) {
+    if (model.spec.architecture.find("vl") == std::string::npos) {
       continue;
     }
     n_models++;
@@ -420,7 +425,7 @@ TEST(ExactKeys, ServeRotationsInSections) {
     EXPECT_EQ(values.size(), static_cast<std::size_t>(model.spec.n_layers)) << model.name;
     EXPECT_TRUE(values.contains({KvKind::kValue, 0})) << model.name;
   }
-  EXPECT_EQ(n_models, 2);
+  EXPECT_EQ(n_models, 3);
 }
 
 // ---- Two models in one process ---------------------------------------------
