@@ -5,8 +5,8 @@
 #   scripts/bochs_tests.sh [PROGRAM [ARGS...]]
 #
 # Default: kernels_test of the release build (run `make build` first), its levels avx512 and
-# avx512_vbmi. The emulator executes some twenty million instructions a second, so that starting
-# takes half a minute and all these tests hours; name fewer, for example
+# avx512_vbmi. The emulator executes some thirty million instructions a second, so that starting
+# takes half a minute and all these tests most of an hour; name fewer, for example
 #
 #   scripts/bochs_tests.sh build/bin/kernels_test --gtest_filter='*PackedAngles*/avx512_vbmi'
 #
