@@ -31,6 +31,7 @@ class ShapeReader {
   /// One value, or one a layer, as every layer's value; nothing if the key is absent.
   Result<std::optional<std::vector<std::uint32_t>>> per_layer(const char* name) const;
 
+  Result<std::uint32_t> number_or_0(const char* name) const;
   Status read_names();
   Result<std::uint32_t> head_dim(const char* name, std::uint32_t n_heads) const;
   Status read_heads(std::uint32_t n_layers);
@@ -62,6 +63,10 @@ Result<std::optional<std::vector<std::uint32_t>>> ShapeReader::per_layer(const c
   const auto* data = static_cast<const std::uint32_t*>(gguf_get_arr_data(header_, id));
   std::copy_n(data, values.size(), values.begin());
   return std::optional(std::move(values));
+}
+
+Result<std::uint32_t> ShapeReader::number_or_0(const char* name) const {
+  return fields_.has(key(name)) ? fields_.get_u32(key(name)) : Result<std::uint32_t>(0U);
 }
 
 Status ShapeReader::read_names() {
@@ -116,6 +121,11 @@ Status ShapeReader::read_heads(std::uint32_t n_layers) {
   const auto at = [](const std::vector<std::uint32_t>& values, std::size_t il) {
     return values.size() == 1 ? values[0] : il < values.size() ? values[il] : 0;
   };
+  const auto interval = number_or_0("full_attention_interval");
+  const auto n_draft_layers = number_or_0("nextn_predict_layers");
+  if (!interval.ok() || !n_draft_layers.ok()) {
+    return interval.ok() ? n_draft_layers.status() : interval.status();
+  }
   const std::uint32_t most = all.empty() ? 0 : *std::max_element(all.begin(), all.end());
   const auto k_dim = head_dim("attention.key_length", most);
   if (!k_dim.ok()) {
@@ -126,7 +136,11 @@ Status ShapeReader::read_heads(std::uint32_t n_layers) {
     return v_dim.status();
   }
   for (std::uint32_t il = 0; il < n_layers; il++) {
-    const std::uint32_t n = at(all_kv, il);
+    // Hybrid models: all layers but every so manieth have a recurrent state instead. Those for
+    // predicting several tokens stand behind them and have attention.
+    const bool recurrent =
+        *interval > 1 && (il + 1) % *interval != 0 && il + *n_draft_layers < n_layers;
+    const std::uint32_t n = recurrent ? 0 : at(all_kv, il);
     if (n > static_cast<std::uint32_t>(format::kMaxKvHeads) ||
         std::max(*k_dim, *v_dim) > static_cast<std::uint32_t>(format::kMaxHeadDim)) {
       return fields_.bad("layer " + std::to_string(il) + " has " + std::to_string(n) +

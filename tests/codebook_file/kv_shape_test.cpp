@@ -74,6 +74,20 @@ TEST_F(KvShapeTest, NoKvHeadsMeansAllHeadsAndNoNameTheFile) {
   EXPECT_EQ(shape->name, "m.gguf");
 }
 
+// As in qwen3next and qwen35: two layers of three have no attention.
+TEST_F(KvShapeTest, LayersWithRecurrentStatesHaveNoCache) {
+  const auto shape = read([](gguf_context* header) {
+    gguf_set_val_u32(header, "llama.block_count", 7);
+    gguf_set_val_u32(header, "llama.full_attention_interval", 3);
+    gguf_set_val_u32(header, "llama.nextn_predict_layers", 1);
+  });
+  ASSERT_TRUE(shape.ok()) << shape.status().message();
+  const int want[7] = {0, 0, 2, 0, 0, 2, 2};  // the last predicts a second token
+  for (std::size_t il = 0; il < 7; il++) {
+    EXPECT_EQ(shape->layers[il].n_kv_heads, want[il]) << il;
+  }
+}
+
 TEST_F(KvShapeTest, NotAModel) {
   const std::vector<std::function<void(gguf_context*)>> changes = {
       [](gguf_context* h) { gguf_set_val_str(h, "general.type", "adapter"); },
@@ -81,6 +95,7 @@ TEST_F(KvShapeTest, NotAModel) {
       [](gguf_context* h) { gguf_remove_key(h, "llama.block_count"); },
       [](gguf_context* h) { gguf_set_val_u32(h, "llama.block_count", 0xFFFFFFFFU); },
       [](gguf_context* h) { gguf_set_val_u32(h, "llama.block_count", 0); },
+      [](gguf_context* h) { gguf_set_val_str(h, "llama.full_attention_interval", "3"); },
       [](gguf_context* h) { gguf_set_val_str(h, "llama.attention.head_count", "4"); },
       [](gguf_context* h) { gguf_set_val_u32(h, "llama.attention.head_count_kv", 1U << 31U); },
       [](gguf_context* h) { gguf_set_val_f32(h, "llama.embedding_length", 64); },
