@@ -40,4 +40,4 @@ lint:
 	@scripts/lint.sh
 
 clean:
-	rm -rf build build-dev build-asan build-tsan build-fuzz
+	rm -rf build build-dev build-asan build-tsan build-fuzz build-fuzz-plain
