@@ -148,11 +148,10 @@ class Bench {
     std::printf("%-8s %7s  %-16s  %s\n", "cache", "depth", "prompt t/s (best)",
                 "generation t/s (best)");
     CQKV_RETURN_IF_ERROR(fill());
-    for (int doubling = 0; doubling <= options_.n_doublings; doubling++) {
-      if (doubling > 0) {
-        for (auto& cache : caches_) {
-          CQKV_RETURN_IF_ERROR(cache->twice());
-        }
+    CQKV_RETURN_IF_ERROR(time_depth());
+    for (int doubling = 0; doubling < options_.n_doublings; doubling++) {
+      for (auto& cache : caches_) {
+        CQKV_RETURN_IF_ERROR(cache->twice());
       }
       CQKV_RETURN_IF_ERROR(time_depth());
     }
@@ -215,6 +214,11 @@ class Bench {
         CQKV_RETURN_IF_ERROR(time_append(*caches_[i], options_.n_gen, 1, gen[i]));
       }
     }
+    print_depth(prompt, gen);
+    return {};
+  }
+
+  void print_depth(const std::vector<Times>& prompt, const std::vector<Times>& gen) const {
     for (std::size_t i = 0; i < caches_.size(); i++) {
       std::printf("%-8s %7d  %6.1f (%6.1f)    %7.2f (%7.2f)\n", caches_[i]->name.c_str(),
                   caches_[i]->depth(), options_.n_prompt / prompt[i].median(),
@@ -222,7 +226,6 @@ class Bench {
                   options_.n_gen / gen[i].best());
     }
     std::fflush(stdout);
-    return {};
   }
 
   static Status time_append(Cache& cache, int n_tokens, int step, Times& times) {
