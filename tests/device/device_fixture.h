@@ -4,7 +4,6 @@
 // whole programs are tested in tests/e2e.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
