@@ -15,6 +15,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "bench_timing.h"
 #include "eval/kv_device.h"
 #include "eval/llama_objects.h"
 
@@ -22,6 +23,7 @@ namespace {
 
 using cqkv::Status;
 using cqkv::StatusCode;
+using cqkv::app::Timings;
 using cqkv::eval::ContextHandle;
 using cqkv::eval::KvDevice;
 using cqkv::eval::ModelHandle;
@@ -127,18 +129,6 @@ class Cache {
   int depth_ = 0;
 };
 
-struct Times {
-  std::vector<double> seconds;
-
-  double best() const { return *std::min_element(seconds.begin(), seconds.end()); }
-
-  double median() const {
-    std::vector<double> sorted = seconds;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
-};
-
 class Bench {
  public:
   explicit Bench(const Options& options) : options_(options) {}
@@ -206,8 +196,8 @@ class Bench {
   }
 
   Status time_depth() {
-    std::vector<Times> prompt(caches_.size());
-    std::vector<Times> gen(caches_.size());
+    std::vector<Timings> prompt(caches_.size());
+    std::vector<Timings> gen(caches_.size());
     for (int repeat = 0; repeat < options_.n_repeats; repeat++) {
       for (std::size_t i = 0; i < caches_.size(); i++) {
         CQKV_RETURN_IF_ERROR(time_append(*caches_[i], options_.n_prompt, Cache::kBatch, prompt[i]));
@@ -218,19 +208,19 @@ class Bench {
     return {};
   }
 
-  void print_depth(const std::vector<Times>& prompt, const std::vector<Times>& gen) const {
+  void print_depth(const std::vector<Timings>& prompt, const std::vector<Timings>& gen) const {
     for (std::size_t i = 0; i < caches_.size(); i++) {
       std::printf("%-8s %7d  %6.1f (%6.1f)    %7.2f (%7.2f)\n", caches_[i]->name.c_str(),
                   caches_[i]->depth(), options_.n_prompt / prompt[i].median(),
-                  options_.n_prompt / prompt[i].best(), options_.n_gen / gen[i].median(),
-                  options_.n_gen / gen[i].best());
+                  options_.n_prompt / prompt[i].minimum(), options_.n_gen / gen[i].median(),
+                  options_.n_gen / gen[i].minimum());
     }
     std::fflush(stdout);
   }
 
-  static Status time_append(Cache& cache, int n_tokens, int step, Times& times) {
+  static Status time_append(Cache& cache, int n_tokens, int step, Timings& timings) {
     const int depth = cache.depth();
-    CQKV_RETURN_IF_ERROR(cache.append(n_tokens, step, times.seconds.emplace_back(0.0)));
+    CQKV_RETURN_IF_ERROR(cache.append(n_tokens, step, timings.seconds.emplace_back(0.0)));
     return cache.cut(depth);
   }
 
