@@ -313,6 +313,13 @@ Status check_side(const CacheSide& side, std::string_view name, int n_kv_heads, 
   return {};
 }
 
+std::string describe(const RopeParams* rope) {
+  return rope == nullptr
+             ? "none"
+             : std::to_string(rope->n_dims) + " channels, base " + std::to_string(rope->freq_base) +
+                   ", mode " + std::to_string(static_cast<int>(rope->mode));
+}
+
 Status check_exact(const AttentionCall& call) {
   const ExactRows& exact = *call.exact;
   if (exact.rows == nullptr || exact.sinks == nullptr || exact.query_positions == nullptr ||
@@ -382,11 +389,11 @@ Status check(const AttentionCall& call) {
   }
   if (call.k.codebook != nullptr && call.k.tables != nullptr) {
     const RopeParams* rope = call.rope != nullptr ? &call.rope->params() : nullptr;
-    if (!call.k.tables->pairs().fit(rope)) {
+    const KeyPairs& pairs = call.k.tables->pairs();
+    if (!pairs.fit(rope)) {
       return invalid_argument("attention: the byte tables of the keys are for another rotation: " +
-                              std::to_string(call.k.tables->pairs().n_rotated) +
-                              " rotated pairs, the call has " +
-                              std::to_string(rope != nullptr ? rope->n_dims / 2 : 0));
+                              describe(pairs.rope.has_value() ? &*pairs.rope : nullptr) +
+                              ", the call has " + describe(rope));
     }
   }
   if (call.rope != nullptr && call.k.codebook != nullptr) {

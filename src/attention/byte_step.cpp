@@ -4,7 +4,8 @@
 //
 // s = <q, R(p0 + t) k> with p0 the first position of a block is taken as
 // <R(-(p0 + 32)) q, R(t - 32) k>: the rotation of the keys is then the same for all blocks,
-// and what depends on p0 is one rotation of the query a block.
+// and what depends on p0 is one rotation of the query a block. Pairs that turn so little within a
+// block that bytes could hardly tell are not rotated again.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -29,10 +30,10 @@ constexpr float kLargestScale = 1e30F;
 
 void AttentionOperator::pack_centred() const {
   if (plan_.byte_keys && call_.rope != nullptr) {
-    const int n_pairs = call_.rope->params().n_dims / 2;
-    const float* cosines = call_.rope->centred();
-    key_kernel_.pack_angles(cosines, cosines + static_cast<std::size_t>(n_pairs) * kBlockCells,
-                            n_pairs, kAngleUnit, centred_);
+    const auto sines = static_cast<std::size_t>(call_.rope->params().n_dims / 2) * kBlockCells;
+    const float* centred = call_.rope->centred();
+    key_kernel_.pack_angles(centred, centred + sines, call_.k.tables->pairs().n_turning, kAngleUnit,
+                            centred_);
   }
 }
 
@@ -163,7 +164,7 @@ kernels::ScoreCodes AttentionOperator::score_call(const Part& part, int kv, cons
       coded_blocks(call_.k, part.first_kv + kv, call_.head_dim_k, chunk, scratch.unpacked);
   score.pairs = key_pairs.pairs.data();
   score.n_pairs = static_cast<int>(key_pairs.pairs.size());
-  score.n_rotated = key_pairs.n_rotated;
+  score.n_rotated = key_pairs.n_turning;
   score.rotation = centred_;
   for (int i = 0; i < chunk.n; i++) {
     score.queries[i] =

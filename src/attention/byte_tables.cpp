@@ -37,25 +37,23 @@ kernels::ChannelPair pair_of(int x, int y) {
 
 KeyPairs KeyPairs::of(int head_dim, const RopeParams* rope) {
   KeyPairs result;
-  const int n_dims = rope != nullptr ? rope->n_dims : 0;
-  result.n_rotated = n_dims / 2;
+  if (rope != nullptr) {
+    result.rope = *rope;
+    result.n_rotated = rope->n_dims / 2;
+    result.n_turning = RopeFrequencies::of(*rope).n_turning(RopeTable::kBlockCentre);
+  }
   for (int i = 0; i < result.n_rotated; i++) {
-    result.pairs.push_back(rope->mode == RopeMode::kNeox ? pair_of(i, i + n_dims / 2)
+    result.pairs.push_back(rope->mode == RopeMode::kNeox ? pair_of(i, i + result.n_rotated)
                                                          : pair_of(2 * i, 2 * i + 1));
   }
-  for (int d = n_dims; d < head_dim; d += 2) {
+  for (int d = 2 * result.n_rotated; d < head_dim; d += 2) {
     result.pairs.push_back(pair_of(d, std::min(d + 1, head_dim - 1)));
   }
   return result;
 }
 
-bool KeyPairs::fit(const RopeParams* rope) const {
-  const int n_dims = rope != nullptr ? rope->n_dims : 0;
-  if (n_rotated != n_dims / 2) {
-    return false;
-  }
-  const int partner = n_dims > 0 && rope->mode == RopeMode::kNeox ? n_dims / 2 : 1;
-  return n_rotated == 0 || pairs.front().y == partner;
+bool KeyPairs::fit(const RopeParams* other) const {
+  return rope.has_value() == (other != nullptr) && (other == nullptr || *rope == *other);
 }
 
 ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order)

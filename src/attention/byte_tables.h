@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "cqkv/codebook.h"
@@ -20,6 +21,9 @@ namespace cqkv {
 struct KeyPairs {
   std::vector<kernels::ChannelPair> pairs;
   int n_rotated = 0;
+  /// Of these, how many turn within a block; the others are rotated as if at its centre.
+  int n_turning = 0;
+  std::optional<RopeParams> rope;
 
   /// `rope` null: nothing is rotated.
   static KeyPairs of(int head_dim, const RopeParams* rope);

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <string>
 
+#include "core/round_up.h"
 #include "kernels/dispatch.h"
 
 namespace cqkv {
@@ -174,6 +175,14 @@ RopeFrequencies RopeFrequencies::of(const RopeParams& params) {
     frequency *= scale;
   }
   return result;
+}
+
+int RopeFrequencies::n_turning(int n_positions) const {
+  auto n = static_cast<int>(frequency.size());
+  while (n > 0 && std::abs(frequency[n - 1]) * n_positions <= kLargestStandstill) {
+    n--;
+  }
+  return std::min(round_up(n, kernels::kPairLanes), static_cast<int>(frequency.size()));
 }
 
 void rope_row_ggml(const RopeParams& params, std::int32_t position, float* cosines, float* sines) {

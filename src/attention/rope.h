@@ -55,6 +55,12 @@ struct RopeFrequencies {
   float magnitude = 1.0F;
 
   static RopeFrequencies of(const RopeParams& params);
+
+  /// The first pairs, a multiple of kPairLanes or all, such that those behind them turn by at most
+  /// kLargestStandstill over `n_positions`.
+  int n_turning(int n_positions) const;
+
+  static constexpr double kLargestStandstill = 0.011;  ///< Radians.
 };
 
 /// cosines and sines (times magnitude) of `position`, computed as ggml does, in

@@ -451,7 +451,11 @@ TEST(Attention, TablesOfAnotherRotationAreRefused) {
   AttentionWorkspace workspace;
   const RopeTable normal(plain_rope(64, RopeMode::kNormal));
   const RopeTable partial(plain_rope(32, RopeMode::kNeox));
-  for (const RopeTable* other : {static_cast<const RopeTable*>(nullptr), &normal, &partial}) {
+  RopeParams faster = *shape.rope;
+  faster.freq_base /= 2;
+  const RopeTable another_base(faster);
+  for (const RopeTable* other :
+       {static_cast<const RopeTable*>(nullptr), &normal, &partial, &another_base}) {
     call.rope = other;
     EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
   }

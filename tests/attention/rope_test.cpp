@@ -152,5 +152,26 @@ TEST_P(RopeTableTest, AngleDependsOnNothingButItsPosition) {
   }
 }
 
+// Llama 3's base, positions to the edge of a block: pair 39 of 64 turns by .0108, pair 38 by .0132.
+TEST(Rope, PairsThatTurnWithinABlock) {
+  RopeParams params;
+  params.n_dims = 128;
+  params.freq_base = 500000.0F;
+  EXPECT_EQ(RopeFrequencies::of(params).n_turning(32), 40);
+  EXPECT_EQ(RopeFrequencies::of(params).n_turning(0), 0);
+  EXPECT_EQ(RopeFrequencies::of(params).n_turning(1 << 20), 64);
+  params.n_dims = 10;  // no multiple of eight: all
+  EXPECT_EQ(RopeFrequencies::of(params).n_turning(32), 5);
+  // Interpolated by 8, the first pair that hardly turns comes earlier.
+  params.n_dims = 128;
+  params.freq_scale = 0.125F;
+  EXPECT_EQ(RopeFrequencies::of(params).n_turning(32), 32);
+  // One pair in front that stands still changes nothing.
+  params.freq_scale = 1.0F;
+  params.freq_factors.assign(64, 1.0F);
+  params.freq_factors[3] = 1e30F;
+  EXPECT_EQ(RopeFrequencies::of(params).n_turning(32), 40);
+}
+
 }  // namespace
 }  // namespace cqkv
