@@ -137,7 +137,7 @@ struct KernelTable {
   /// to the largest of the step, n = kLargestProbability:
   ///
   ///     s = scores[r][t] * scale + mask[r][t];  top = max_t s;  m' = max(m, top)
-  ///     p[r][t] = round(n exp(s - top)), off by 0.01 before rounding
+  ///     p[r][t] = round(n exp(s - top)), off by 0.03 before rounding
   ///     weights[r] = exp(top - m') / n;  rescale[r] = exp(m - m')
   ///     l <- l * rescale + weights[r] * sum_t p[r][t]
   ///
