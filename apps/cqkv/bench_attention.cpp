@@ -272,6 +272,10 @@ void add_shape_flags(CLI::App* parser, Flags& flags) {
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 22))
       ->type_name("N");
+  parser->add_option("--rope-base", flags.shape.rope_base, "Base of the keys' rotation")
+      ->capture_default_str()
+      ->check(CLI::Range(1.0, 1e9))
+      ->type_name("B");
   parser->add_flag("--unified", flags.shape.unified,
                    "Sequences take turns in one cache, told apart by masks");
 }

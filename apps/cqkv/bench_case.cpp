@@ -183,6 +183,7 @@ RopeParams bench_rope(const BenchShape& shape) {
   RopeParams params;
   params.n_dims = shape.head_dim;
   params.mode = RopeMode::kNeox;
+  params.freq_base = shape.rope_base;
   return params;
 }
 

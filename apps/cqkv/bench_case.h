@@ -31,6 +31,8 @@ struct BenchShape {
   bool unified = false;
   /// Of the first token of a sequence: what is no multiple of 64 puts our blocks out of place.
   int first_position = 0;
+  /// Of the rotation; Llama 3's. Pairs of keys that hardly turn within a block cost less.
+  float rope_base = 500000.0F;
 
   int n_heads() const { return gqa * n_kv_heads; }
 

@@ -41,6 +41,7 @@ nlohmann::ordered_json to_json(const BenchRow& row) {
   out["n_seq"] = row.shape.n_seq;
   out["unified"] = row.shape.unified;
   out["first_position"] = row.shape.first_position;
+  out["rope_base"] = row.shape.rope_base;
   out["n_queries"] = row.shape.n_queries;
   out["threads"] = row.n_threads;
   out["ns_per_token_head"] = row.ns_per_token_head(fastest);
@@ -65,8 +66,8 @@ nlohmann::ordered_json to_json(const BenchRow& row) {
 void print_bench_header(const BenchShape& shape, const MemorySpeeds& memory, bool with_check) {
   std::printf(
       "attention, ns per token and query head: heads of %d, %d query heads of each of %d "
-      "KV heads, %s\n",
-      shape.head_dim, shape.gqa, shape.n_kv_heads, active_isa().c_str());
+      "KV heads, rotary base %g, %s\n",
+      shape.head_dim, shape.gqa, shape.n_kv_heads, shape.rope_base, active_isa().c_str());
   for (const auto& [n_threads, speed] : memory) {
     std::printf("memory, %d thread%s: %.1f GB/s\n", n_threads, n_threads == 1 ? "" : "s",
                 speed / 1e9);
