@@ -72,11 +72,16 @@ Status add_ggml(const std::string& type, Bench& bench) {
   return {};
 }
 
+Status add_codec(const Flags& flags, const std::string& codec, Bench& bench) {
+  for (const int n_key_heads : flags.n_key_heads) {
+    CQKV_RETURN_IF_ERROR(add_coded(flags, codec, n_key_heads, bench));
+  }
+  return {};
+}
+
 Status add_all(const Flags& flags, Bench& bench) {
   for (const std::string& codec : flags.codecs) {
-    for (const int n_key_heads : flags.n_key_heads) {
-      CQKV_RETURN_IF_ERROR(add_coded(flags, codec, n_key_heads, bench));
-    }
+    CQKV_RETURN_IF_ERROR(add_codec(flags, codec, bench));
   }
   for (const std::string& type : flags.types) {
     CQKV_RETURN_IF_ERROR(add_ggml(type, bench));

@@ -193,10 +193,18 @@ void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk
   const float scale = cap_scores(scratch.scores, chunk.n * part.n_rows);
   for (int i = 0; i < chunk.n; i++) {
     const std::size_t row = static_cast<std::size_t>(i) * part.n_rows;
-    kernel_.softmax_bytes(scratch.scores + row * kBlockCells, part.n_rows, scale,
-                          scratch.mask + i * mask_floats, plan_.heads_per_kv, state.maxima,
-                          state.sums, scratch.rescale + row, scratch.weights + row,
-                          scratch.probabilities + row * kBlockCells);
+    kernels::SoftmaxBytes step;
+    step.scores = scratch.scores + row * kBlockCells;
+    step.n_rows = part.n_rows;
+    step.scale = scale;
+    step.mask = scratch.mask + i * mask_floats;
+    step.rows_per_mask = plan_.heads_per_kv;
+    step.maxima = state.maxima;
+    step.sums = state.sums;
+    step.rescale = scratch.rescale + row;
+    step.weights = scratch.weights + row;
+    step.p = scratch.probabilities + row * kBlockCells;
+    kernel_.softmax_bytes(step);
   }
   kernels::AccumulateCodes values;
   values.blocks =

@@ -38,13 +38,13 @@ kernels::ChannelPair pair_of(int x, int y) {
 KeyPairs KeyPairs::of(int head_dim, const RopeParams* rope) {
   KeyPairs result;
   if (rope != nullptr) {
+    const bool neox = rope->mode == RopeMode::kNeox;
     result.rope = *rope;
     result.n_rotated = rope->n_dims / 2;
     result.n_turning = RopeFrequencies::of(*rope).n_turning(RopeTable::kBlockCentre);
-  }
-  for (int i = 0; i < result.n_rotated; i++) {
-    result.pairs.push_back(rope->mode == RopeMode::kNeox ? pair_of(i, i + result.n_rotated)
-                                                         : pair_of(2 * i, 2 * i + 1));
+    for (int i = 0; i < result.n_rotated; i++) {
+      result.pairs.push_back(neox ? pair_of(i, i + result.n_rotated) : pair_of(2 * i, 2 * i + 1));
+    }
   }
   for (int d = 2 * result.n_rotated; d < head_dim; d += 2) {
     result.pairs.push_back(pair_of(d, std::min(d + 1, head_dim - 1)));
@@ -113,6 +113,7 @@ void ByteTables::set_scales(const TensorCodebook& codebook) {
 void ByteTables::set_bytes(const TensorCodebook& codebook) {
   const int dim = codebook.spec().group_dim;
   const int n = codebook.spec().n_centroids();
+  const bool by_channel = order_ == kernels::TableOrder::kByChannel;
   set_error(codebook);
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
     std::int8_t* head = bytes_.data() + kv * head_bytes_;
@@ -120,15 +121,12 @@ void ByteTables::set_bytes(const TensorCodebook& codebook) {
       const float scale = scales_[kv * padded_ + d];
       const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
       const float* centroid = codebook.group(kv, d / dim) + d % dim;
-      for (int i = 0; i < n; i++, centroid += dim) {
+      std::int8_t* byte =
+          head + (by_channel ? static_cast<std::size_t>(d) * n_entries_
+                             : static_cast<std::size_t>(d / dim) * n_entries_ * dim + d % dim);
+      for (int i = 0; i < n; i++, centroid += dim, byte += by_channel ? 1 : dim) {
         const float rounded = std::nearbyint(*centroid * inverse);
-        const auto byte =
-            static_cast<std::int8_t>(std::clamp(rounded, -kLargestByte, kLargestByte));
-        if (order_ == kernels::TableOrder::kByChannel) {
-          head[static_cast<std::size_t>(d) * n_entries_ + i] = byte;
-        } else {
-          head[(static_cast<std::size_t>(d / dim) * n_entries_ + i) * dim + d % dim] = byte;
-        }
+        *byte = static_cast<std::int8_t>(std::clamp(rounded, -kLargestByte, kLargestByte));
       }
     }
   }

@@ -92,6 +92,29 @@ inline constexpr std::size_t score_scratch_bytes(int n_channels, int n_pairs) {
          (static_cast<std::size_t>(n_channels) + 8 * static_cast<std::size_t>(n_pairs) + 64);
 }
 
+/// One step of the online softmax as in softmax_rows of kernel_table.h, with probabilities in 7
+/// bits relative to the largest of the step, n = kLargestProbability:
+///
+///     s = scores[r][t] * scale + mask[r][t];  top = max_t s;  m' = max(m, top)
+///     p[r][t] = round(n exp(s - top)), off by 0.03 before rounding
+///     weights[r] = exp(top - m') / n;  rescale[r] = exp(m - m')
+///     l <- l * rescale + weights[r] * sum_t p[r][t]
+///
+/// A row that sees nothing gets p = 0, weight 0 and rescale 1. Row r of `mask` is at
+/// (r / rows_per_mask) * 64.
+struct SoftmaxBytes {
+  const float* scores = nullptr;  ///< [n_rows, 64]
+  int n_rows = 0;
+  float scale = 1.0F;
+  const float* mask = nullptr;
+  int rows_per_mask = 1;
+  float* maxima = nullptr;    ///< m, [n_rows]
+  float* sums = nullptr;      ///< l, [n_rows]
+  float* rescale = nullptr;   ///< [n_rows]
+  float* weights = nullptr;   ///< [n_rows]
+  std::uint8_t* p = nullptr;  ///< [n_rows, 64]
+};
+
 /// For every block b in order, every row r and every channel d:
 ///
 ///     out[r][d] = out[r][d] * rescale[b][r]

@@ -133,18 +133,8 @@ struct KernelTable {
   /// See ScoreCodes.
   void (*score_codes)(const ScoreCodes& call) noexcept;
 
-  /// One step of the online softmax as in softmax_rows, with probabilities in 7 bits relative
-  /// to the largest of the step, n = kLargestProbability:
-  ///
-  ///     s = scores[r][t] * scale + mask[r][t];  top = max_t s;  m' = max(m, top)
-  ///     p[r][t] = round(n exp(s - top)), off by 0.03 before rounding
-  ///     weights[r] = exp(top - m') / n;  rescale[r] = exp(m - m')
-  ///     l <- l * rescale + weights[r] * sum_t p[r][t]
-  ///
-  /// A row that sees nothing gets p = 0, weight 0 and rescale 1.
-  void (*softmax_bytes)(const float* scores, int n_rows, float scale, const float* mask,
-                        int rows_per_mask, float* maxima, float* sums, float* rescale,
-                        float* weights, std::uint8_t* p) noexcept;
+  /// See SoftmaxBytes.
+  void (*softmax_bytes)(const SoftmaxBytes& call) noexcept;
 
   /// See AccumulateCodes.
   void (*accumulate_codes)(const AccumulateCodes& call) noexcept;

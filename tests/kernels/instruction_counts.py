@@ -19,8 +19,8 @@ import tempfile
 # PINNED[major version of g++][level][kernel], for a release build.
 PINNED = {
     "12": {
-        "scalar": {"score_codes": 2279.60, "accumulate_codes": 1830.39},
-        "avx2": {"score_codes": 197.35, "accumulate_codes": 138.95},
+        "scalar": {"score_codes": 2283.60, "accumulate_codes": 1830.39},
+        "avx2": {"score_codes": 195.86, "accumulate_codes": 138.95},
     },
 }
 # A new point release moves a few instructions; a pass over memory more is 5 % and more.

@@ -398,8 +398,8 @@ TEST_P(IntegerKernels, SoftmaxInBytes) {
     float rescale = 0;
     float weight = 0;
     ExactBuffer<std::uint8_t> p(kBlockCells);
-    kernel().softmax_bytes(scores.data(), 1, 2.0F, mask.data(), 1, &maximum, &sum, &rescale,
-                           &weight, p.data());
+    kernel().softmax_bytes(
+        {scores.data(), 1, 2.0F, mask.data(), 1, &maximum, &sum, &rescale, &weight, p.data()});
     double p_sum = 0;
     for (int t = 0; t < kBlockCells; t++) {
       EXPECT_NEAR(p[t], 127 * std::exp(scores[t] * 2.0 + mask[t] - top), 0.53) << t;
@@ -426,8 +426,8 @@ TEST_P(IntegerKernels, RowThatSeesNothingChangesNothing) {
     float rescale = 0;
     float weight = 9;
     ExactBuffer<std::uint8_t> p(kBlockCells);
-    kernel().softmax_bytes(scores.data(), 1, 2.0F, mask.data(), 1, &maximum, &sum, &rescale,
-                           &weight, p.data());
+    kernel().softmax_bytes(
+        {scores.data(), 1, 2.0F, mask.data(), 1, &maximum, &sum, &rescale, &weight, p.data()});
     EXPECT_EQ(maximum, before);
     EXPECT_EQ(sum, 3.0F);
     EXPECT_EQ(rescale, 1.0F);
