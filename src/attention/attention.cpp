@@ -393,7 +393,8 @@ Status check(const AttentionCall& call) {
     if (!pairs.fit(rope)) {
       return invalid_argument("attention: the byte tables of the keys are for another rotation: " +
                               describe(pairs.rope.has_value() ? &*pairs.rope : nullptr) +
-                              ", the call has " + describe(rope));
+                              ", the call has " + describe(rope) +
+                              " (or another scaling or other frequency factors)");
     }
   }
   if (call.rope != nullptr && call.k.codebook != nullptr) {

@@ -20,7 +20,8 @@ inline constexpr int kPowerBits = 12;  // of the fraction of exponents
 inline constexpr float kPowerUnit = 4096.0F;
 inline constexpr float kLowestPower = -32768.0F;
 
-/// c0 to c3, searched for over all f with the roundings; t stays below 2^15.
-inline constexpr std::int16_t kPowerTerms[4] = {16259, 11308, 3681, 1267};
+/// c0 to c3, searched for over all f with the roundings; t stays below 2^15. Not inline, so that
+/// no level's copy stands for another's.
+constexpr std::int16_t kPowerTerms[4] = {16259, 11308, 3681, 1267};
 
 }  // namespace cqkv::kernels

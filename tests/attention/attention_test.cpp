@@ -367,6 +367,24 @@ TEST(Attention, FormsOfRope) {
   }
 }
 
+// Queries of nothing but pairs that stand still within a block (the last eight of 64 at base
+// 10000), which a magnitude of 2 would carry beyond 16 bits if it were forgotten in their scale.
+TEST(Attention, PairsThatStandStillHaveTheMagnitude) {
+  AttentionShape shape;
+  shape.byte_tables = true;
+  shape.head_dim_k = shape.head_dim_v = 128;
+  shape.n_cells = 150;
+  shape.rope = plain_rope(128, RopeMode::kNeox);
+  shape.rope->attn_factor = 2.0F;
+  AttentionCase test(shape, 1);
+  for (std::size_t i = 0; i < test.queries().size(); i++) {
+    if (i % 64 < 56) {
+      test.queries()[i] = 0.0F;
+    }
+  }
+  expect_matches_reference(test, test.call());
+}
+
 // A group of codes that are all one centroid, and scores that are all equal.
 TEST(Attention, UniformScoresGiveTheMean) {
   AttentionShape shape;
@@ -441,6 +459,15 @@ TEST(Attention, TablesKnowTheirError) {
   }
 }
 
+// To the edges of a block, 32 positions from its centre.
+TEST(Attention, TablesKnowWhichPairsTurn) {
+  const RopeParams rope = plain_rope(256, RopeMode::kNeox);
+  const KeyPairs pairs = KeyPairs::of(256, &rope);
+  EXPECT_EQ(pairs.n_rotated, 128);
+  EXPECT_EQ(pairs.n_turning, 112);
+  EXPECT_EQ(KeyPairs::of(256, nullptr).n_turning, 0);
+}
+
 TEST(Attention, TablesOfAnotherRotationAreRefused) {
   AttentionShape shape;
   shape.byte_tables = true;
@@ -454,8 +481,11 @@ TEST(Attention, TablesOfAnotherRotationAreRefused) {
   RopeParams faster = *shape.rope;
   faster.freq_base /= 2;
   const RopeTable another_base(faster);
+  RopeParams scaled = *shape.rope;
+  scaled.freq_scale = 0.5F;
+  const RopeTable interpolated(scaled);
   for (const RopeTable* other :
-       {static_cast<const RopeTable*>(nullptr), &normal, &partial, &another_base}) {
+       {static_cast<const RopeTable*>(nullptr), &normal, &partial, &another_base, &interpolated}) {
     call.rope = other;
     EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
   }

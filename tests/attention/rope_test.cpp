@@ -152,12 +152,14 @@ TEST_P(RopeTableTest, AngleDependsOnNothingButItsPosition) {
   }
 }
 
-// Llama 3's base, positions to the edge of a block: pair 39 of 64 turns by .0108, pair 38 by .0132.
+// Llama 3's base: over 40 positions pair 40 of 64 turns by .01097, over 41 by .01124.
 TEST(Rope, PairsThatTurnWithinABlock) {
   RopeParams params;
   params.n_dims = 128;
   params.freq_base = 500000.0F;
   EXPECT_EQ(RopeFrequencies::of(params).n_turning(32), 40);
+  EXPECT_EQ(RopeFrequencies::of(params).n_turning(40), 40);
+  EXPECT_EQ(RopeFrequencies::of(params).n_turning(41), 48);
   EXPECT_EQ(RopeFrequencies::of(params).n_turning(0), 0);
   EXPECT_EQ(RopeFrequencies::of(params).n_turning(1 << 20), 64);
   params.n_dims = 10;  // no multiple of eight: all

@@ -9,7 +9,7 @@ import unittest
 
 CQKV = os.environ["CQKV_PROGRAM"]
 KEYS = {"impl", "type", "head_dim", "gqa", "n_kv_heads", "n_tokens", "n_seq", "unified",
-        "first_position", "n_queries", "threads", "ns_per_token_head", "ns_per_token_head_median",
+        "first_position", "rope_base", "n_queries", "threads", "ns_per_token_head", "ns_per_token_head_median",
         "us_per_query", "us_per_query_median", "repetitions", "cache_bytes", "bytes_per_second",
         "bandwidth_share"}
 ENCODE_KEYS = {"codec", "head_dim", "n_kv_heads", "n_rows", "ns_per_row", "ns_per_row_median",
@@ -75,6 +75,11 @@ class BenchAttentionTest(BenchCase):
                       ["--tokens", "1,700"], ["--codec", "1c8b,8c10b"], ["--threads", "1,2"]):
             with self.subTest(shape=shape):
                 self.assertTrue(self.rows("--codec", "2c8b", "--type", "f16", *shape))
+
+    def test_rope_base(self):
+        flag = ["--type", "f16", "--rope-base", "10000"]
+        self.assertEqual({row["rope_base"] for row in self.rows("--codec", "8c8b", *flag)}, {10000})
+        self.assertIn("rotary base 10000,", quick("--codec", "8c8b", *flag).stdout)
 
     def test_sums_over_keys(self):
         rows = self.rows("--codec", "8c8b,1c8b", "--key-heads", "0,1,2", "--type", "f16")

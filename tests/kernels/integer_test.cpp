@@ -415,6 +415,34 @@ TEST_P(IntegerKernels, SoftmaxInBytes) {
   }
 }
 
+// Every exponent that the 16-bit arithmetic tells apart, in rows whose first score is their top.
+TEST_P(IntegerKernels, EveryProbability) {
+  constexpr int kPerRow = kBlockCells - 1;
+  for (int first = -40000; first < 0; first += kPerRow) {
+    ExactBuffer<float> scores(kBlockCells);
+    ExactBuffer<float> mask(kBlockCells);
+    std::fill(mask.begin(), mask.end(), 0.0F);
+    const auto exponent = [&](int t) { return std::min(first + t, 0) / 4096.0; };
+    scores[0] = 0;
+    for (int t = 1; t < kBlockCells; t++) {
+      scores[t] = static_cast<float>(exponent(t) * std::log(2.0));
+    }
+    float state[4] = {-1.0F, 0.0F, 0.0F, 0.0F};
+    ExactBuffer<std::uint8_t> got(kBlockCells);
+    ExactBuffer<std::uint8_t> want(kBlockCells);
+    SoftmaxBytes call = {scores.data(), 1,         1.0F,      mask.data(), 1,
+                         &state[0],     &state[1], &state[2], &state[3],   want.data()};
+    kScalarTable.softmax_bytes(call);
+    call.p = got.data();
+    kernel().softmax_bytes(call);
+    EXPECT_EQ(got[0], 127);
+    for (int t = 1; t < kBlockCells; t++) {
+      ASSERT_EQ(got[t], want[t]) << exponent(t);
+      ASSERT_NEAR(got[t], 127 * std::exp2(exponent(t)), 0.513) << exponent(t);
+    }
+  }
+}
+
 TEST_P(IntegerKernels, RowThatSeesNothingChangesNothing) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   for (const float before : {-kInfinity, 2.0F}) {
