@@ -226,8 +226,9 @@ TEST(Device, ShiftOfARestoredStateCountsOnce) {
 
 // What RoPE promises: only differences of positions matter, so shifting all tokens and the
 // queries alike changes nothing but rounding: in floats that of angles; in bytes, by multiples of
-// 64, that of queries too, and else of probabilities, since blocks of other tokens have other
-// largest ones. (A query that is one position off gives 0.22.)
+// 64, that of queries too, after which a probability may be one of 127 more or less (0.002), and
+// else of all probabilities, since blocks of other tokens have other largest ones. (A query that is
+// one position off gives 0.22.)
 TEST(Device, ShiftKeepsRelativePositions) {
   CacheShape shape;
   shape.n_layers = 1;
@@ -247,7 +248,8 @@ TEST(Device, ShiftKeepsRelativePositions) {
     const std::vector<float> want = result(0);
     ASSERT_FALSE(want.empty());
     EXPECT_LT(relative_distance(result(64), want), 1e-3);
-    EXPECT_LT(relative_distance(result(1024), want), 1e-3) << "f32 angles of ggml's query";
+    EXPECT_LT(relative_distance(result(1024), want), bytes ? 0.005 : 1e-3)
+        << "f32 angles of ggml's query";
     EXPECT_LT(relative_distance(result(37), want), bytes ? 0.02 : 1e-3);
     EXPECT_LT(relative_distance(result(1000), want), bytes ? 0.02 : 1e-3);
   }
