@@ -53,7 +53,7 @@ KeyPairs KeyPairs::of(int head_dim, const RopeParams* rope) {
 }
 
 bool KeyPairs::fit(const RopeParams* other) const {
-  return rope.has_value() == (other != nullptr) && (other == nullptr || *rope == *other);
+  return other == nullptr ? !rope.has_value() : rope == *other;
 }
 
 ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order)

@@ -3,8 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/byte_powers.h"
-
 namespace cqkv::kernels {
 namespace {
 
@@ -28,26 +26,8 @@ inline void widen_halves(const std::uint16_t* in, std::size_t n, float* out) {
   }
 }
 
-// The specification: byte_powers.h.
-inline std::int32_t powers_row(const Vec* y, std::uint8_t* out) {
-  constexpr float kRoundToInteger = 12582912.0F;
-  const auto multiply = [](int a, int b) { return (a * b + (1 << 14)) >> 15; };
-  std::int32_t sum = 0;
-  for (int i = 0; i < 64; i++) {
-    const float exponent = y[i / kLanes][i % kLanes];
-    const float clamped = exponent > kLowestPower ? exponent : kLowestPower;  // also of NaN
-    const int units = static_cast<int>(clamped + kRoundToInteger - kRoundToInteger);
-    const int fraction = (units & ((1 << kPowerBits) - 1)) << 3;
-    int t = kPowerTerms[3];
-    for (int k = 2; k >= 0; k--) {
-      t = kPowerTerms[k] + multiply(t, fraction);
-    }
-    const int byte = multiply(t, 1 << (8 + (units >> kPowerBits)));
-    out[i] = static_cast<std::uint8_t>(byte);
-    sum += byte;
-  }
-  return sum;
-}
+// In integer_scalar.inc.
+std::int32_t powers_row(const Vec* y, std::uint8_t* out);
 
 }  // namespace
 }  // namespace cqkv::kernels
