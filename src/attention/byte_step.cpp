@@ -121,7 +121,15 @@ const std::uint8_t* AttentionOperator::block_codes(const CacheSide& side, const 
     if (block.block >= 0) {
       return side.data + layout.group_offset(block.block, kv_head, 0);
     }
-    gather_bytes(layout, side.data, kv_head, views_.lanes(block), unpacked);
+    kernels::GatherCodes gather;
+    gather.codes = side.data + layout.group_offset(0, kv_head, 0);
+    gather.block_bytes = layout.block_bytes();
+    gather.group_bytes = layout.group_bytes();
+    gather.n_groups = layout.n_groups();
+    gather.pieces = views_.pieces(block);
+    gather.n_pieces = block.n_pieces;
+    gather.out = unpacked;
+    kernel_.gather_codes(gather);
     return unpacked;
   }
   for (int g = 0; g < layout.n_groups(); g++) {

@@ -8,6 +8,7 @@
 #include <new>
 #include <tuple>
 
+#include "cache/code_pieces.h"
 #include "core/half.h"
 
 namespace cqkv {
@@ -128,6 +129,7 @@ void SequenceViews::build(const AttentionCall& call) {
   views_.clear();
   blocks_.clear();
   lanes_.clear();
+  pieces_.clear();
   ranges_.clear();
   for (int query = 0; query < call.n_queries; query++) {
     if (query == 0 || !extend(query)) {
@@ -321,6 +323,11 @@ void SequenceViews::finish() {
     ViewBlock& block = blocks_[static_cast<std::size_t>(b)];
     if (block.lanes >= 0) {
       block.block = place_of(block);
+    }
+    if (block.block < 0) {
+      block.pieces = static_cast<std::int32_t>(pieces_.size());
+      add_pieces(lanes(block), &pieces_);
+      block.n_pieces = static_cast<std::int32_t>(pieces_.size()) - block.pieces;
     }
     const std::int64_t here = block.base & ~static_cast<std::int64_t>(kRangePositions - 1);
     if (b == view.first_block || here != range) {

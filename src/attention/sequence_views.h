@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "kernels/coded_blocks.h"
 
 namespace cqkv {
 
@@ -18,6 +19,8 @@ struct ViewBlock {
   std::int32_t layer = 0;   ///< Which of the cells at a position: 0 where they differ.
   std::int32_t block = -1;  ///< The block of cells that has them all in their places, or -1.
   std::int32_t lanes = -1;  ///< Where the list of cells begins, or -1: all of `block`.
+  std::int32_t pieces = 0;  ///< Where the list of pieces begins, of a block that is not in place.
+  std::int32_t n_pieces = 0;
 };
 
 /// A copy of what the views of a call depend on, to know them again: all layers of a model are
@@ -81,6 +84,11 @@ class SequenceViews {
                            : lanes_[static_cast<std::size_t>(block.lanes) + lane];
   }
 
+  /// How to gather the codes of a block that is not in place, n_pieces of them.
+  const kernels::CodePieces* pieces(const ViewBlock& block) const {
+    return pieces_.data() + block.pieces;
+  }
+
   /// The cells [64] of a block that is not in place, -1 where there is none.
   const std::int32_t* lanes(const ViewBlock& block) const { return lanes_.data() + block.lanes; }
 
@@ -104,6 +112,7 @@ class SequenceViews {
   std::vector<SequenceView> views_;
   std::vector<ViewBlock> blocks_;
   std::vector<std::int32_t> lanes_;
+  std::vector<kernels::CodePieces> pieces_;
   std::vector<int> ranges_;           // where each begins, and the end of the last
   std::vector<std::size_t> changed_;  // blocks of cells, by find_changes
   int found_ = 0;                     // the block of the last look-up, or where it would stand

@@ -108,36 +108,6 @@ void gather_group(const CodeLayout& layout, const std::uint8_t* tensor, int kv_h
   }
 }
 
-void gather_bytes(const CodeLayout& layout, const std::uint8_t* tensor, int kv_head,
-                  const std::int32_t* cells, std::uint8_t* bytes) {
-  const std::uint8_t* head = tensor + layout.group_offset(0, kv_head, 0);
-  const std::size_t block_bytes = layout.block_bytes();
-  const std::size_t group_bytes = layout.group_bytes();
-  const int n_groups = layout.n_groups();
-  // Eight cells at a time, so that where they are stays in registers.
-  for (int t = 0; t < kBlockCells; t += 8, bytes += 8) {
-    const std::uint8_t* from[8];
-    bool run = true;
-    for (int i = 0; i < 8; i++) {
-      const auto cell = static_cast<std::size_t>(cells[t + i] < 0 ? 0 : cells[t + i]);
-      from[i] = head + cell / kBlockCells * block_bytes + cell % kBlockCells;
-      run = run && from[i] == from[0] + i;
-    }
-    for (int g = 0; g < n_groups; g++) {
-      if (run) {
-        std::memcpy(bytes + g * kBlockCells, from[0] + g * group_bytes, 8);
-        continue;
-      }
-      std::uint64_t word = 0;
-      for (int i = 0; i < 8; i++) {
-        constexpr bool kLittle = std::endian::native == std::endian::little;
-        word |= std::uint64_t{from[i][g * group_bytes]} << (kLittle ? 8 * i : 56 - 8 * i);
-      }
-      std::memcpy(bytes + g * kBlockCells, &word, sizeof(word));
-    }
-  }
-}
-
 void unpack_group(int code_bits, const std::uint8_t* group, std::uint16_t* codes) {
   const Planes planes = planes_of(code_bits);
   if (planes.low_bits == 8) {

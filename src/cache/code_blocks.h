@@ -61,11 +61,6 @@ void get_codes(const CodeLayout& layout, const std::uint8_t* tensor, std::size_t
 void gather_group(const CodeLayout& layout, const std::uint8_t* tensor, int kv_head, int group,
                   const std::int32_t* cells, std::uint16_t* codes);
 
-/// The same of all groups of a head, a byte a code: bytes [n_groups, 64]. For codes of 8 bits.
-/// Where a cell is negative the byte is any cell's.
-void gather_bytes(const CodeLayout& layout, const std::uint8_t* tensor, int kv_head,
-                  const std::int32_t* cells, std::uint8_t* bytes);
-
 /// Unpacks one group of one block: codes [64]. `group` points at its planes.
 void unpack_group(int code_bits, const std::uint8_t* group, std::uint16_t* codes);
 

@@ -58,6 +58,34 @@ struct CodedBlocks {
   const std::uint8_t* codes[kMaxChunk] = {};
 };
 
+/// Cells whose codes are moved together.
+inline constexpr int kPieceCells = 16;
+
+/// What CodePieces::order holds where a code is not of that piece.
+inline constexpr std::uint8_t kNoCell = 128;
+
+/// Some of sixteen codes of a block, from two pieces of the cache: code to + i is that of cell
+/// cells[p] + order[p][i], where order[p][i] is not kNoCell.
+struct CodePieces {
+  std::int32_t cells[2] = {};  ///< Multiples of kPieceCells.
+  std::uint8_t to = 0;         ///< A multiple of kPieceCells.
+  std::uint8_t order[2][kPieceCells] = {};
+};
+
+/// Codes of 8 bits of a block whose cells are anywhere: out[g][i] is the code of group g of the
+/// cell that `pieces` have for place i, 0 where they have none. That of cell c is at
+///
+///     codes[c / 64 * block_bytes + g * group_bytes + c % 64]
+struct GatherCodes {
+  const std::uint8_t* codes = nullptr;
+  std::size_t block_bytes = 0;
+  std::size_t group_bytes = 0;
+  int n_groups = 0;
+  const CodePieces* pieces = nullptr;  ///< Ascending by `to`, of which each has some.
+  int n_pieces = 0;
+  std::uint8_t* out = nullptr;  ///< [n_groups, 64]
+};
+
 /// scores[b][r][t] = factors[r] * sum over pairs i of (qx x' + qy y'), exact in 32 bits, where
 /// (x, y) are the 8-bit channels pairs[i] of token t, and for i < n_rotated
 ///

@@ -130,6 +130,9 @@ struct KernelTable {
   void (*rotate_queries)(const float* pairs, int n_rows, int n_padded, const float* cosines,
                          const float* sines, std::uint32_t* packed) noexcept;
 
+  /// See GatherCodes.
+  void (*gather_codes)(const GatherCodes& call) noexcept;
+
   /// See ScoreCodes.
   void (*score_codes)(const ScoreCodes& call) noexcept;
 

@@ -28,6 +28,13 @@ inline void widen_halves(const std::uint16_t* in, std::size_t n, float* out) {
   }
 }
 
+using Bytes = std::uint8_t __attribute__((vector_size(16)));
+
+inline Bytes pick_bytes(Bytes from, Bytes order) {
+  return __builtin_bit_cast(Bytes, _mm_shuffle_epi8(__builtin_bit_cast(__m128i, from),
+                                                    __builtin_bit_cast(__m128i, order)));
+}
+
 // Sixteen of them, as words.
 inline __m256i powers(__m256i y) {
   const __m256i shifts = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64, -128,  //

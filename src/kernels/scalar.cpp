@@ -26,6 +26,16 @@ inline void widen_halves(const std::uint16_t* in, std::size_t n, float* out) {
   }
 }
 
+using Bytes = std::uint8_t __attribute__((vector_size(16)));
+
+inline Bytes pick_bytes(Bytes from, Bytes order) {
+  Bytes bytes = {};
+  for (int i = 0; i < 16; i++) {
+    bytes[i] = order[i] < 16 ? from[order[i]] : 0;
+  }
+  return bytes;
+}
+
 // In integer_scalar.inc.
 std::int32_t powers_row(const Vec* y, std::uint8_t* out);
 
