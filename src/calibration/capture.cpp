@@ -18,6 +18,7 @@
 
 #include "calibration/llama_handles.h"
 #include "calibration/unrope.h"
+#include "graph/rope_node.h"
 
 namespace cqkv {
 namespace {
@@ -202,7 +203,7 @@ Status KvCapture::State::unrope_keys(const ggml_tensor* stored, const KvRows& ro
     }
     return {};
   }
-  auto rope = RopeNode::read(node);
+  auto rope = read_rope(node);
   if (!rope.ok()) {
     return {rope.status().code(),
             path + ": layer " + std::to_string(rows.layer) + ": " + rope.status().message()};

@@ -160,8 +160,8 @@ class Loader {
 
   void read_rope() {
     // As libllama does it: llama_model_base::load_hparams and llama_context's constructor.
-    RopeNode& rope = model_.rope;
-    rope.mode = model_.architecture == "llama" ? GGML_ROPE_TYPE_NORMAL : GGML_ROPE_TYPE_NEOX;
+    RopeParams& rope = model_.rope;
+    rope.mode = model_.architecture == "llama" ? RopeMode::kNormal : RopeMode::kNeox;
     rope.n_dims = static_cast<int>(
         dimension("rope.dimension_count", static_cast<std::int64_t>(model_.shape.head_dim)));
     if (static_cast<std::size_t>(rope.n_dims) != model_.shape.head_dim || rope.n_dims % 2 != 0) {
@@ -186,7 +186,7 @@ class Loader {
   }
 
   void read_rope_scaling() {
-    RopeNode& rope = model_.rope;
+    RopeParams& rope = model_.rope;
     auto type = file_.find_string(key("rope.scaling.type"));
     if (!type.ok()) {
       fail(type.status());

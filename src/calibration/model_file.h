@@ -10,8 +10,8 @@
 
 #include "cqkv/status.h"
 
+#include "attention/rope.h"
 #include "calibration/gguf_file.h"
-#include "calibration/unrope.h"
 
 namespace cqkv {
 
@@ -62,8 +62,8 @@ struct LayerTensors {
 struct ModelFile {
   std::string architecture;
   ModelShape shape;
-  RopeNode rope;
-  RopeNode local_rope;  ///< Of local layers.
+  RopeParams rope;
+  RopeParams local_rope;  ///< Of local layers.
   GgufTensor embedding;
   std::vector<LayerTensors> layers;
   std::vector<float> output_norm;

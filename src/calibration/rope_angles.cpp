@@ -11,9 +11,9 @@
 
 namespace cqkv {
 
-Result<RopeAngles> RopeAngles::create(const RopeNode& rope, std::size_t n_positions) {
+Result<RopeAngles> RopeAngles::create(const RopeParams& rope, std::size_t n_positions) {
   RopeAngles angles;
-  angles.neox_ = rope.mode == GGML_ROPE_TYPE_NEOX;
+  angles.neox_ = rope.mode == RopeMode::kNeox;
   angles.n_pairs_ = static_cast<std::size_t>(rope.n_dims) / 2;
   angles.n_positions_ = n_positions;
   const std::size_t n_values = n_positions * rope.n_dims;
@@ -43,9 +43,10 @@ Result<RopeAngles> RopeAngles::create(const RopeNode& rope, std::size_t n_positi
         ggml_new_tensor_1d(ctx, GGML_TYPE_F32, static_cast<std::int64_t>(rope.freq_factors.size()));
     std::memcpy(factors->data, rope.freq_factors.data(), ggml_nbytes(factors));
   }
-  ggml_tensor* rotated = ggml_rope_ext(
-      ctx, units, positions, factors, rope.n_dims, rope.mode, rope.n_ctx_orig, rope.freq_base,
-      rope.freq_scale, rope.ext_factor, rope.attn_factor, rope.beta_fast, rope.beta_slow);
+  ggml_tensor* rotated =
+      ggml_rope_ext(ctx, units, positions, factors, rope.n_dims, static_cast<int>(rope.mode),
+                    rope.n_ctx_orig, rope.freq_base, rope.freq_scale, rope.ext_factor,
+                    rope.attn_factor, rope.beta_fast, rope.beta_slow);
   ggml_cgraph* graph = ggml_new_graph(ctx);
   ggml_build_forward_expand(graph, rotated);
   if (ggml_graph_compute_with_ctx(ctx, graph, 1) != GGML_STATUS_SUCCESS) {

@@ -7,7 +7,7 @@
 
 #include "cqkv/status.h"
 
-#include "calibration/unrope.h"
+#include "attention/rope.h"
 
 namespace cqkv {
 
@@ -15,7 +15,7 @@ namespace cqkv {
 class RopeAngles {
  public:
   /// Positions [0, n_positions).
-  static Result<RopeAngles> create(const RopeNode& rope, std::size_t n_positions);
+  static Result<RopeAngles> create(const RopeParams& rope, std::size_t n_positions);
 
   /// Rotates one row of n_heads heads in place: y = m R x.
   void rotate(std::size_t position, std::size_t n_heads, std::size_t head_dim, float* row) const;

@@ -7,6 +7,7 @@
 
 #include "device/kv_buffer.h"
 #include "device/nodes.h"
+#include "graph/op_param.h"
 
 namespace cqkv::device {
 namespace {

@@ -1,9 +1,7 @@
-// Small readers of graph nodes that the operations share: names for messages, typed
-// operation parameters, and whether a tensor is one of the device's caches.
+// Small readers of graph nodes that the operations share: names for messages, and whether a
+// tensor is one of the device's caches.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
 #include <string>
 
 #include <ggml.h>
@@ -25,14 +23,6 @@ inline std::string node_text(const ggml_tensor* node) {
 inline std::string layer_text(const CodedTensor& tensor) {
   return std::string(kv_kind_name(tensor.name.kind)) + "s of layer " +
          std::to_string(tensor.name.layer);
-}
-
-/// The parameter at op_params[index].
-template <typename T>
-T op_param(const ggml_tensor* node, int index) {
-  T value{};
-  std::memcpy(&value, node->op_params + index, sizeof(T));
-  return value;
 }
 
 /// Nodes visited at most when something is looked for above a node.

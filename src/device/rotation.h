@@ -19,8 +19,7 @@ const ggml_tensor* producer_of(const ggml_tensor* rows);
 /// Whether a rotation lies above `node` on its main path, up to the projection.
 bool has_rotation_above(const ggml_tensor* node);
 
-/// The parameters of a ROPE node. Rotations in sections count as NeoX, which they are for text.
-/// kUnsupported for other modes than those.
+/// The parameters of a ROPE node (read_rope), with what to do about those that are refused.
 Result<RopeParams> rope_of(const ggml_tensor* node);
 
 /// The positions of the n tokens that a ROPE node rotates. kUnsupported if a token has more than

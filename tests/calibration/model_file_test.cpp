@@ -50,7 +50,7 @@ TEST_F(ModelFileTest, ReadsWhatQwen3Adds) {
   EXPECT_TRUE(model->shape.head_norms);
   EXPECT_FALSE(model->shape.post_norms);
   EXPECT_EQ(model->layers[1].k_norm.size(), 16U);
-  EXPECT_EQ(model->rope.mode, GGML_ROPE_TYPE_NEOX);
+  EXPECT_EQ(model->rope.mode, RopeMode::kNeox);
   EXPECT_FLOAT_EQ(model->shape.score_scale, 0.25F);
 }
 

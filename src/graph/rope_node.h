@@ -1,0 +1,23 @@
+// The rotation that a ROPE node of a ggml graph stands for. The arithmetic is attention/rope.h's;
+// which node rotates what is stored, whoever reads a graph finds out.
+#pragma once
+
+#include <ggml.h>
+
+#include "cqkv/status.h"
+
+#include "attention/rope.h"
+
+namespace cqkv {
+
+/// Whether the node rotates in sections, so that its tokens have four positions each.
+bool has_sections(const ggml_tensor* node);
+
+/// The parameters of a ROPE node over text, for which rotations in sections are NeoX
+/// (RopeSections). Frequency factors without memory, as when a model is not loaded yet, count as
+/// none. kUnsupported for other modes than normal, NeoX and sections, for a rotation that begins
+/// behind the first channel and for factors of an unexpected shape; kInvalidArgument or so for
+/// parameters that RopeParams::check refuses.
+Result<RopeParams> read_rope(const ggml_tensor* node);
+
+}  // namespace cqkv
