@@ -67,7 +67,7 @@ void AttentionOperator::prepare_row(const float* query, const float* scales, flo
     pairs[i] = query[pair.x] * scales[pair.x];
     y_pairs[i] = pair.y != pair.x ? query[pair.y] * scales[pair.y] : 0.0F;
     const float modulus = std::sqrt(pairs[i] * pairs[i] + y_pairs[i] * y_pairs[i]) *
-                          (i < key_pairs.n_rotated ? magnitude : 1.0F);
+                          (i < key_pairs.n_rotated() ? magnitude : 1.0F);
     largest = std::max(largest, modulus);
     total += modulus;
   }

@@ -40,13 +40,12 @@ KeyPairs KeyPairs::of(int head_dim, const RopeParams* rope) {
   if (rope != nullptr) {
     const bool neox = rope->mode == RopeMode::kNeox;
     result.rope = *rope;
-    result.n_rotated = rope->n_dims / 2;
     result.n_turning = RopeFrequencies::of(*rope).n_turning(RopeTable::kBlockCentre);
-    for (int i = 0; i < result.n_rotated; i++) {
-      result.pairs.push_back(neox ? pair_of(i, i + result.n_rotated) : pair_of(2 * i, 2 * i + 1));
+    for (int i = 0; i < result.n_rotated(); i++) {
+      result.pairs.push_back(neox ? pair_of(i, i + result.n_rotated()) : pair_of(2 * i, 2 * i + 1));
     }
   }
-  for (int d = 2 * result.n_rotated; d < head_dim; d += 2) {
+  for (int d = 2 * result.n_rotated(); d < head_dim; d += 2) {
     result.pairs.push_back(pair_of(d, std::min(d + 1, head_dim - 1)));
   }
   return result;

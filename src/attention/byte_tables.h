@@ -20,10 +20,12 @@ namespace cqkv {
 /// an odd number of channels the last pair is one channel twice.
 struct KeyPairs {
   std::vector<kernels::ChannelPair> pairs;
-  int n_rotated = 0;
-  /// Of these, how many turn within a block; the others are rotated as if at its centre.
+  /// Of those rotated, how many turn within a block; the others are rotated as if at its centre.
   int n_turning = 0;
   std::optional<RopeParams> rope;
+
+  /// Pairs that are rotated.
+  int n_rotated() const { return rope ? rope->n_dims / 2 : 0; }
 
   /// `rope` null: nothing is rotated.
   static KeyPairs of(int head_dim, const RopeParams* rope);

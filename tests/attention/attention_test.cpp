@@ -463,7 +463,7 @@ TEST(Attention, TablesKnowTheirError) {
 TEST(Attention, TablesKnowWhichPairsTurn) {
   const RopeParams rope = plain_rope(256, RopeMode::kNeox);
   const KeyPairs pairs = KeyPairs::of(256, &rope);
-  EXPECT_EQ(pairs.n_rotated, 128);
+  EXPECT_EQ(pairs.n_rotated(), 128);
   EXPECT_EQ(pairs.n_turning, 112);
   EXPECT_EQ(KeyPairs::of(256, nullptr).n_turning, 0);
 }

@@ -39,7 +39,7 @@ class IntegerCase {
                (shape.spec.code_bits > 8 ? 2 : 1)),
         pairs_(make_pairs()),
         n_padded_((pairs_.pairs.size() + kQueryLanes - 1) / kQueryLanes * kQueryLanes),
-        angles_(static_cast<std::size_t>(pairs_.n_rotated) * 2 * kBlockCells),
+        angles_(static_cast<std::size_t>(pairs_.n_turning) * 2 * kBlockCells),
         queries_(n_padded_ * shape.n_rows * shape.n_blocks),
         factors_(shape.n_rows),
         p_(static_cast<std::size_t>(shape.n_rows) * shape.n_blocks * kBlockCells),
@@ -65,15 +65,15 @@ class IntegerCase {
 
   std::vector<float> scores(const KernelTable& kernel) {
     const ByteTables tables = ByteTables::keys(codebook_, pairs_, kernel.table_order);
-    ExactBuffer<std::int16_t> packed(packed_angle_words(pairs_.n_rotated));
-    kernel.pack_angles(angles_.data(), angles_.data() + angles_.size() / 2, pairs_.n_rotated,
+    ExactBuffer<std::int16_t> packed(packed_angle_words(pairs_.n_turning));
+    kernel.pack_angles(angles_.data(), angles_.data() + angles_.size() / 2, pairs_.n_turning,
                        4096.0F, packed.data());
     Aligned<float> result(static_cast<std::size_t>(shape_.n_rows) * shape_.n_blocks * kBlockCells);
     ScoreCodes call;
     call.blocks = blocks(tables);
     call.pairs = pairs_.pairs.data();
     call.n_pairs = static_cast<int>(pairs_.pairs.size());
-    call.n_rotated = pairs_.n_rotated;
+    call.n_rotated = pairs_.n_turning;
     call.rotation = packed.data();
     for (int b = 0; b < shape_.n_blocks; b++) {
       call.queries[b] = queries_.data() + n_padded_ * shape_.n_rows * b;
@@ -164,8 +164,8 @@ class IntegerCase {
     rope.n_dims = shape_.n_dims;
     rope.mode = shape_.mode;
     KeyPairs result = KeyPairs::of(shape_.head_dim, shape_.n_dims > 0 ? &rope : nullptr);
-    result.n_rotated -= shape_.n_still;
-    for (int i = result.n_rotated - 1; i > 0 && shape_.order != IntegerShape::kAsRope; i--) {
+    result.n_turning = result.n_rotated() - shape_.n_still;
+    for (int i = result.n_turning - 1; i > 0 && shape_.order != IntegerShape::kAsRope; i--) {
       ChannelPair& other = result.pairs[rng_.below(static_cast<std::uint64_t>(i) + 1)];
       if (shape_.order == IntegerShape::kMixedX) {
         std::swap(result.pairs[i].x, other.x);
