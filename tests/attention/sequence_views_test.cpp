@@ -267,6 +267,19 @@ TEST_F(ViewsTest, LayersAreOfAQueryAlone) {
   EXPECT_EQ(queries(), (std::vector<int>{1, 1, 1}));
 }
 
+// Up to ten queries, each of which sees a share of all cells.
+std::vector<std::vector<Cell>> random_sees(Cell n_cells, double share, Rng& rng) {
+  std::vector<std::vector<Cell>> sees(1 + rng.below(10));
+  for (auto& cells : sees) {
+    for (Cell t = 0; t < n_cells; t++) {
+      if (rng.uniform() < share) {
+        cells.push_back(t);
+      }
+    }
+  }
+  return sees;
+}
+
 TEST_F(ViewsTest, AnyPositionsAndMasks) {
   Rng rng(5);
   for (int round = 0; round < 50; round++) {
@@ -277,18 +290,57 @@ TEST_F(ViewsTest, AnyPositionsAndMasks) {
       positions.push_back(static_cast<Cell>(
           round % 2 == 0 ? rng.below(2000) : static_cast<std::uint32_t>(rng.below(1ULL << 32U))));
     }
-    std::vector<std::vector<Cell>> sees(1 + rng.below(10));
-    for (auto& cells : sees) {
-      for (Cell t = 0; t < n_cells; t++) {
-        if (rng.uniform() < 0.3) {
-          cells.push_back(t);
-        }
-      }
-    }
+    const auto sees = random_sees(n_cells, 0.3, rng);
     build(positions, sees);
     expect_sound(sees);
     const std::vector<int> n = queries();
     EXPECT_EQ(std::accumulate(n.begin(), n.end(), 0), static_cast<int>(sees.size()));
+  }
+}
+
+// Cells at positions of their own, in any order: queries agree whatever they see.
+TEST_F(ViewsTest, DistinctPositionsAreOneView) {
+  Rng rng(6);
+  for (int round = 0; round < 20; round++) {
+    std::vector<Cell> positions = run_of(static_cast<Cell>(rng.below(1000)), 300);
+    for (std::size_t t = positions.size() - 1; t > 0; t--) {
+      std::swap(positions[t], positions[rng.below(t + 1)]);
+    }
+    const auto sees = random_sees(300, 0.5, rng);
+    build(positions, sees);
+    expect_sound(sees);
+    EXPECT_EQ(queries(), std::vector<int>{static_cast<int>(sees.size())});
+  }
+}
+
+// Sequences that take turns as they like, each with positions from 0 on: queries that follow each
+// other and are of one sequence are a view.
+TEST_F(ViewsTest, EverySequenceInARowIsAView) {
+  Rng rng(7);
+  for (int round = 0; round < 50; round++) {
+    std::vector<std::vector<Cell>> cells(3);
+    std::vector<Cell> positions;
+    for (Cell t = 0; t < 400; t++) {
+      auto& own = cells[t < 3 ? static_cast<std::size_t>(t) : rng.below(3)];
+      positions.push_back(static_cast<Cell>(own.size()));
+      own.push_back(t);
+    }
+    std::vector<std::vector<Cell>> sees;
+    std::vector<int> want;
+    std::size_t before = cells.size();
+    for (std::uint64_t i = 0, n = 1 + rng.below(12); i < n; i++) {
+      const std::size_t sequence = rng.below(3);
+      const auto& own = cells[sequence];
+      sees.emplace_back(own.begin(), own.begin() + static_cast<Cell>(1 + rng.below(own.size())));
+      if (sequence != before) {
+        want.push_back(0);
+        before = sequence;
+      }
+      want.back()++;
+    }
+    build(positions, sees);
+    expect_sound(sees);
+    EXPECT_EQ(queries(), want) << round;
   }
 }
 
