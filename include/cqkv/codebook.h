@@ -65,6 +65,11 @@ class TensorCodebook {
   void encode(const float* rows, std::size_t n_rows, std::size_t row_stride,
               std::uint16_t* codes) const;
 
+  /// The same of n groups from `first` on, counted over all heads: rows and codes of other groups
+  /// are not touched, so that threads can share the groups of one row.
+  void encode_groups(const float* rows, std::size_t n_rows, std::size_t row_stride, int first,
+                     int n, std::uint16_t* codes) const;
+
   /// rows[r][channel] = centroid[g][codes[r][g]]; codes must be < n_centroids.
   void decode(const std::uint16_t* codes, std::size_t n_rows, float* rows,
               std::size_t row_stride) const;
@@ -79,8 +84,9 @@ class TensorCodebook {
   CodecSpec spec_;
   int n_kv_heads_ = 0;
   int head_dim_ = 0;
-  std::vector<float> centroids_;   // [kv_head, group, centroid, group_dim]
-  std::vector<float> transposed_;  // [kv_head, group, group_dim, padded centroids] for encode
+  std::vector<float> centroids_;  // [kv_head, group, centroid, group_dim]
+  // [kv_head, group, group_dim, padded centroids] for encode, in halves, which lose nothing
+  std::vector<std::uint16_t> transposed_;
 };
 
 /// Where a codebook comes from. Strings may be empty.

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "core/half.h"
 #include "core/hash.h"
@@ -23,18 +22,19 @@ int padded_centroids(const CodecSpec& spec) {
          kernels::kEncodeLanes;
 }
 
-// [group, centroid, group_dim] -> [group, group_dim, padded centroid], padding never nearest.
-std::vector<float> transpose(const std::vector<float>& centroids, const CodecSpec& spec) {
+// [group, centroid, group_dim] -> [group, group_dim, padded centroid] of halves, padding never
+// nearest.
+std::vector<std::uint16_t> transpose(const std::vector<float>& centroids, const CodecSpec& spec) {
   const int padded = padded_centroids(spec);
   const std::size_t in_floats = static_cast<std::size_t>(spec.n_centroids()) * spec.group_dim;
-  const std::size_t out_floats = static_cast<std::size_t>(padded) * spec.group_dim;
+  const std::size_t out_halves = static_cast<std::size_t>(padded) * spec.group_dim;
   const std::size_t n_groups = centroids.size() / in_floats;
-  std::vector<float> out(n_groups * out_floats, std::numeric_limits<float>::infinity());
+  std::vector<std::uint16_t> out(n_groups * out_halves, kHalfInfinity);
   for (std::size_t g = 0; g < n_groups; g++) {
     for (int i = 0; i < spec.n_centroids(); i++) {
       for (int j = 0; j < spec.group_dim; j++) {
-        out[g * out_floats + static_cast<std::size_t>(j) * padded + i] =
-            centroids[g * in_floats + static_cast<std::size_t>(i) * spec.group_dim + j];
+        out[g * out_halves + static_cast<std::size_t>(j) * padded + i] = float_to_half(
+            centroids[g * in_floats + static_cast<std::size_t>(i) * spec.group_dim + j]);
       }
     }
   }
@@ -79,11 +79,16 @@ Result<TensorCodebook> TensorCodebook::create(CodecSpec spec, int n_kv_heads, in
 
 void TensorCodebook::encode(const float* rows, std::size_t n_rows, std::size_t row_stride,
                             std::uint16_t* codes) const {
+  encode_groups(rows, n_rows, row_stride, 0, n_codes(), codes);
+}
+
+void TensorCodebook::encode_groups(const float* rows, std::size_t n_rows, std::size_t row_stride,
+                                   int first, int n, std::uint16_t* codes) const {
   const auto& kernel = kernels::active();
   const int padded = padded_centroids(spec_);
-  const std::size_t table_floats = static_cast<std::size_t>(padded) * spec_.group_dim;
-  for (int g = 0; g < n_codes(); g++) {
-    kernel.encode_group(transposed_.data() + g * table_floats, spec_.group_dim, padded,
+  const std::size_t table_halves = static_cast<std::size_t>(padded) * spec_.group_dim;
+  for (int g = first; g < first + n; g++) {
+    kernel.encode_group(transposed_.data() + g * table_halves, spec_.group_dim, padded,
                         rows + static_cast<std::size_t>(g) * spec_.group_dim, row_stride, n_rows,
                         codes + g, static_cast<std::size_t>(n_codes()));
   }

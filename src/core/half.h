@@ -8,6 +8,8 @@
 
 namespace cqkv {
 
+inline constexpr std::uint16_t kHalfInfinity = 0x7C00;
+
 /// -infinity: what a mask has where a cell is hidden.
 inline constexpr std::uint16_t kHalfMinusInfinity = 0xFC00;
 

@@ -115,53 +115,81 @@ Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, const ggml_tensor* rope
   return {};
 }
 
+constexpr int kChunk = 16;  // tokens of one task
+
+// What the steps of storing work on: the tokens of one task, from `first` on.
+struct TokenChunk {
+  std::size_t first;
+  std::size_t n;
+};
+
+TokenChunk chunk_at(int chunk, std::int64_t n_tokens) {
+  const std::int64_t first = static_cast<std::int64_t>(chunk) * kChunk;
+  return {static_cast<std::size_t>(first),
+          static_cast<std::size_t>(std::min<std::int64_t>(kChunk, n_tokens - first))};
+}
+
+// Rows as they are coded: before the rotation.
+void take_rows(const CodedTensor& tensor, const ggml_tensor* rows, const PositionBatch* batch,
+               TokenChunk chunk, float* out) {
+  const auto n_channels = static_cast<std::size_t>(tensor.codebook->n_channels());
+  for (std::size_t t = chunk.first; t < chunk.first + chunk.n; t++) {
+    float* row = out + t * n_channels;
+    std::memcpy(row, static_cast<const char*>(rows->data) + t * rows->nb[1],
+                n_channels * sizeof(float));
+    if (batch != nullptr) {
+      const std::size_t half = static_cast<std::size_t>(tensor.rope.n_dims) / 2;
+      rope_inverse(tensor.rope, batch->cosines.data() + t * half, batch->sines.data() + t * half,
+                   tensor.layout.n_kv_heads, tensor.layout.head_dim, row);
+    }
+  }
+}
+
 // `decoded` has room for one row.
-void write_exact_rows(const CodedTensor& tensor, const GraphScratch& scratch, std::int64_t first,
-                      std::int64_t last, float* decoded, std::uint8_t* exact) {
+void write_exact_rows(const CodedTensor& tensor, const GraphScratch& scratch, TokenChunk chunk,
+                      float* decoded, std::uint8_t* exact) {
   const auto n_channels = static_cast<std::size_t>(tensor.codebook->n_channels());
   const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
-  for (auto t = static_cast<std::size_t>(first); t < static_cast<std::size_t>(last); t++) {
+  for (std::size_t t = chunk.first; t < chunk.first + chunk.n; t++) {
     tensor.codebook->decode(scratch.codes.data() + t * n_codes, 1, decoded, n_channels);
     write_exact_row(tensor.exact, scratch.rows.data() + t * n_channels, decoded,
                     exact + t * tensor.exact.row_bytes());
   }
 }
 
-// Codes of all rows into scratch.codes and, unless `exact` is null, what the codes lose.
+// Codes of all rows into scratch.codes and, unless `exact` is null, what the codes lose. Threads
+// share the tokens, and where these are few, as in generation, the groups: the centroids of a
+// token's groups are megabytes over all layers.
 void encode_rows(const CodedTensor& tensor, const ggml_tensor* rows, const PositionBatch* batch,
                  std::uint8_t* exact, ParallelFor& parallel, GraphScratch& scratch) {
-  constexpr std::int64_t kChunk = 16;  // tokens of one task
-  const auto n_tokens = rows->ne[1];
+  const std::int64_t n_tokens = rows->ne[1];
   const auto n_channels = static_cast<std::size_t>(tensor.codebook->n_channels());
-  const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
+  const int n_codes = tensor.layout.n_codes();
   scratch.rows.resize(static_cast<std::size_t>(n_tokens) * n_channels);
   scratch.codes.resize(static_cast<std::size_t>(n_tokens) * n_codes);
   // Here, since tasks must not throw.
   scratch.decoded.resize(static_cast<std::size_t>(parallel.n_threads()) * n_channels);
-  const auto task = [&](int chunk, int thread) {
-    const std::int64_t first = chunk * kChunk;
-    const std::int64_t last = std::min(first + kChunk, n_tokens);
-    for (std::int64_t t = first; t < last; t++) {
-      float* row = scratch.rows.data() + static_cast<std::size_t>(t) * n_channels;
-      std::memcpy(row, static_cast<const char*>(rows->data) + t * rows->nb[1],
-                  n_channels * sizeof(float));
-      if (batch != nullptr) {
-        const std::size_t half = static_cast<std::size_t>(tensor.rope.n_dims) / 2;
-        rope_inverse(tensor.rope, batch->cosines.data() + static_cast<std::size_t>(t) * half,
-                     batch->sines.data() + static_cast<std::size_t>(t) * half,
-                     tensor.layout.n_kv_heads, tensor.layout.head_dim, row);
-      }
-    }
-    tensor.codebook->encode(scratch.rows.data() + static_cast<std::size_t>(first) * n_channels,
-                            static_cast<std::size_t>(last - first), n_channels,
-                            scratch.codes.data() + static_cast<std::size_t>(first) * n_codes);
-    if (exact != nullptr) {
-      write_exact_rows(tensor, scratch, first, last,
-                       scratch.decoded.data() + static_cast<std::size_t>(thread) * n_channels,
-                       exact);
-    }
-  };
-  parallel.run(static_cast<int>((n_tokens + kChunk - 1) / kChunk), task);
+  const auto n_chunks = static_cast<int>((n_tokens + kChunk - 1) / kChunk);
+  parallel.run(n_chunks, [&](int chunk, int) {
+    take_rows(tensor, rows, batch, chunk_at(chunk, n_tokens), scratch.rows.data());
+  });
+  const int n_parts = n_chunks == 0 ? 1 : (parallel.n_threads() + n_chunks - 1) / n_chunks;
+  const int part_codes = (n_codes + n_parts - 1) / n_parts;
+  parallel.run(n_chunks * n_parts, [&](int task, int) {
+    const TokenChunk chunk = chunk_at(task / n_parts, n_tokens);
+    const int first = task % n_parts * part_codes;
+    tensor.codebook->encode_groups(
+        scratch.rows.data() + chunk.first * n_channels, chunk.n, n_channels, first,
+        std::min(part_codes, n_codes - first),
+        scratch.codes.data() + chunk.first * static_cast<std::size_t>(n_codes));
+  });
+  if (exact == nullptr) {
+    return;
+  }
+  parallel.run(n_chunks, [&](int chunk, int thread) {
+    write_exact_rows(tensor, scratch, chunk_at(chunk, n_tokens),
+                     scratch.decoded.data() + static_cast<std::size_t>(thread) * n_channels, exact);
+  });
 }
 
 Status read_cells(const ggml_tensor* node, const CodedTensor& tensor,

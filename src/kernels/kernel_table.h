@@ -27,8 +27,8 @@ struct KernelTable {
   const char* name;
 
   /// codes[r * code_stride] = lowest i minimising sum_j (rows[r][j] - table[j][i])^2.
-  /// `table` is [group_dim, n_padded] f32; padding holds +inf.
-  void (*encode_group)(const float* table, int group_dim, int n_padded, const float* rows,
+  /// `table` is [group_dim, n_padded] f16; padding holds +inf.
+  void (*encode_group)(const std::uint16_t* table, int group_dim, int n_padded, const float* rows,
                        std::size_t row_stride, std::size_t n_rows, std::uint16_t* codes,
                        std::size_t code_stride) noexcept;
 

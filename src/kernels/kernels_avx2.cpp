@@ -17,11 +17,14 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) {
   return _mm256_fmadd_ps(a, b, c);
 }
 
+inline Vec widen(const std::uint16_t* in) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
+}
+
 inline void widen_halves(const std::uint16_t* in, std::size_t n, float* out) {
   std::size_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i));
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(halves));
+    _mm256_storeu_ps(out + i, widen(in + i));
   }
   for (; i < n; i++) {
     out[i] = _cvtsh_ss(in[i]);

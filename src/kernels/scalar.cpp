@@ -2,6 +2,7 @@
 // that means four lanes and separate multiplication and addition.
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace cqkv::kernels {
 namespace {
@@ -16,13 +17,22 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) {
 
 // Exponent and mantissa moved into place are the value times 2^-112, subnormals
 // included; infinities and NaN need the exponent filled up.
+inline Vec widen(const std::uint16_t* in) {
+  const IntVec halves = {in[0], in[1], in[2], in[3]};
+  const IntVec magnitude = (halves & 0x7FFF) << 13;
+  const Vec value = __builtin_bit_cast(Vec, magnitude) * 0x1p112F;
+  const IntVec special = (magnitude >= 0x0F800000) & 0x7F800000;
+  const IntVec sign = (halves & 0x8000) << 16;
+  return __builtin_bit_cast(Vec, __builtin_bit_cast(IntVec, value) | special | sign);
+}
+
 inline void widen_halves(const std::uint16_t* in, std::size_t n, float* out) {
-  for (std::size_t i = 0; i < n; i++) {
-    const std::uint32_t magnitude = (in[i] & 0x7FFFU) << 13U;
-    const float value = __builtin_bit_cast(float, magnitude) * 0x1p112F;
-    const std::uint32_t special = magnitude >= 0x0F800000U ? 0x7F800000U : 0U;
-    const std::uint32_t sign = (in[i] & 0x8000U) << 16U;
-    out[i] = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, value) | special | sign);
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    const std::size_t left = n - i < kLanes ? n - i : kLanes;
+    std::uint16_t halves[kLanes] = {};
+    std::memcpy(halves, in + i, left * sizeof(*in));
+    const Vec values = widen(halves);
+    std::memcpy(out + i, &values, left * sizeof(*out));
   }
 }
 

@@ -187,6 +187,24 @@ TEST(EncodingRows, DoNotInfluenceEachOther) {
   }
 }
 
+// Some groups at a time, and only theirs.
+TEST(EncodingRows, GroupsMayBeShared) {
+  const auto tensor = make_tensor({8, 8}, 2, 64, 5);
+  const auto rows = random_floats(5 * 128, 6);
+  std::vector<std::uint16_t> together(5 * tensor.n_codes());
+  tensor.encode(rows.data(), 5, 128, together.data());
+  constexpr std::uint16_t kUntouched = 0xFFFF;
+  std::vector<std::uint16_t> shared(together.size(), kUntouched);
+  tensor.encode_groups(rows.data(), 5, 128, 3, 6, shared.data());
+  for (std::size_t i = 0; i < shared.size(); i++) {
+    const int group = static_cast<int>(i) % tensor.n_codes();
+    ASSERT_EQ(shared[i], group >= 3 && group < 9 ? together[i] : kUntouched) << i;
+  }
+  tensor.encode_groups(rows.data(), 5, 128, 9, 7, shared.data());
+  tensor.encode_groups(rows.data(), 5, 128, 0, 3, shared.data());
+  EXPECT_EQ(shared, together);
+}
+
 Codebook make_codebook(int n_layers) {
   Codebook codebook;
   codebook.layers.resize(static_cast<std::size_t>(n_layers));
