@@ -102,7 +102,7 @@ nlohmann::ordered_json side_json(const TensorCodebook* tensor) {
     out["n_kv_heads"] = tensor->n_kv_heads();
     out["head_dim"] = tensor->head_dim();
     out["bits_per_channel"] = tensor->spec().bits_per_channel();
-    out["centroid_bytes"] = tensor->centroids().size() * 2;
+    out["centroid_bytes"] = tensor->centroids().size_bytes();
   }
   return out;
 }

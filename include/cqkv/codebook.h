@@ -44,14 +44,17 @@ class TensorCodebook {
   /// Channels of one row.
   int n_channels() const { return n_kv_heads_ * head_dim_; }
 
-  /// All centroids, [kv_head, group, centroid, group_dim].
-  std::span<const float> centroids() const { return centroids_; }
+  /// All centroids as 16-bit floats (IEEE binary16), [kv_head, group, centroid, group_dim].
+  std::span<const std::uint16_t> centroids() const { return centroids_; }
 
   /// The codebook of one group, [centroid, group_dim].
-  const float* group(int kv_head, int group) const {
+  const std::uint16_t* group(int kv_head, int group) const {
     return centroids_.data() +
-           (static_cast<std::size_t>(kv_head) * n_groups() + group) * group_floats();
+           (static_cast<std::size_t>(kv_head) * n_groups() + group) * group_values();
   }
+
+  /// The same as 32-bit floats.
+  std::vector<float> group_floats(int kv_head, int group) const;
 
   /// Encodes rows to the nearest centroid in plain L2:
   ///
@@ -77,16 +80,15 @@ class TensorCodebook {
  private:
   TensorCodebook() = default;
 
-  std::size_t group_floats() const {
+  std::size_t group_values() const {
     return static_cast<std::size_t>(spec_.n_centroids()) * spec_.group_dim;
   }
 
   CodecSpec spec_;
   int n_kv_heads_ = 0;
   int head_dim_ = 0;
-  std::vector<float> centroids_;  // [kv_head, group, centroid, group_dim]
-  // [kv_head, group, group_dim, padded centroids] for encode, in halves, which lose nothing
-  std::vector<std::uint16_t> transposed_;
+  std::vector<std::uint16_t> centroids_;   // [kv_head, group, centroid, group_dim]
+  std::vector<std::uint16_t> transposed_;  // [kv_head, group, group_dim, padded centroids]
 };
 
 /// Where a codebook comes from. Strings may be empty.

@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "core/half.h"
 #include "core/round_up.h"
 
 namespace cqkv {
@@ -99,10 +100,10 @@ void ByteTables::set_scales(const TensorCodebook& codebook) {
   const int dim = codebook.spec().group_dim;
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
     for (int d = 0; d < codebook.head_dim(); d++) {
-      const float* centroid = codebook.group(kv, d / dim) + d % dim;
+      const std::uint16_t* centroid = codebook.group(kv, d / dim) + d % dim;
       float largest = 0.0F;
       for (int i = 0; i < codebook.spec().n_centroids(); i++, centroid += dim) {
-        largest = std::max(largest, std::abs(*centroid));
+        largest = std::max(largest, std::abs(half_to_float(*centroid)));
       }
       scales_[kv * padded_ + d] = largest / kLargestByte;
     }
@@ -119,12 +120,12 @@ void ByteTables::set_bytes(const TensorCodebook& codebook) {
     for (int d = 0; d < codebook.head_dim(); d++) {
       const float scale = scales_[kv * padded_ + d];
       const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
-      const float* centroid = codebook.group(kv, d / dim) + d % dim;
+      const std::uint16_t* centroid = codebook.group(kv, d / dim) + d % dim;
       std::int8_t* byte =
           head + (by_channel ? static_cast<std::size_t>(d) * n_entries_
                              : static_cast<std::size_t>(d / dim) * n_entries_ * dim + d % dim);
       for (int i = 0; i < n; i++, centroid += dim, byte += by_channel ? 1 : dim) {
-        const float rounded = std::nearbyint(*centroid * inverse);
+        const float rounded = std::nearbyint(half_to_float(*centroid) * inverse);
         *byte = static_cast<std::int8_t>(std::clamp(rounded, -kLargestByte, kLargestByte));
       }
     }
@@ -143,9 +144,10 @@ void ByteTables::set_error(const TensorCodebook& codebook) {
       rounding += scales(kv)[d] * scales(kv)[d] / 12.0F;
     }
     const int n_samples = std::min(n, kSamples);
+    const std::vector<float> centroids = codebook.group_floats(kv, group);
     float distance = 0.0F;
     for (int sample = 0; sample < n_samples; sample++) {
-      distance += nearest_distance(codebook.group(kv, group), n, dim, sample * n / n_samples) /
+      distance += nearest_distance(centroids.data(), n, dim, sample * n / n_samples) /
                   static_cast<float>(n_samples);
     }
     // All centroids alike: there is nothing to tell apart.

@@ -30,12 +30,11 @@ Status check_groups(const TensorCodebook& keys, const std::vector<int>& groups) 
 Result<TensorCodebook> chosen_centroids(const TensorCodebook& keys,
                                         const std::vector<int>& groups) {
   const CodecSpec spec = keys.spec();
-  const auto group_floats = static_cast<std::size_t>(spec.n_centroids()) * spec.group_dim;
   std::vector<float> centroids;
-  centroids.reserve(groups.size() * group_floats);
   for (const int group : groups) {
-    const float* from = keys.group(group / keys.n_groups(), group % keys.n_groups());
-    centroids.insert(centroids.end(), from, from + group_floats);
+    const std::vector<float> of_group =
+        keys.group_floats(group / keys.n_groups(), group % keys.n_groups());
+    centroids.insert(centroids.end(), of_group.begin(), of_group.end());
   }
   return TensorCodebook::create(spec, 1, static_cast<int>(groups.size()) * spec.group_dim,
                                 std::move(centroids));

@@ -22,19 +22,20 @@ int padded_centroids(const CodecSpec& spec) {
          kernels::kEncodeLanes;
 }
 
-// [group, centroid, group_dim] -> [group, group_dim, padded centroid] of halves, padding never
-// nearest.
-std::vector<std::uint16_t> transpose(const std::vector<float>& centroids, const CodecSpec& spec) {
+// [group, centroid, group_dim] -> [group, group_dim, padded centroid], as encode_group wants them:
+// padding is never nearest.
+std::vector<std::uint16_t> transpose(const std::vector<std::uint16_t>& centroids,
+                                     const CodecSpec& spec) {
   const int padded = padded_centroids(spec);
-  const std::size_t in_floats = static_cast<std::size_t>(spec.n_centroids()) * spec.group_dim;
-  const std::size_t out_halves = static_cast<std::size_t>(padded) * spec.group_dim;
-  const std::size_t n_groups = centroids.size() / in_floats;
-  std::vector<std::uint16_t> out(n_groups * out_halves, kHalfInfinity);
+  const std::size_t n_in = static_cast<std::size_t>(spec.n_centroids()) * spec.group_dim;
+  const std::size_t n_out = static_cast<std::size_t>(padded) * spec.group_dim;
+  const std::size_t n_groups = centroids.size() / n_in;
+  std::vector<std::uint16_t> out(n_groups * n_out, kHalfInfinity);
   for (std::size_t g = 0; g < n_groups; g++) {
     for (int i = 0; i < spec.n_centroids(); i++) {
       for (int j = 0; j < spec.group_dim; j++) {
-        out[g * out_halves + static_cast<std::size_t>(j) * padded + i] = float_to_half(
-            centroids[g * in_floats + static_cast<std::size_t>(i) * spec.group_dim + j]);
+        out[g * n_out + static_cast<std::size_t>(j) * padded + i] =
+            centroids[g * n_in + static_cast<std::size_t>(i) * spec.group_dim + j];
       }
     }
   }
@@ -63,18 +64,23 @@ Result<TensorCodebook> TensorCodebook::create(CodecSpec spec, int n_kv_heads, in
   result.spec_ = spec;
   result.n_kv_heads_ = n_kv_heads;
   result.head_dim_ = head_dim;
+  result.centroids_.resize(centroids.size());
   for (std::size_t i = 0; i < centroids.size(); i++) {
-    const float rounded = half_to_float(float_to_half(centroids[i]));
-    if (!std::isfinite(rounded)) {
+    result.centroids_[i] = float_to_half(centroids[i]);
+    if (!std::isfinite(half_to_float(result.centroids_[i]))) {
       return invalid_argument(
           "codebook " + spec.name() + ": centroid value " + std::to_string(centroids[i]) + " (" +
           at_group(i, spec, head_dim / spec.group_dim) + ") is not finite as a 16-bit float");
     }
-    centroids[i] = rounded;
   }
-  result.transposed_ = transpose(centroids, spec);
-  result.centroids_ = std::move(centroids);
+  result.transposed_ = transpose(result.centroids_, spec);
   return result;
+}
+
+std::vector<float> TensorCodebook::group_floats(int kv_head, int group) const {
+  std::vector<float> floats(group_values());
+  kernels::active().half_to_float_n(this->group(kv_head, group), floats.size(), floats.data());
+  return floats;
 }
 
 void TensorCodebook::encode(const float* rows, std::size_t n_rows, std::size_t row_stride,
@@ -96,12 +102,21 @@ void TensorCodebook::encode_groups(const float* rows, std::size_t n_rows, std::s
 
 void TensorCodebook::decode(const std::uint16_t* codes, std::size_t n_rows, float* rows,
                             std::size_t row_stride) const {
-  const int dim = spec_.group_dim;
+  const auto& kernel = kernels::active();
+  const auto dim = static_cast<std::size_t>(spec_.group_dim);
+  const auto n_groups = static_cast<std::size_t>(n_codes());
+  // Some groups at a time, since they are short.
+  constexpr std::size_t kPiece = 256;
+  const std::size_t piece_groups = kPiece / dim;
   for (std::size_t r = 0; r < n_rows; r++) {
-    for (int g = 0; g < n_codes(); g++) {
-      const float* centroid = centroids_.data() + static_cast<std::size_t>(g) * group_floats() +
-                              static_cast<std::size_t>(codes[r * n_codes() + g]) * dim;
-      std::copy_n(centroid, dim, rows + r * row_stride + static_cast<std::size_t>(g) * dim);
+    for (std::size_t first = 0; first < n_groups; first += piece_groups) {
+      const std::size_t n = std::min(piece_groups, n_groups - first);
+      std::uint16_t halves[kPiece];
+      for (std::size_t g = first; g < first + n; g++) {
+        std::copy_n(centroids_.data() + g * group_values() + codes[r * n_groups + g] * dim, dim,
+                    halves + (g - first) * dim);
+      }
+      kernel.half_to_float_n(halves, n * dim, rows + r * row_stride + first * dim);
     }
   }
 }
@@ -119,8 +134,10 @@ std::uint64_t Codebook::identity() const {
       };
       hash = hash_bytes(shape, sizeof(shape), hash);
       if (tensor != nullptr) {
-        const auto values = tensor->centroids();
-        hash = hash_bytes(values.data(), values.size_bytes(), hash);
+        // As 32-bit floats, by which codebooks have always been known.
+        std::vector<float> values(tensor->centroids().size());
+        kernels::active().half_to_float_n(tensor->centroids().data(), values.size(), values.data());
+        hash = hash_bytes(values.data(), values.size() * sizeof(float), hash);
       }
     }
   }
@@ -151,7 +168,7 @@ std::size_t Codebook::centroid_bytes() const {
   for (const auto& layer : layers) {
     for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
       if (const TensorCodebook* tensor = layer.get(kind)) {
-        bytes += tensor->centroids().size() * sizeof(std::uint16_t);
+        bytes += tensor->centroids().size_bytes();
       }
     }
   }

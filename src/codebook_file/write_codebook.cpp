@@ -127,13 +127,8 @@ std::vector<const TensorCodebook*> add_tensors(gguf_context* out, ggml_context* 
 }
 
 Status write_tensor(AtomicFile& file, const TensorCodebook& tensor, std::size_t alignment) {
-  const auto centroids = tensor.centroids();
-  std::vector<std::uint16_t> halves(centroids.size());
-  for (std::size_t i = 0; i < centroids.size(); i++) {
-    halves[i] = float_to_half(centroids[i]);
-  }
-  const std::size_t n_bytes = halves.size() * sizeof(halves[0]);
-  CQKV_RETURN_IF_ERROR(file.write(halves.data(), n_bytes));
+  const std::size_t n_bytes = tensor.centroids().size_bytes();
+  CQKV_RETURN_IF_ERROR(file.write(tensor.centroids().data(), n_bytes));
   const std::vector<char> padding((alignment - n_bytes % alignment) % alignment);
   return file.write(padding.data(), padding.size());
 }

@@ -33,12 +33,12 @@ struct KernelTable {
                        std::size_t code_stride) noexcept;
 
   /// Decodes one group of a block, channel by channel: tile[j * 64 + t] = centroids[codes[t]][j]
-  /// for t < 64 and j < group_dim.
-  void (*decode_channels)(const float* centroids, int group_dim, const std::uint16_t* codes,
+  /// for t < 64 and j < group_dim. Centroids are f16.
+  void (*decode_channels)(const std::uint16_t* centroids, int group_dim, const std::uint16_t* codes,
                           float* tile) noexcept;
 
   /// Decodes one group of a block, token by token: tile[t * stride + j] = centroids[codes[t]][j].
-  void (*decode_tokens)(const float* centroids, int group_dim, const std::uint16_t* codes,
+  void (*decode_tokens)(const std::uint16_t* centroids, int group_dim, const std::uint16_t* codes,
                         float* tile, std::size_t stride) noexcept;
 
   /// Turns 64 rows into channels: tile[j * 64 + t] = rows[t * stride + j] for j < n_channels.

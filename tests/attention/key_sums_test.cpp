@@ -43,8 +43,8 @@ TEST(KeySums, TakesTheChosenGroups) {
   EXPECT_EQ(sums.n_kv_heads(), 2);
   EXPECT_EQ(sums.groups(), groups);
   for (std::size_t i = 0; i < groups.size(); i++) {
-    const float* want = keys.group(groups[i] / 4, groups[i] % 4);
-    const float* got = sums.centroids().group(0, static_cast<int>(i));
+    const std::uint16_t* want = keys.group(groups[i] / 4, groups[i] % 4);
+    const std::uint16_t* got = sums.centroids().group(0, static_cast<int>(i));
     EXPECT_TRUE(std::equal(want, want + 64 * 8, got)) << "group " << groups[i];
   }
   ASSERT_NE(sums.tables(), nullptr);

@@ -13,13 +13,13 @@ INSTANTIATE_TEST_SUITE_P(Levels, DecodeTest, all_levels(), level_name);
 
 void expect_decoded_channels(const KernelTable& kernel, int dim, int n_centroids) {
   Rng rng(dim * 10000 + n_centroids);
-  const auto centroids = random_floats(static_cast<std::size_t>(n_centroids) * dim, rng);
+  const auto centroids = random_halves(static_cast<std::size_t>(n_centroids) * dim, rng);
   auto codes = random_codes(kBlockCells, n_centroids, rng);
   codes[kBlockCells - 1] = static_cast<std::uint16_t>(n_centroids - 1);
   ExactBuffer<float> tile(static_cast<std::size_t>(dim) * kBlockCells);
   kernel.decode_channels(centroids.data(), dim, codes.data(), tile.data());
   for (int at = 0; at < dim * kBlockCells; at++) {
-    ASSERT_EQ(tile[at], centroids[codes[at % kBlockCells] * dim + at / kBlockCells])
+    ASSERT_EQ(tile[at], half_to_float(centroids[codes[at % kBlockCells] * dim + at / kBlockCells]))
         << dim << " channels, " << n_centroids << " centroids, at " << at;
   }
 }
@@ -35,7 +35,7 @@ TEST_P(DecodeTest, ChannelsForEveryGroupDimAndCodeBits) {
 TEST_P(DecodeTest, TokensLeaveTheGapAlone) {
   for (const int dim : {1, 2, 4, 8, 16}) {
     Rng rng(dim);
-    const auto centroids = random_floats(static_cast<std::size_t>(256) * dim, rng);
+    const auto centroids = random_halves(static_cast<std::size_t>(256) * dim, rng);
     const auto codes = random_codes(kBlockCells, 256, rng);
     const int stride = dim + 3;
     ExactBuffer<float> tile(static_cast<std::size_t>(kBlockCells - 1) * stride + dim);
@@ -44,7 +44,8 @@ TEST_P(DecodeTest, TokensLeaveTheGapAlone) {
     for (std::size_t i = 0; i < tile.size(); i++) {
       const std::size_t t = i / stride;
       const int j = static_cast<int>(i % stride);
-      ASSERT_EQ(tile[i], j < dim ? centroids[codes[t] * dim + j] : 77.0F) << dim << " at " << i;
+      ASSERT_EQ(tile[i], j < dim ? half_to_float(centroids[codes[t] * dim + j]) : 77.0F)
+          << dim << " at " << i;
     }
   }
 }

@@ -8,8 +8,8 @@
 namespace cqkv::kernels {
 namespace {
 
-// Normally distributed numbers that are halves, as centroids are.
-ExactBuffer<float> random_halves(std::size_t n, Rng& rng) {
+// Normally distributed, and exact as halves.
+ExactBuffer<float> random_centroids(std::size_t n, Rng& rng) {
   ExactBuffer<float> values = random_floats(n, rng);
   for (float& value : values) {
     value = half_to_float(float_to_half(value));
@@ -46,7 +46,7 @@ TEST_P(EncodeTest, CentroidGetsItsOwnIndex) {
   for (const int dim : {1, 2, 4, 8, 16}) {
     for (const int n : {2, 8, 16, 256, 1024}) {
       Rng rng(dim + n);
-      const auto centroids = random_halves(static_cast<std::size_t>(n) * dim, rng);
+      const auto centroids = random_centroids(static_cast<std::size_t>(n) * dim, rng);
       const auto codes = encode(centroids, dim, centroids, dim, n);
       for (int i = 0; i < n; i++) {
         ASSERT_LE(codes[i], i) << dim << " channels, " << n << " centroids";
@@ -73,7 +73,7 @@ TEST_P(EncodeTest, FindsTheNearest) {
   for (const int dim : {1, 2, 4, 8, 16}) {
     for (const std::size_t n_rows : {0, 1, 2, 5, 31}) {
       Rng rng(dim);
-      const auto centroids = random_halves(static_cast<std::size_t>(64) * dim, rng);
+      const auto centroids = random_centroids(static_cast<std::size_t>(64) * dim, rng);
       const std::size_t stride = dim + 1;
       const auto rows = random_floats(n_rows == 0 ? 0 : (n_rows - 1) * stride + dim, rng);
       const auto codes = encode(centroids, dim, rows, stride, n_rows);
@@ -115,7 +115,7 @@ TEST_P(EncodeTest, HugeValuesGetALegalCode) {
 
 TEST_P(EncodeTest, RowsDoNotDependOnTheirNeighbours) {
   Rng rng(3);
-  const auto centroids = random_halves(static_cast<std::size_t>(256) * 8, rng);
+  const auto centroids = random_centroids(static_cast<std::size_t>(256) * 8, rng);
   const auto rows = random_floats(7 * 8, rng);
   const auto together = encode(centroids, 8, rows, 8, 7);
   for (std::size_t r = 0; r < 7; r++) {

@@ -9,6 +9,7 @@
 
 #include "cqkv/isa.h"
 
+#include "core/half.h"
 #include "core/rng.h"
 #include "kernels/dispatch.h"
 #include "support/exact_buffer.h"
@@ -31,6 +32,15 @@ inline ExactBuffer<float> random_floats(std::size_t n, Rng& rng) {
   ExactBuffer<float> values(n);
   for (float& value : values) {
     value = static_cast<float>(rng.normal());
+  }
+  return values;
+}
+
+/// Halves of the same distribution.
+inline ExactBuffer<std::uint16_t> random_halves(std::size_t n, Rng& rng) {
+  ExactBuffer<std::uint16_t> values(n);
+  for (std::uint16_t& value : values) {
+    value = float_to_half(static_cast<float>(rng.normal()));
   }
   return values;
 }
