@@ -18,7 +18,7 @@ namespace cqkv {
 /// The centroids of the keys or the values of one layer.
 ///
 /// Axes, slowest first: [kv_head, group, centroid, group_dim]. Every group has
-/// its own codebook (paper, section 3.2). Centroids are 16-bit floats in value:
+/// its own codebook (paper, section 3.2). Centroids are 16-bit floats, to which
 /// `create` rounds, so a codebook read back from its file is bit-equal.
 /// Const after construction; all methods may run at once.
 class TensorCodebook {
@@ -27,7 +27,7 @@ class TensorCodebook {
   /// @return kInvalidArgument if the shape is illegal, the count disagrees or a
   ///   centroid is not finite as a 16-bit float.
   static Result<TensorCodebook> create(CodecSpec spec, int n_kv_heads, int head_dim,
-                                       std::vector<float> centroids);
+                                       std::span<const float> centroids);
 
   const CodecSpec& spec() const { return spec_; }
 
@@ -53,7 +53,7 @@ class TensorCodebook {
            (static_cast<std::size_t>(kv_head) * n_groups() + group) * group_values();
   }
 
-  /// The same as 32-bit floats.
+  /// The same as 32-bit floats. May throw std::bad_alloc.
   std::vector<float> group_floats(int kv_head, int group) const;
 
   /// Encodes rows to the nearest centroid in plain L2:
@@ -68,8 +68,8 @@ class TensorCodebook {
   void encode(const float* rows, std::size_t n_rows, std::size_t row_stride,
               std::uint16_t* codes) const;
 
-  /// The same of n groups from `first` on, counted over all heads: rows and codes of other groups
-  /// are not touched, so that threads can share the groups of one row.
+  /// The same of n >= 0 groups from `first` on, counted over all heads, first + n <= n_codes():
+  /// codes of other groups are not touched, so that threads can share the groups of one row.
   void encode_groups(const float* rows, std::size_t n_rows, std::size_t row_stride, int first,
                      int n, std::uint16_t* codes) const;
 
@@ -127,6 +127,7 @@ struct Codebook {
 
   /// A 64-bit hash of all specs, shapes and centroid values: two codebooks with
   /// the same identity code alike. Names and provenance do not enter.
+  /// May throw std::bad_alloc.
   std::uint64_t identity() const;
 
   /// Bits of codes per channel, averaged over the channels of coded and exact

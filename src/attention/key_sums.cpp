@@ -37,7 +37,7 @@ Result<TensorCodebook> chosen_centroids(const TensorCodebook& keys,
     centroids.insert(centroids.end(), of_group.begin(), of_group.end());
   }
   return TensorCodebook::create(spec, 1, static_cast<int>(groups.size()) * spec.group_dim,
-                                std::move(centroids));
+                                centroids);
 }
 
 }  // namespace

@@ -84,7 +84,8 @@ class SequenceViews {
                            : lanes_[static_cast<std::size_t>(block.lanes) + lane];
   }
 
-  /// How to gather the codes of a block that is not in place, n_pieces of them.
+  /// How to gather the codes of a block that is not in place, n_pieces of them. (Only codes of 8
+  /// bits are gathered so; for whom, views do not know.)
   const kernels::CodePieces* pieces(const ViewBlock& block) const {
     return pieces_.data() + block.pieces;
   }

@@ -1,7 +1,6 @@
 // Packing of codes into planes and back; see code_blocks.h for the layout.
 #include "cache/code_blocks.h"
 
-#include <bit>
 #include <cstring>
 
 namespace cqkv {

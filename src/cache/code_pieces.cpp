@@ -45,13 +45,13 @@ struct Pieces {
 void add_pieces(const std::int32_t* cells, std::vector<CodePieces>* pieces) {
   for (int to = 0; to < kernels::kBlockCells; to += kPieceCells) {
     const Pieces found(cells + to);
-    // Even of none there are two, so that zeros are written. Behind the last stands one that has
-    // no cells.
+    // Even of none there are two, so that zeros are written. Behind the last stands the one before
+    // again, with no cells.
     for (int piece = 0; piece == 0 || piece < found.n; piece += 2) {
       CodePieces two;
       two.to = static_cast<std::uint8_t>(to);
       for (int p = 0; p < 2; p++) {
-        two.cells[p] = found.cells[piece + p];
+        two.cells[p] = found.cells[piece + p < found.n ? piece + p : piece];
         std::copy_n(found.order[piece + p], kPieceCells, two.order[p]);
       }
       pieces->push_back(two);

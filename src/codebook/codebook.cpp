@@ -45,7 +45,7 @@ std::vector<std::uint16_t> transpose(const std::vector<std::uint16_t>& centroids
 }  // namespace
 
 Result<TensorCodebook> TensorCodebook::create(CodecSpec spec, int n_kv_heads, int head_dim,
-                                              std::vector<float> centroids) {
+                                              std::span<const float> centroids) {
   CQKV_RETURN_IF_ERROR(spec.check(head_dim));
   if (spec.exact()) {
     return invalid_argument("codebook: configuration 'exact' has no centroids");
@@ -106,12 +106,12 @@ void TensorCodebook::decode(const std::uint16_t* codes, std::size_t n_rows, floa
   const auto dim = static_cast<std::size_t>(spec_.group_dim);
   const auto n_groups = static_cast<std::size_t>(n_codes());
   // Some groups at a time, since they are short.
-  constexpr std::size_t kPiece = 256;
-  const std::size_t piece_groups = kPiece / dim;
+  constexpr std::size_t kMaxHalves = 256;
+  const std::size_t most_groups = kMaxHalves / dim;
   for (std::size_t r = 0; r < n_rows; r++) {
-    for (std::size_t first = 0; first < n_groups; first += piece_groups) {
-      const std::size_t n = std::min(piece_groups, n_groups - first);
-      std::uint16_t halves[kPiece];
+    for (std::size_t first = 0; first < n_groups; first += most_groups) {
+      const std::size_t n = std::min(most_groups, n_groups - first);
+      std::uint16_t halves[kMaxHalves];
       for (std::size_t g = first; g < first + n; g++) {
         std::copy_n(centroids_.data() + g * group_values() + codes[r * n_groups + g] * dim, dim,
                     halves + (g - first) * dim);

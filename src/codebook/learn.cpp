@@ -86,8 +86,8 @@ class TensorLearner {
       stats.n_converged += result.converged ? 1 : 0;
       stats.n_uniform_fallback += result.uniform_fallback ? 1 : 0;
     }
-    auto codebook = TensorCodebook::create(input_.spec, input_.n_kv_heads, input_.head_dim,
-                                           std::move(centroids_));
+    auto codebook =
+        TensorCodebook::create(input_.spec, input_.n_kv_heads, input_.head_dim, centroids_);
     CQKV_RETURN_IF_ERROR(codebook.status());
     return LearnedTensor{*std::move(codebook), stats};
   }

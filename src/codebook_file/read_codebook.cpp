@@ -250,9 +250,8 @@ Status Reader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec
   }
   std::vector<float> centroids;
   CQKV_RETURN_IF_ERROR(read_centroids(id, name, centroids));
-  auto tensor =
-      TensorCodebook::create(spec, static_cast<int>(ne[3]),
-                             static_cast<int>(ne[2]) * spec.group_dim, std::move(centroids));
+  auto tensor = TensorCodebook::create(spec, static_cast<int>(ne[3]),
+                                       static_cast<int>(ne[2]) * spec.group_dim, centroids);
   if (!tensor.ok()) {
     return fields_.bad("tensor '" + name + "': " + tensor.status().message());
   }

@@ -11,7 +11,6 @@
 #include "codebook_file/codebook_file.h"
 #include "codebook_file/format.h"
 #include "codebook_file/gguf_scan.h"
-#include "core/half.h"
 
 namespace cqkv {
 namespace {

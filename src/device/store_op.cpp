@@ -115,9 +115,9 @@ Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, const ggml_tensor* rope
   return {};
 }
 
-constexpr int kChunk = 16;  // tokens of one task
+constexpr int kChunk = 16;  // tokens that one thread works on
 
-// What the steps of storing work on: the tokens of one task, from `first` on.
+// From `first` on.
 struct TokenChunk {
   std::size_t first;
   std::size_t n;
@@ -174,13 +174,12 @@ void encode_rows(const CodedTensor& tensor, const ggml_tensor* rows, const Posit
     take_rows(tensor, rows, batch, chunk_at(chunk, n_tokens), scratch.rows.data());
   });
   const int n_parts = n_chunks == 0 ? 1 : (parallel.n_threads() + n_chunks - 1) / n_chunks;
-  const int part_codes = (n_codes + n_parts - 1) / n_parts;
   parallel.run(n_chunks * n_parts, [&](int task, int) {
     const TokenChunk chunk = chunk_at(task / n_parts, n_tokens);
-    const int first = task % n_parts * part_codes;
+    const int first = n_codes * (task % n_parts) / n_parts;
+    const int end = n_codes * (task % n_parts + 1) / n_parts;
     tensor.codebook->encode_groups(
-        scratch.rows.data() + chunk.first * n_channels, chunk.n, n_channels, first,
-        std::min(part_codes, n_codes - first),
+        scratch.rows.data() + chunk.first * n_channels, chunk.n, n_channels, first, end - first,
         scratch.codes.data() + chunk.first * static_cast<std::size_t>(n_codes));
   });
   if (exact == nullptr) {

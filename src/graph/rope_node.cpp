@@ -19,6 +19,32 @@ RopeSections sections_of(const ggml_tensor* node) {
   return sections;
 }
 
+bool has_memory(const ggml_tensor* tensor) {
+  return tensor->data != nullptr && tensor->buffer != nullptr;
+}
+
+Status read_factors(const ggml_tensor* node, RopeParams& params) {
+  const ggml_tensor* factors = node->src[2];
+  if (factors == nullptr) {
+    return {};
+  }
+  if (factors->type != GGML_TYPE_F32 || ggml_nelements(factors) < params.n_dims / 2) {
+    return unsupported("frequency factors of type " + std::string(ggml_type_name(factors->type)) +
+                       ", " + std::to_string(ggml_nelements(factors)) + " of them, want f32, " +
+                       std::to_string(params.n_dims / 2));
+  }
+  if (!has_memory(factors)) {
+    return has_memory(node)
+               ? Status(StatusCode::kInternal,
+                        "frequency factors '" + std::string(factors->name) + "' have no memory")
+               : Status();
+  }
+  params.freq_factors.resize(static_cast<std::size_t>(params.n_dims) / 2);
+  ggml_backend_tensor_get(factors, params.freq_factors.data(), 0,
+                          params.freq_factors.size() * sizeof(float));
+  return {};
+}
+
 }  // namespace
 
 bool has_sections(const ggml_tensor* node) {
@@ -46,19 +72,13 @@ Result<RopeParams> read_rope(const ggml_tensor* node) {
   params.attn_factor = op_param<float>(node, 8);
   params.beta_fast = op_param<float>(node, 9);
   params.beta_slow = op_param<float>(node, 10);
-  const ggml_tensor* factors = node->src[2];
-  if (factors != nullptr && factors->data != nullptr && factors->buffer != nullptr) {
-    params.freq_factors.resize(static_cast<std::size_t>(params.n_dims) / 2);
-    if (factors->type != GGML_TYPE_F32 || ggml_nelements(factors) < params.n_dims / 2) {
-      return unsupported("frequency factors of an unexpected shape");
-    }
-    ggml_backend_tensor_get(factors, params.freq_factors.data(), 0,
-                            params.freq_factors.size() * sizeof(float));
-  }
+  const auto head_dim = static_cast<int>(node->ne[0]);
+  CQKV_RETURN_IF_ERROR(params.check(head_dim));
+  CQKV_RETURN_IF_ERROR(read_factors(node, params));
   if (has_sections(node)) {
     sections_of(node).stop_fourth(params.n_dims / 2, params.freq_factors);
   }
-  CQKV_RETURN_IF_ERROR(params.check(static_cast<int>(node->ne[0])));
+  CQKV_RETURN_IF_ERROR(params.check(head_dim));
   return params;
 }
 

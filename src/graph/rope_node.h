@@ -14,10 +14,11 @@ namespace cqkv {
 bool has_sections(const ggml_tensor* node);
 
 /// The parameters of a ROPE node over text, for which rotations in sections are NeoX
-/// (RopeSections). Frequency factors without memory, as when a model is not loaded yet, count as
+/// (RopeSections). Of a graph that is only planned, without memory, frequency factors count as
 /// none. kUnsupported for other modes than normal, NeoX and sections, for a rotation that begins
-/// behind the first channel and for factors of an unexpected shape; kInvalidArgument or so for
-/// parameters that RopeParams::check refuses.
+/// behind the first channel and for factors of an unexpected shape; kInvalidArgument for
+/// parameters that RopeParams::check refuses; kInternal if factors are missing in a graph that has
+/// memory.
 Result<RopeParams> read_rope(const ggml_tensor* node);
 
 }  // namespace cqkv

@@ -389,7 +389,7 @@ void expect_batches_do_not_matter(const CacheShape& shape, int n) {
   ASSERT_FALSE(want.empty()) << Backend::get().last_error();
   const std::size_t per_token = static_cast<std::size_t>(shape.n_heads) * shape.head_dim;
   for (const int step : {1, 7, 64, 150}) {
-    for (const int n_threads : {1, 3}) {
+    for (const int n_threads : {1, 3, 11}) {
       TestCache cache(shape, n_threads);
       for (int first = 0; first < n; first += step) {
         const int count = std::min(step, n - first);

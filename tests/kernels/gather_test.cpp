@@ -1,7 +1,6 @@
 // Codes of blocks whose cells are anywhere.
 #include <algorithm>
 #include <array>
-#include <numeric>
 #include <vector>
 
 #include "cache/code_blocks.h"

@@ -20,7 +20,7 @@ inline TensorCodebook random_tensor(CodecSpec spec, int n_kv_heads, int head_dim
   for (auto& value : values) {
     value = static_cast<float>(rng.normal());
   }
-  return TensorCodebook::create(spec, n_kv_heads, head_dim, std::move(values)).value();
+  return TensorCodebook::create(spec, n_kv_heads, head_dim, values).value();
 }
 
 /// Nearly lossless: every channel by itself in 4096 levels between -range and range.
@@ -32,7 +32,7 @@ inline TensorCodebook grid_tensor(int n_kv_heads, int head_dim, float range) {
     const auto level = static_cast<float>(i % n_levels);
     values[i] = range * (2.0F * level / static_cast<float>(n_levels - 1) - 1.0F);
   }
-  return TensorCodebook::create(kSpec, n_kv_heads, head_dim, std::move(values)).value();
+  return TensorCodebook::create(kSpec, n_kv_heads, head_dim, values).value();
 }
 
 /// All layers alike; an exact spec leaves its side empty.
