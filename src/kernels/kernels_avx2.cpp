@@ -21,16 +21,6 @@ inline Vec widen(const std::uint16_t* in) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
 }
 
-inline void widen_halves(const std::uint16_t* in, std::size_t n, float* out) {
-  std::size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    _mm256_storeu_ps(out + i, widen(in + i));
-  }
-  for (; i < n; i++) {
-    out[i] = _cvtsh_ss(in[i]);
-  }
-}
-
 using Bytes = std::uint8_t __attribute__((vector_size(16)));
 
 inline Bytes pick_bytes(Bytes from, Bytes order) {

@@ -2,7 +2,6 @@
 // that means four lanes and separate multiplication and addition.
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 namespace cqkv::kernels {
 namespace {
@@ -24,16 +23,6 @@ inline Vec widen(const std::uint16_t* in) {
   const IntVec special = (magnitude >= 0x0F800000) & 0x7F800000;
   const IntVec sign = (halves & 0x8000) << 16;
   return __builtin_bit_cast(Vec, __builtin_bit_cast(IntVec, value) | special | sign);
-}
-
-inline void widen_halves(const std::uint16_t* in, std::size_t n, float* out) {
-  for (std::size_t i = 0; i < n; i += kLanes) {
-    const std::size_t left = n - i < kLanes ? n - i : kLanes;
-    std::uint16_t halves[kLanes] = {};
-    std::memcpy(halves, in + i, left * sizeof(*in));
-    const Vec values = widen(halves);
-    std::memcpy(out + i, &values, left * sizeof(*out));
-  }
 }
 
 using Bytes = std::uint8_t __attribute__((vector_size(16)));

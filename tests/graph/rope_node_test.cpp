@@ -19,28 +19,26 @@ class RopeNodeTest : public testing::Test {
  protected:
   struct Free {
     void operator()(ggml_context* context) const { ggml_free(context); }
+
     void operator()(ggml_backend_buffer* buffer) const { ggml_backend_buffer_free(buffer); }
   };
 
   RopeNodeTest() : context_(ggml_init({1 << 16, nullptr, /*no_alloc=*/true})) {}
 
-  ggml_tensor* vector(ggml_type type, int n) {
-    return ggml_new_tensor_1d(context_.get(), type, n);
-  }
+  ggml_tensor* vector(ggml_type type, int n) { return ggml_new_tensor_1d(context_.get(), type, n); }
 
   // With other numbers for all parameters.
   ggml_tensor* rope(int mode, ggml_tensor* factors = nullptr, int n_dims = kDims) {
     ggml_tensor* rows = ggml_new_tensor_3d(context_.get(), GGML_TYPE_F32, kHeadDim, 2, 3);
-    ggml_tensor* node =
-        ggml_rope_ext(context_.get(), rows, vector(GGML_TYPE_I32, 3), factors, kDims, mode, 4096,
-                      5e5F, 0.25F, 1.0F, 1.5F, 30.0F, 2.0F);
+    ggml_tensor* node = ggml_rope_ext(context_.get(), rows, vector(GGML_TYPE_I32, 3), factors,
+                                      kDims, mode, 4096, 5e5F, 0.25F, 1.0F, 1.5F, 30.0F, 2.0F);
     node->op_params[1] = n_dims;
     return node;
   }
 
   void allocate() {
-    buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(context_.get(),
-                                                           ggml_backend_cpu_buffer_type()));
+    buffer_.reset(
+        ggml_backend_alloc_ctx_tensors_from_buft(context_.get(), ggml_backend_cpu_buffer_type()));
     ASSERT_NE(buffer_, nullptr);
   }
 
@@ -48,8 +46,7 @@ class RopeNodeTest : public testing::Test {
     const auto params = read_rope(node);
     ASSERT_FALSE(params.ok()) << part;
     EXPECT_EQ(params.status().code(), code) << params.status().message();
-    EXPECT_NE(params.status().message().find(part), std::string::npos)
-        << params.status().message();
+    EXPECT_NE(params.status().message().find(part), std::string::npos) << params.status().message();
   }
 
   std::unique_ptr<ggml_context, Free> context_;

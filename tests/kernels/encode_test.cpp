@@ -10,10 +10,9 @@ namespace {
 
 // Normally distributed, and exact as halves.
 ExactBuffer<float> random_centroids(std::size_t n, Rng& rng) {
-  ExactBuffer<float> values = random_floats(n, rng);
-  for (float& value : values) {
-    value = half_to_float(float_to_half(value));
-  }
+  const auto halves = random_halves(n, rng);
+  ExactBuffer<float> values(n);
+  std::transform(halves.begin(), halves.end(), values.begin(), half_to_float);
   return values;
 }
 
