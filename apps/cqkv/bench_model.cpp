@@ -20,8 +20,7 @@ struct Flags {
   BenchWork work;
   std::vector<std::string> types = {"f16", "q8_0", "q4_0"};
   std::vector<std::string> codebooks;
-  std::optional<int> window;
-  std::optional<int> sinks;
+  WindowOverride window;
   std::vector<int> depths = {0, 4096, 16384, 32768};
   int n_repeats = 3;
   bool quiet = false;
@@ -35,7 +34,7 @@ Result<std::vector<CacheKind>> kinds_of(const Flags& flags) {
     kinds.push_back({type, "", {{"GGML_BACKEND_PATH", ""}}});
   }
   for (const std::string& codebook : flags.codebooks) {
-    auto environment = device_environment({{codebook}, flags.window, flags.sinks});
+    auto environment = device_environment({{codebook}, flags.window});
     if (!environment.ok()) {
       return environment.status();
     }
@@ -120,7 +119,7 @@ void add_kind_flags(CLI::App* parser, Flags& flags) {
       ->delimiter(',')
       ->check(CLI::IsMember({"f16", "q8_0", "q4_0"}))
       ->type_name("T");
-  add_window_flags(parser, flags.window, flags.sinks);
+  add_window_flags(parser, flags.window);
 }
 
 void add_work_flags(CLI::App* parser, Flags& flags) {

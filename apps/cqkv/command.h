@@ -3,7 +3,6 @@
 #pragma once
 
 #include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +10,8 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "cqkv/status.h"
+
+#include "cache/window_pool.h"
 
 namespace cqkv::app {
 
@@ -55,8 +56,8 @@ Command add_bench_attention(CLI::App& bench);
 Command add_bench_encode(CLI::App& bench);
 Command add_bench_model(CLI::App& bench);
 
-/// --window and --sinks where they override a codebook's own.
-void add_window_flags(CLI::App* parser, std::optional<int>& window, std::optional<int>& sinks);
+/// --window, --sinks and --spare where they override a codebook's own window.
+void add_window_flags(CLI::App* parser, WindowOverride& window);
 
 /// Writes `text` to `path` ("-": standard output) completely or not at all.
 Status write_text(const std::string& path, const std::string& text);

@@ -229,7 +229,7 @@ Command add_perplexity(CLI::App& app) {
   number("-b,--batch-size", flags->options.n_batch, "Logical batch size");
   number("--ubatch-size", flags->options.n_ubatch, "Also -ub: physical batch size");
   number("-t,--threads", flags->options.n_threads, "Threads");
-  add_window_flags(parser, flags->options.window, flags->options.sinks);
+  add_window_flags(parser, flags->options.window);
   parser
       ->add_option("--score", flags->score,
                    "half: the second half of each chunk, as llama-perplexity; all: every position "

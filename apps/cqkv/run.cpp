@@ -20,8 +20,7 @@ namespace {
 struct Flags {
   std::string model;
   std::vector<std::string> codebooks;
-  std::optional<int> window;
-  std::optional<int> sinks;
+  WindowOverride window;
   bool chat = false;
   bool print = false;
 };
@@ -54,7 +53,7 @@ Outcome start(const Flags& flags, const std::string& name,
   CQKV_RETURN_IF_ERROR(check_programs(program));
   const int n_sequences = count_sequences(passthrough, name == "llama-server" ? kServerSlots : 1);
   const auto environment =
-      device_environment({flags.codebooks, flags.window, flags.sinks, n_sequences});
+      device_environment({flags.codebooks, flags.window, n_sequences});
   if (!environment.ok()) {
     return environment.status();
   }
@@ -87,7 +86,7 @@ void add_common(CLI::App* parser, Flags& flags) {
                    "Its codebook; more than one for a model with a draft model")
       ->required()
       ->type_name("FNAME");
-  add_window_flags(parser, flags.window, flags.sinks);
+  add_window_flags(parser, flags.window);
   parser->add_flag("--print-command", flags.print, "Print what would be started, and stop");
 }
 

@@ -224,15 +224,13 @@ const char* set_codebook(const char* paths) {
   return nullptr;
 }
 
-// Negative numbers: the codebook's own window.
-void set_window(int window, int sinks, int n_sequences) {
+// Negative numbers: the codebook's own window, the default spare.
+void set_window(int window, int sinks, int spare, int n_sequences) {
+  const auto given = [](int number) {
+    return number < 0 ? std::nullopt : std::optional<int>(number);
+  };
   WindowChoice choice;
-  if (window >= 0) {
-    choice.window = window;
-  }
-  if (sinks >= 0) {
-    choice.sinks = sinks;
-  }
+  choice.window = {given(window), given(sinks), given(spare)};
   choice.n_sequences = n_sequences;
   set_window_choice(choice);
 }

@@ -24,6 +24,13 @@ std::string mib(std::size_t bytes) {
   return text;
 }
 
+RecordHeader header_of(const CodedTensor& tensor) {
+  return {.kind = tensor.name.kind,
+          .layer = tensor.name.layer,
+          .identity = tensor.book->identity,
+          .position = 0};
+}
+
 }  // namespace
 
 std::unique_ptr<KvBuffer> KvBuffer::create(std::size_t size,
@@ -69,8 +76,7 @@ CodedTensorSize coded_size(const CodebookLibrary& library, const ggml_tensor* te
   const auto cells_per_stream = static_cast<std::size_t>(tensor->ne[1]);
   const auto n_streams = static_cast<std::size_t>(tensor->ne[2]);
   const CodeLayout layout{codebook.spec(), codebook.n_kv_heads(), codebook.head_dim()};
-  const WindowSpec window = library.window_of(book);
-  const std::size_t n_rows = n_streams * library.pool_rows(window, n_streams, cells_per_stream);
+  const std::size_t n_rows = n_streams * library.pool_of(book, n_streams, cells_per_stream).n_rows;
   return CodedTensorSize::of(layout, n_streams * cells_per_stream, n_rows);
 }
 
@@ -81,7 +87,7 @@ Status KvBuffer::configure_window(const ggml_tensor* tensor, const LoadedCodeboo
   const WindowSpec spec = library_->window_of(book);
   if (state_owner_ == nullptr) {
     window_.configure(spec, n_streams, cells_per_stream,
-                      library_->pool_rows(spec, n_streams, cells_per_stream));
+                      library_->pool_of(book, n_streams, cells_per_stream));
     return {};
   }
   const bool same = spec == window_.spec() && cells_per_stream == window_.cells_per_stream() &&
@@ -121,9 +127,9 @@ Status KvBuffer::add(ggml_tensor* tensor) {
   coded->codes = static_cast<std::uint8_t*>(tensor->data);
   coded->n_cells = static_cast<std::size_t>(tensor->ne[1] * tensor->ne[2]);
   coded->row_bytes = tensor->nb[1];
-  if (record_bytes(coded->layout) > coded->row_bytes) {
+  if (record_row_bytes(coded->layout) > coded->row_bytes) {
     return unsupported("codebook " + book->codebook.origin.name + ": a saved row of " +
-                       std::to_string(record_bytes(coded->layout)) + " bytes does not fit into " +
+                       std::to_string(record_row_bytes(coded->layout)) + " bytes does not fit into " +
                        std::to_string(coded->row_bytes) + "; use fewer bits per channel");
   }
   CQKV_RETURN_IF_ERROR(configure_window(tensor, *book));
@@ -259,11 +265,8 @@ void KvBuffer::read_rows(const CodedTensor& tensor, std::size_t first,
   const bool with_exact =
       tensor.pool != nullptr && record_holds_exact_row(tensor.layout, tensor.row_bytes);
   std::vector<std::uint16_t> codes(tensor.layout.n_codes());
-  RecordHeader header{.kind = tensor.name.kind,
-                      .layer = tensor.name.layer,
-                      .identity = tensor.book->identity,
-                      .position = 0,
-                      .sink = false};
+  RecordScratch scratch;
+  RecordHeader header = header_of(tensor);
   for (std::size_t i = 0; i * tensor.row_bytes < rows.size(); i++) {
     const auto row = rows.subspan(i * tensor.row_bytes, tensor.row_bytes);
     const std::size_t cell = first + i;
@@ -274,12 +277,13 @@ void KvBuffer::read_rows(const CodedTensor& tensor, std::size_t first,
     get_codes(tensor.layout, tensor.codes, cell, codes.data());
     header.position = cells_.at(cell);
     std::span<const std::uint8_t> exact;
+    header.window = {};
     if (with_exact && window_.row(cell) != ExactWindow::kNone) {
       const std::size_t bytes = tensor.exact.row_bytes();
       exact = {tensor.pool + static_cast<std::size_t>(window_.row(cell)) * bytes, bytes};
+      header.window = window_.saved(cell);
     }
-    header.sink = !exact.empty() && window_.is_sink(cell);
-    write_record(tensor.layout, header, codes.data(), exact, row);
+    write_record(tensor.layout, header, codes.data(), exact, row, scratch);
   }
 }
 
@@ -287,8 +291,10 @@ void KvBuffer::write_rows(const CodedTensor& tensor, std::size_t first,
                           std::span<const std::uint8_t> rows) {
   settle();
   std::vector<std::uint16_t> codes(tensor.layout.n_codes());
+  RecordScratch scratch;
   for (std::size_t i = 0; i * tensor.row_bytes < rows.size(); i++) {
-    restore_row(tensor, first + i, rows.subspan(i * tensor.row_bytes, tensor.row_bytes), codes);
+    restore_row(tensor, first + i, rows.subspan(i * tensor.row_bytes, tensor.row_bytes), codes,
+                scratch);
   }
 }
 
@@ -302,13 +308,10 @@ void KvBuffer::invalidate_rows(std::size_t first, std::size_t n) {
 // The first coded tensor of the buffer decides what the cell is; a later one can only
 // find fault with it. llama.cpp restores layer by layer, keys first.
 void KvBuffer::restore_row(const CodedTensor& tensor, std::size_t cell,
-                           std::span<const std::uint8_t> row, std::vector<std::uint16_t>& codes) {
-  RecordHeader want{.kind = tensor.name.kind,
-                    .layer = tensor.name.layer,
-                    .identity = tensor.book->identity,
-                    .position = 0,
-                    .sink = false};
-  const auto record = read_record(tensor.layout, row, want, codes.data());
+                           std::span<const std::uint8_t> row, std::vector<std::uint16_t>& codes,
+                           RecordScratch& scratch) {
+  RecordHeader want = header_of(tensor);
+  const auto record = read_record(tensor.layout, row, want, codes.data(), scratch);
   const bool owner = &tensor == state_owner_;
   if (owner && window_.enabled()) {
     window_.drop(cell);
@@ -346,7 +349,7 @@ void KvBuffer::restore_exact_row(const CodedTensor& tensor, std::size_t cell,
     return;
   }
   if (&tensor == state_owner_ && !exact.empty()) {
-    window_.restore(cell, header.sink, header.position);
+    window_.restore(cell, header.window, header.position);
   }
   if (exact.empty()) {
     window_.drop(cell);
@@ -367,7 +370,7 @@ void KvBuffer::copy_rows(const CodedTensor& tensor, std::size_t from, std::size_
     for (std::size_t i = 0; window_.enabled() && i < n; i++) {
       window_.drop(to + i);
       if (window_.row(from + i) != ExactWindow::kNone) {
-        window_.restore(to + i, window_.is_sink(from + i), cells_.at(to + i));
+        window_.restore(to + i, window_.saved(from + i), cells_.at(to + i));
       }
     }
   }

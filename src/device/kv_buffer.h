@@ -155,7 +155,7 @@ class KvBuffer {
   std::string summary() const;
   Status configure_window(const ggml_tensor* tensor, const LoadedCodebook& book);
   void restore_row(const CodedTensor& tensor, std::size_t cell, std::span<const std::uint8_t> row,
-                   std::vector<std::uint16_t>& codes);
+                   std::vector<std::uint16_t>& codes, RecordScratch& scratch);
   void restore_exact_row(const CodedTensor& tensor, std::size_t cell, const RecordHeader& header,
                          std::span<const std::uint8_t> exact);
   static void copy_codes(const CodedTensor& tensor, std::size_t from, std::size_t to,

@@ -60,12 +60,8 @@ class Evaluation {
     return {std::max(begin, first_scored()), std::min(end, options_.n_ctx - 1)};
   }
 
-  std::optional<int> window(const Variant& variant) const {
-    return variant.window ? variant.window : options_.window;
-  }
-
-  std::optional<int> sinks(const Variant& variant) const {
-    return variant.sinks ? variant.sinks : options_.sinks;
+  WindowOverride window(const Variant& variant) const {
+    return variant.window.or_else(options_.window);
   }
 
   int ubatch(const Variant& variant) const {
@@ -209,7 +205,7 @@ Status Evaluation::make_context(const Variant& variant, ContextHandle& out) {
   params.swa_full = false;  // as llama.cpp's programs
   params.no_perf = true;
   if (variant.uses_device()) {
-    CQKV_RETURN_IF_ERROR(device_->set_window(window(variant), sinks(variant)));
+    CQKV_RETURN_IF_ERROR(device_->set_window(window(variant)));
     CQKV_RETURN_IF_ERROR(device_->use_byte_tables(variant.byte_tables));
     CQKV_RETURN_IF_ERROR(device_->set_codebook(variant.codebook_path));
   }
@@ -247,9 +243,7 @@ Status Evaluation::make_contexts() {
     if (!codebook.ok()) {
       return codebook.status();
     }
-    const WindowSpec usual = default_window(*codebook);
-    report.window = {.window = window(contender->variant).value_or(usual.window),
-                     .sinks = sinks(contender->variant).value_or(usual.sinks)};
+    report.window = window(contender->variant).spec_of(*codebook);
     report.size = coded_cache_size(*codebook, shape_, n_cells, report.window);
   }
   return {};

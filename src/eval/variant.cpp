@@ -30,10 +30,13 @@ Result<bool> take_suffix(std::string_view& name, Variant& out) {
   if (key == "ub") {
     CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "the micro-batch size", 1, out.n_ubatch));
   } else if (key == "window") {
-    CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "the window", 0, out.window.emplace()));
+    CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "the window", 0, out.window.window.emplace()));
   } else if (key == "sinks") {
     CQKV_RETURN_IF_ERROR(
-        parse_number(digits, out.text, "the number of sinks", 0, out.sinks.emplace()));
+        parse_number(digits, out.text, "the number of sinks", 0, out.window.sinks.emplace()));
+  } else if (key == "spare") {
+    CQKV_RETURN_IF_ERROR(
+        parse_number(digits, out.text, "the number of spare rows", 0, out.window.spare.emplace()));
   } else if (key == "bytes") {
     int bytes = 0;
     CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "byte tables", 0, bytes));
@@ -72,7 +75,9 @@ Result<Variant> Variant::parse(const std::string& text) {
     result.kind = CacheKind::kCoded;
     result.codebook_path = name;
   }
-  if (result.kind != CacheKind::kCoded && (result.window || result.sinks || !result.byte_tables)) {
+  const WindowOverride& window = result.window;
+  const bool has_window = window.window || window.sinks || window.spare;
+  if (result.kind != CacheKind::kCoded && (has_window || !result.byte_tables)) {
     return invalid_argument("'" + text + "': only a codebook has a window or byte tables");
   }
   return result;
