@@ -63,7 +63,7 @@ Outcome start(const Flags& flags, const std::string& name,
   std::vector<std::string> arguments = {program, "-m", flags.model};
   const auto on_device = device_flags();
   arguments.insert(arguments.end(), on_device.begin(), on_device.end());
-  arguments.insert(arguments.end(), {"-fa", "on", "-fit", "off"});
+  arguments.insert(arguments.end(), {"-fa", "on"});
   arguments.insert(arguments.end(), passthrough.begin(), passthrough.end());
   if (flags.print) {
     print_command(arguments);

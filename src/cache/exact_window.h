@@ -64,6 +64,12 @@ class ExactWindow {
 
   const WindowSpec& spec() const { return spec_; }
 
+  /// The rows of all streams.
+  WindowPool pool() const {
+    const std::size_t n_streams = pool_.n_rows == 0 ? 0 : slots_.size() / pool_.n_rows;
+    return {pool_.n_rows * n_streams, pool_.n_spare * n_streams};
+  }
+
   /// Cells of all streams and of one; 0 and 1 without a window.
   std::size_t n_cells() const { return row_of_cell_.size(); }
 

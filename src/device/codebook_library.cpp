@@ -7,6 +7,8 @@
 #include <cstring>
 #include <mutex>
 
+#include "cqkv/isa.h"
+
 #include "codebook_file/codebook_file.h"
 #include "device/refusal.h"
 
@@ -111,6 +113,15 @@ Result<std::shared_ptr<const CodebookLibrary>> CodebookLibrary::read(const std::
   return std::shared_ptr<const CodebookLibrary>(std::move(library));
 }
 
+std::string CodebookLibrary::names() const {
+  std::string result;
+  for (const auto& book : books_) {
+    result += (result.empty() ? "" : ", ") + book->path + " (of " +
+              book->codebook.origin.model_name + ")";
+  }
+  return result;
+}
+
 const LoadedCodebook* CodebookLibrary::match(const CacheName& name, std::int64_t n_channels) const {
   for (const auto& book : books_) {
     if (static_cast<std::size_t>(name.layer) >= book->codebook.layers.size()) {
@@ -131,6 +142,7 @@ Result<std::shared_ptr<const CodebookLibrary>> CodebookLibrary::load(const char*
 }
 
 Result<std::shared_ptr<const CodebookLibrary>> current_library() {
+  CQKV_RETURN_IF_ERROR(isa_status());
   {
     const std::lock_guard lock(library_mutex);
     if (library_in_use != nullptr) {

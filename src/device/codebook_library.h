@@ -42,6 +42,9 @@ class CodebookLibrary {
 
   bool empty() const { return books_.empty(); }
 
+  /// Files and models, for messages: "a.gguf (of SmolLM2), b.gguf (of Qwen)".
+  std::string names() const;
+
   /// The window of caches coded with this codebook.
   WindowSpec window_of(const LoadedCodebook& book) const {
     return window_.window.spec_of(book.codebook);
@@ -67,7 +70,7 @@ class CodebookLibrary {
 };
 
 /// The library for caches allocated from now on. Loaded from the environment on
-/// first use; never null.
+/// first use; never null. Fails if CQKV_FORCE_ISA names no usable instruction set.
 Result<std::shared_ptr<const CodebookLibrary>> current_library();
 
 /// Replaces it.

@@ -2,7 +2,6 @@
 #include "device/kv_buffer.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -17,12 +16,6 @@ namespace cqkv::device {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
-
-std::string mib(std::size_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.2f MiB", static_cast<double>(bytes) / 1024.0 / 1024.0);
-  return text;
-}
 
 RecordHeader header_of(const CodedTensor& tensor) {
   return {.kind = tensor.name.kind,
@@ -39,12 +32,10 @@ std::unique_ptr<KvBuffer> KvBuffer::create(std::size_t size,
   if (buffer == nullptr) {
     return nullptr;
   }
-  if (size > 0) {
-    const std::size_t padded = (size + kAlignment - 1) / kAlignment * kAlignment;
-    buffer->memory_ = static_cast<std::uint8_t*>(std::aligned_alloc(kAlignment, padded));
-    if (buffer->memory_ == nullptr) {
-      return nullptr;
-    }
+  const std::size_t padded = (size + kAlignment - 1) / kAlignment * kAlignment;
+  buffer->memory_ = static_cast<std::uint8_t*>(std::aligned_alloc(kAlignment, padded));
+  if (buffer->memory_ == nullptr) {
+    return nullptr;
   }
   buffer->size_ = size;
   buffer->library_ = std::move(library);
@@ -110,8 +101,6 @@ Status KvBuffer::add(ggml_tensor* tensor) {
   const LoadedCodebook* book = nullptr;
   const TensorCodebook* codebook = codebook_for(*library_, tensor, &book);
   if (codebook == nullptr) {
-    // Recurrent states and sides that the codebook keeps exact are no reason to complain.
-    unmatched_ = unmatched_ || (book == nullptr && parse_cache_name(tensor->name));
     return {};
   }
   if (tensor->type != GGML_TYPE_F16) {
@@ -175,9 +164,7 @@ const ByteTables* KvBuffer::byte_tables(CodedTensor& tensor) {
 }
 
 void KvBuffer::clear(std::uint8_t value) {
-  if (memory_ != nullptr) {
-    std::memset(memory_, value, size_);
-  }
+  std::memset(memory_, value, size_);
   cells_.clear();
   window_.clear();
 }
@@ -402,40 +389,22 @@ void KvBuffer::copy_codes(const CodedTensor& tensor, std::size_t from, std::size
   }
 }
 
-std::string KvBuffer::take_summary() {
-  if (summarised_ || library_->empty() || (tensors_.empty() && !unmatched_)) {
-    return "";
-  }
-  summarised_ = true;
-  return summary();
-}
-
-std::string KvBuffer::summary() const {
+KvBuffer::Contents KvBuffer::contents() const {
+  Contents result;
   if (tensors_.empty()) {
-    return "no codebook in CQKV_CODEBOOK fits this model's cache; it is kept as 16-bit rows";
+    return result;
   }
-  std::size_t bytes = 0;
-  std::size_t pool = 0;
-  std::size_t nominal = 0;
-  std::size_t n_cells = 0;
+  result.book = state_owner_->book;
+  result.window = window_.spec();
+  result.pool = window_.pool();
+  result.table_bytes = extra_bytes();
   for (const auto& [data, tensor] : tensors_) {
-    bytes += tensor->layout.tensor_bytes(tensor->n_cells);
-    pool += window_.n_slots() * tensor->exact.row_bytes();
-    nominal += tensor->n_cells * tensor->row_bytes;
-    n_cells = std::max(n_cells, tensor->n_cells);
+    result.n_cells = std::max(result.n_cells, tensor->n_cells);
+    result.code_bytes += tensor->layout.tensor_bytes(tensor->n_cells);
+    result.nominal_bytes += tensor->n_cells * tensor->row_bytes;
+    result.row_bytes += tensor->exact.row_bytes();
   }
-  const auto bits = static_cast<double>(bytes) * 16.0 / static_cast<double>(nominal);
-  char text[64];
-  std::snprintf(text, sizeof(text), "%.2f bits per channel", bits);
-  return "codebook " + state_owner_->book->codebook.origin.name + ": " +
-         std::to_string(tensors_.size()) + " tensors of " + std::to_string(n_cells) +
-         " cells coded at " + text + ", codes " + mib(bytes) + " (16-bit: " + mib(nominal) +
-         "), positions " + mib(cells_.bytes()) +
-         (window_.enabled()
-              ? ", window " + std::to_string(window_.spec().window) + " and " +
-                    std::to_string(window_.spec().sinks) + " sinks, " +
-                    std::to_string(window_.n_slots()) + " exact rows " + mib(pool + window_.bytes())
-              : "; no exact window");
+  return result;
 }
 
 }  // namespace cqkv::device

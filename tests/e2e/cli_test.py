@@ -219,7 +219,7 @@ class CliTest(unittest.TestCase):
             result = self.start(command, "-n", "5", "-p", "two words")
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertIn(f"/{program}' '-m' '{self.model}' '-dev' 'CQ0' '-ngl' '99' '-fa' 'on' "
-                          "'-fit' 'off' '-n' '5' '-p' 'two words'", result.stdout)
+                          "'-n' '5' '-p' 'two words'", result.stdout)
             self.assertIn(f"CQKV_CODEBOOK='{self.codebook}'", result.stdout)
             self.assertIn("libggml-cq.so'", result.stdout)
         result = run("run", "-m", self.model, "--kv-codebook", self.codebook, "--chat",
@@ -246,7 +246,7 @@ class CliTest(unittest.TestCase):
         conflicts = [("-fa", "off"), ("--flash-attn", "0"), ("-nkvo",), ("--no-kv-offload",),
                      ("-ctk", "q8_0"), ("--cache-type-k", "q4_0"), ("-ctv", "bf16"),
                      ("--cache-type-v", "f32"), ("-dev", "none"), ("--device", "CUDA0"),
-                     ("-ngl", "0"), ("--n-gpu-layers", "3"), ("-fit", "on"), ("-m", "x")]
+                     ("-ngl", "0"), ("--n-gpu-layers", "3"), ("-m", "x")]
         for conflict in conflicts:
             for command in ("run", "serve"):
                 self.expect(self.start(command, "-n", "1", *conflict), 2, conflict[0],
@@ -254,7 +254,7 @@ class CliTest(unittest.TestCase):
 
     def test_harmless_flags_pass(self):
         for flags in (("-fa", "on"), ("-ctk", "f16"), ("-ctv", "f16"), ("-dev", "CQ0"),
-                      ("-ngl", "99"), ("-kvo",), ("-fit", "off")):
+                      ("-ngl", "99"), ("-kvo",), ("-fit", "off"), ("-fit", "on")):
             self.assertEqual(self.start("run", *flags).returncode, 0, flags)
 
     def test_variables_that_would_switch_coding_off(self):
