@@ -124,6 +124,35 @@ TEST_F(Window, TakingBackTokensLeavesItWhole) {
   EXPECT_EQ(drafted.evaluate(run_of_tokens(100, 1)), want);
 }
 
+// A prompt, an answer of any length, and the answer once more; then the prompt's end edited. To
+// the bit as if the tokens taken back had never been there, also after saving and restoring.
+TEST_F(Window, RegeneratedAnswersFindItWhole) {
+  const CacheShape shape;
+  Backend::get().set_window(kWindow, kSinks, 1, 80);
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k2Bit, shape.n_kv_heads, shape.head_dim, 21),
+               "regenerate");
+  TestCache straight(shape);
+  straight.evaluate(run_of_tokens(0, 90));
+  const std::vector<float> want_edited = straight.evaluate(run_of_tokens(90, 12, 5));
+  TestCache cache(shape);
+  cache.evaluate(run_of_tokens(0, 90));
+  cache.evaluate(run_of_tokens(90, 10));
+  const std::vector<float> want = cache.evaluate(run_of_tokens(100, 1));
+  for (const int n_answer : {1, 17, 60, 120}) {
+    evaluate_in_steps(cache, run_of_tokens(101, n_answer, 33), 1);
+    if (n_answer == 60) {
+      TestCache restored(shape);
+      restore_all(cache, 161, restored, 0);
+      restored.forget(100, 61);
+      EXPECT_EQ(restored.evaluate(run_of_tokens(100, 1)), want) << "of a restored cache";
+    }
+    cache.forget(100, n_answer + 1);
+    EXPECT_EQ(cache.evaluate(run_of_tokens(100, 1)), want) << "after " << n_answer << " tokens";
+  }
+  cache.forget(90, 11);
+  EXPECT_EQ(cache.evaluate(run_of_tokens(90, 12, 5)), want_edited);
+}
+
 TEST_F(Window, SavedRowsKeepIt) {
   const CacheShape shape;
   use(kWindow, kSinks);
