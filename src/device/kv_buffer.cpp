@@ -174,6 +174,7 @@ void KvBuffer::clear(std::uint8_t value) {
 void KvBuffer::begin_tokens(std::span<const std::int32_t> positions,
                             std::span<const std::size_t> cells) {
   settle();
+  reported_bad_row_ = false;
   for (std::size_t i = 0; i < cells.size(); i++) {
     cells_.set(cells[i], positions[i]);
   }

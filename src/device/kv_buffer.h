@@ -177,7 +177,7 @@ class KvBuffer {
   std::uint8_t* memory_ = nullptr;
   std::size_t size_ = 0;
   bool has_cache_ = false;
-  bool reported_bad_row_ = false;
+  bool reported_bad_row_ = false;  // since the last graph
   std::shared_ptr<const CodebookLibrary> library_;
   std::map<const void*, std::unique_ptr<CodedTensor>> tensors_;  // by data pointer
   const CodedTensor* state_owner_ = nullptr;  // first coded tensor: decides positions on restore
