@@ -11,7 +11,7 @@ namespace {
 std::optional<ByteTables> byte_tables(const TensorCodebook& codebook, KvKind kind,
                                       const RopeParams& rope) {
   const kernels::KernelTable& kernel = kernels::active();
-  if (!ByteTables::usable(codebook.spec(), kernel)) {
+  if (!ByteTables::usable(codebook.spec().code_bits(), kernel)) {
     return {};
   }
   ByteTables tables = ByteTables::of(codebook, kind, &rope, kernel);

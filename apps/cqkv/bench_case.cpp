@@ -118,7 +118,7 @@ Result<BenchCodes> BenchCodes::random(const BenchShape& shape, CodecSpec spec, i
   if (!k.ok() || !v.ok()) {
     return k.ok() ? v.status() : k.status();
   }
-  const CodeLayout layout = {spec, shape.n_kv_heads, shape.head_dim};
+  const CodeLayout layout(TensorSpec(spec, shape.n_kv_heads, shape.head_dim));
   const std::size_t stream_bytes =
       layout.tensor_bytes(static_cast<std::size_t>(shape.stream_cells()));
   const std::size_t n_bytes = stream_bytes * static_cast<std::size_t>(shape.n_streams());
@@ -133,21 +133,21 @@ Result<BenchCodes> BenchCodes::random(const BenchShape& shape, CodecSpec spec, i
 BenchCodes::BenchCodes(Side keys, Side values, CodeLayout layout, std::size_t stream_bytes)
     : keys_(std::move(keys)),
       values_(std::move(values)),
-      layout_(layout),
+      layout_(std::move(layout)),
       stream_bytes_(stream_bytes) {
 }
 
 // What is predicted is as large as what the codes say.
 Status BenchCodes::predict(int n_key_heads) {
-  const int n_sums = n_key_heads * layout_.head_dim;
+  const int n_sums = n_key_heads * layout_.spec.head_dim();
   std::vector<float> matrices =
       random_floats(static_cast<std::size_t>(n_sums) * layout_.n_channels(), 5);
   for (float& element : matrices) {
     element /= std::sqrt(static_cast<float>(n_sums));
   }
-  std::vector<int> groups(static_cast<std::size_t>(n_key_heads) * layout_.n_groups());
+  std::vector<int> groups(static_cast<std::size_t>(n_key_heads) * layout_.n_groups(0));
   std::iota(groups.begin(), groups.end(), 0);
-  auto sums = KeySums::create(keys_.codebook, std::move(groups), layout_.head_dim, matrices,
+  auto sums = KeySums::create(keys_.codebook, std::move(groups), layout_.spec.head_dim(), matrices,
                               kernels::active());
   if (!sums.ok()) {
     return sums.status();
@@ -163,10 +163,10 @@ void BenchCodes::decode(KvKind kind, int stream_index, int cell, float* row) con
   }
   std::vector<float> keys(static_cast<std::size_t>(layout_.n_channels()));
   decode_codes(KvKind::kKey, stream_index, cell, keys.data());
-  for (int head = 0; head < layout_.n_kv_heads; head++, row += layout_.head_dim) {
+  for (int head = 0; head < layout_.spec.n_kv_heads(); head++, row += layout_.spec.head_dim()) {
     const float* column = key_sums_->matrix(head);
     for (int c = 0; c < key_sums_->n_channels(); c++, column += key_sums_->matrix_stride()) {
-      for (int d = 0; d < layout_.head_dim; d++) {
+      for (int d = 0; d < layout_.spec.head_dim(); d++) {
         row[d] += column[d] * keys[static_cast<std::size_t>(c)];
       }
     }

@@ -97,8 +97,8 @@ nlohmann::ordered_json side_json(const TensorCodebook* tensor) {
   nlohmann::ordered_json out;
   out["config"] = tensor == nullptr ? "exact" : tensor->spec().name();
   if (tensor != nullptr) {
-    out["group_dim"] = tensor->spec().group_dim;
-    out["code_bits"] = tensor->spec().code_bits;
+    out["group_dims"] = tensor->spec().group_dims();
+    out["code_bits"] = tensor->spec().code_bits();
     out["n_kv_heads"] = tensor->n_kv_heads();
     out["head_dim"] = tensor->head_dim();
     out["bits_per_channel"] = tensor->spec().bits_per_channel();

@@ -17,40 +17,40 @@ namespace cqkv {
 
 /// The centroids of the keys or the values of one layer.
 ///
-/// Axes, slowest first: [kv_head, group, centroid, group_dim]. Every group has
+/// Axes, slowest first: [kv_head, group, centroid, group_dim]; each KV head has groups of a size of
+/// its own, so only [kv_head] is regular: head_dim * 2^code_bits values a head. Every group has
 /// its own codebook (paper, section 3.2). Centroids are 16-bit floats, to which
 /// `create` rounds, so a codebook read back from its file is bit-equal.
 /// Const after construction; all methods may run at once.
 class TensorCodebook {
  public:
-  /// @param centroids  [n_kv_heads, head_dim / group_dim, 2^code_bits, group_dim].
+  /// @param centroids  [kv_head, group, centroid, group_dim].
   /// @return kInvalidArgument if the shape is illegal, the count disagrees or a
   ///   centroid is not finite as a 16-bit float.
   static Result<TensorCodebook> create(CodecSpec spec, int n_kv_heads, int head_dim,
                                        std::span<const float> centroids);
 
-  const CodecSpec& spec() const { return spec_; }
+  /// The same with groups of a size of its own for each KV head.
+  static Result<TensorCodebook> create(const TensorSpec& spec, std::span<const float> centroids);
 
-  int n_kv_heads() const { return n_kv_heads_; }
+  const TensorSpec& spec() const { return spec_; }
 
-  int head_dim() const { return head_dim_; }
+  int n_kv_heads() const { return spec_.n_kv_heads(); }
 
-  /// Groups of one head.
-  int n_groups() const { return head_dim_ / spec_.group_dim; }
+  int head_dim() const { return spec_.head_dim(); }
 
   /// Groups of all heads: the codes of one row.
-  int n_codes() const { return n_kv_heads_ * n_groups(); }
+  int n_codes() const { return spec_.n_codes(); }
 
   /// Channels of one row.
-  int n_channels() const { return n_kv_heads_ * head_dim_; }
+  int n_channels() const { return spec_.n_channels(); }
 
   /// All centroids as 16-bit floats (IEEE binary16), [kv_head, group, centroid, group_dim].
   std::span<const std::uint16_t> centroids() const { return centroids_; }
 
   /// The codebook of one group, [centroid, group_dim].
   const std::uint16_t* group(int kv_head, int group) const {
-    return centroids_.data() +
-           (static_cast<std::size_t>(kv_head) * n_groups() + group) * group_values();
+    return centroids_.data() + first_channel(kv_head, group) * spec_.n_centroids();
   }
 
   /// The same as 32-bit floats. May throw std::bad_alloc.
@@ -80,13 +80,12 @@ class TensorCodebook {
  private:
   TensorCodebook() = default;
 
-  std::size_t group_values() const {
-    return static_cast<std::size_t>(spec_.n_centroids()) * spec_.group_dim;
+  std::size_t first_channel(int kv_head, int group) const {
+    return static_cast<std::size_t>(kv_head) * head_dim() +
+           static_cast<std::size_t>(group) * spec_.group_dim(kv_head);
   }
 
-  CodecSpec spec_;
-  int n_kv_heads_ = 0;
-  int head_dim_ = 0;
+  TensorSpec spec_;
   std::vector<std::uint16_t> centroids_;   // [kv_head, group, centroid, group_dim]
   std::vector<std::uint16_t> transposed_;  // [kv_head, group, group_dim, padded centroids]
 };

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "cqkv/status.h"
 
@@ -17,7 +18,7 @@ enum class KvKind { kKey, kValue };
 std::string_view kv_kind_name(KvKind kind);  // "key", "value"
 
 inline constexpr int kMaxCodeBits = 12;
-inline constexpr int kMaxGroupDim = 16;
+inline constexpr int kMaxGroupDim = 64;
 
 /// How the channels of one head are coded: `group_dim` contiguous channels
 /// together by the index of one of 2^code_bits centroids. The paper's CQ-<c>c<b>b.
@@ -41,12 +42,69 @@ struct CodecSpec {
   std::string name() const;
 
   /// Reads "8c8b" or "exact". kInvalidArgument, naming the legal values, for
-  /// anything else: group_dim 1, 2, 4, 8 or 16 and code_bits 1 to 12.
+  /// anything else: group_dim 1, 2, 4, 8, 16, 32 or 64 and code_bits 1 to 12.
   static Result<CodecSpec> parse(std::string_view text);
 
   /// Whether a head of `head_dim` channels can be coded so: legal values, and
   /// `group_dim` divides `head_dim`.
   Status check(int head_dim) const;
+};
+
+/// How the keys or the values of one layer are coded: codes of one width for all KV heads, groups
+/// of a size of its own for each. A head with larger groups has fewer codes, a lower rate.
+///
+/// Codes are counted over all heads: those of head h are [first_code(h), first_code(h + 1)).
+class TensorSpec {
+ public:
+  TensorSpec() = default;
+
+  /// All heads alike. Not exact.
+  TensorSpec(CodecSpec spec, int n_kv_heads, int head_dim);
+
+  TensorSpec(int code_bits, const std::vector<int>& group_dims, int head_dim);
+
+  int code_bits() const { return code_bits_; }
+
+  int n_centroids() const { return 1 << code_bits_; }
+
+  int head_dim() const { return head_dim_; }
+
+  int n_kv_heads() const { return static_cast<int>(group_dims_.size()); }
+
+  /// Channels of one row.
+  int n_channels() const { return n_kv_heads() * head_dim_; }
+
+  int group_dim(int kv_head) const { return group_dims_[static_cast<std::size_t>(kv_head)]; }
+
+  const std::vector<int>& group_dims() const { return group_dims_; }
+
+  CodecSpec spec(int kv_head) const { return {group_dim(kv_head), code_bits_}; }
+
+  /// Groups of a head.
+  int n_groups(int kv_head) const { return head_dim_ / group_dim(kv_head); }
+
+  int first_code(int kv_head) const { return first_codes_[static_cast<std::size_t>(kv_head)]; }
+
+  /// Codes of one row.
+  int n_codes() const { return first_codes_.back(); }
+
+  double bits_per_channel() const {
+    return static_cast<double>(n_codes()) * code_bits_ / n_channels();
+  }
+
+  /// Whether all heads have groups of one size.
+  bool uniform() const;
+
+  /// "8c8b", or "2c8b to 64c8b" where heads differ.
+  std::string name() const;
+
+  bool operator==(const TensorSpec&) const = default;
+
+ private:
+  int code_bits_ = 0;
+  int head_dim_ = 0;
+  std::vector<int> group_dims_;         // [kv_head]
+  std::vector<int> first_codes_ = {0};  // [kv_head + 1]
 };
 
 }  // namespace cqkv

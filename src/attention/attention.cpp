@@ -32,8 +32,12 @@ const kernels::KernelTable& code_kernel(const CacheSide& side) {
   const kernels::KernelTable& kernel = kernels::active();
   const kernels::KernelTable* chosen =
       side.codebook == nullptr ? nullptr
-                               : kernels::integer_kernels(kernel, side.codebook->spec().code_bits);
+                               : kernels::integer_kernels(kernel, side.codebook->spec().code_bits());
   return chosen == nullptr ? kernel : *chosen;
+}
+
+CodeLayout code_layout(const CacheSide& side) {
+  return side.codebook == nullptr ? CodeLayout() : CodeLayout(side.codebook->spec());
 }
 
 }  // namespace
@@ -42,6 +46,8 @@ AttentionOperator::AttentionOperator(const AttentionCall& call, const SequenceVi
                                      int n_threads)
     : call_(call),
       views_(views),
+      key_layout_(code_layout(call.k)),
+      value_layout_(code_layout(call.v)),
       plan_(call, views, n_threads),
       kernel_(kernels::active()),
       key_kernel_(code_kernel(call.k)),
@@ -342,8 +348,9 @@ Status check_key_sums(const AttentionCall& call) {
   }
   if (key_sums.n_kv_heads() != call.n_kv_heads || key_sums.head_dim_v() != call.head_dim_v ||
       key_sums.n_key_codes() != call.k.codebook->n_codes() ||
-      key_sums.centroids().spec() != call.k.codebook->spec()) {
-    const auto keys = [](int n_codes, const CodecSpec& spec) {
+      !call.k.codebook->spec().uniform() ||
+      key_sums.centroids().spec().spec(0) != call.k.codebook->spec().spec(0)) {
+    const auto keys = [](int n_codes, const TensorSpec& spec) {
       return " channels and keys of " + std::to_string(n_codes) + " codes of " + spec.name();
     };
     return invalid_argument(

@@ -92,8 +92,8 @@ class AttentionOperator {
                     const Scratch& scratch) const;
   void float_values(const Part& part, int kv, const ViewBlock& block, bool exact, const float* mask,
                     const Scratch& scratch) const;
-  void load_codes(const CacheSide& side, int kv_head, int group, int head_dim,
-                  const ViewBlock& block, std::uint16_t* codes) const;
+  void load_codes(const CacheSide& side, int kv_head, int group, const ViewBlock& block,
+                  std::uint16_t* codes) const;
   void load_keys(int kv_head, const ViewBlock& block, const Scratch& scratch) const;
   void load_exact_keys(int kv_head, const ViewBlock& block, const Scratch& scratch) const;
   void rotate_keys(const Scratch& scratch) const;
@@ -113,8 +113,8 @@ class AttentionOperator {
   void load_row_angles(std::int64_t base, float* angles) const;
   kernels::CodedBlocks coded_blocks(const CacheSide& side, int kv_head, int head_dim,
                                     const Chunk& chunk, std::uint8_t* unpacked) const;
-  const std::uint8_t* block_codes(const CacheSide& side, const CodeLayout& layout, int kv_head,
-                                  const ViewBlock& block, std::uint8_t* unpacked) const;
+  const std::uint8_t* block_codes(const CacheSide& side, int kv_head, const ViewBlock& block,
+                                  std::uint8_t* unpacked) const;
   void coded_step(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
   kernels::ScoreCodes score_call(const Part& part, int kv, const Chunk& chunk,
                                  const Scratch& scratch) const;
@@ -133,8 +133,14 @@ class AttentionOperator {
   void rescale_key_sums(const Part& part, int kv, const Scratch& scratch) const;
   void add_key_sums(const Part& part, const SoftmaxState& state, const Scratch& scratch) const;
 
+  const CodeLayout& layout_of(const CacheSide& side) const {
+    return &side == &call_.k ? key_layout_ : value_layout_;
+  }
+
   const AttentionCall& call_;
   const SequenceViews& views_;
+  CodeLayout key_layout_;  // of coded sides
+  CodeLayout value_layout_;
   Plan plan_;
   const kernels::KernelTable& kernel_;
   const kernels::KernelTable& key_kernel_;  // for the codes of keys, in scores and in sums

@@ -22,24 +22,29 @@ constexpr std::size_t kMaxPartialFloats = std::size_t{4} << 20U;
 // several blocks are taken together.
 constexpr int kFewRows = 8;
 
-bool are_usable(const ByteTables* tables, const CodecSpec& spec) {
+bool are_usable(const ByteTables* tables, int code_bits) {
   const kernels::KernelTable& kernel = kernels::active();
-  return tables != nullptr && ByteTables::usable(spec, kernel) &&
-         tables->order() == ByteTables::order_for(spec, kernel);
+  return tables != nullptr && ByteTables::usable(code_bits, kernel) &&
+         tables->order() == ByteTables::order_for(code_bits, kernel);
 }
 
 bool has_usable_tables(const CacheSide& side) {
-  return side.codebook != nullptr && are_usable(side.tables, side.codebook->spec());
+  return side.codebook != nullptr && are_usable(side.tables, side.codebook->spec().code_bits());
 }
 
 // None to use are as good.
 bool has_usable_tables(const KeySums* key_sums) {
-  return key_sums == nullptr || are_usable(key_sums->tables(), key_sums->centroids().spec());
+  return key_sums == nullptr || are_usable(key_sums->tables(), key_sums->centroids().spec().code_bits());
 }
 
-std::size_t unpacked_bytes(const CacheSide& side, int head_dim) {
-  const CodecSpec spec = side.codebook->spec();
-  return static_cast<std::size_t>(head_dim / spec.group_dim) * unpacked_group_bytes(spec.code_bits);
+// Of the codes of one block of any KV head.
+std::size_t unpacked_bytes(const CacheSide& side) {
+  const TensorSpec& spec = side.codebook->spec();
+  int n_groups = 0;
+  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
+    n_groups = std::max(n_groups, spec.head_dim() / table_dim(spec.group_dim(kv_head)));
+  }
+  return static_cast<std::size_t>(n_groups) * unpacked_group_bytes(spec.code_bits());
 }
 
 // Tiles of up to `tile_queries` queries of one view.
@@ -123,16 +128,16 @@ void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& ca
     factors = carver.take<float>(rows_of_task);
     packed_rows = carver.take<std::uint32_t>(chunk_rows * padded);
     row_angles = carver.take<float>(chunk * 2 * padded);
-    code_bytes = unpacked_bytes(call.k, call.head_dim_k);
+    code_bytes = unpacked_bytes(call.k);
     kernel_bytes = kernels::score_scratch_bytes(call.head_dim_k, plan.padded_pairs);
   }
   if (plan.byte_values) {
     weights = carver.take<float>(chunk_rows);
     probabilities = carver.take<std::uint8_t>(chunk_rows * kBlockCells);
-    code_bytes = std::max(code_bytes, unpacked_bytes(call.v, call.head_dim_v));
+    code_bytes = std::max(code_bytes, unpacked_bytes(call.v));
   }
   if (plan.byte_sums()) {
-    code_bytes = std::max(code_bytes, unpacked_bytes(call.k, call.head_dim_k));
+    code_bytes = std::max(code_bytes, unpacked_bytes(call.k));
     take_byte_sums(call, plan, carver);
   }
   unpacked = carver.take<std::uint8_t>(chunk * code_bytes);
@@ -147,7 +152,7 @@ void Scratch::take_byte_sums(const AttentionCall& call, const Plan& plan, Carver
   kept_probabilities = carver.take<std::uint8_t>(n_rows * kBlockCells);
   sum_codes =
       carver.take<std::uint8_t>(plan.chunk_blocks * call.key_sums->groups().size() *
-                                unpacked_group_bytes(call.key_sums->centroids().spec().code_bits));
+                                unpacked_group_bytes(call.key_sums->centroids().spec().code_bits()));
 }
 
 }  // namespace cqkv

@@ -26,6 +26,16 @@ constexpr float kKeyUnit = 32.0F;
 // Keeps the scale of tiny queries finite.
 constexpr float kLargestScale = 1e30F;
 
+// Groups of more channels than a table's entry have the codes of each part one after the other,
+// [n_groups * n_parts, bytes]. `codes` may be `to`.
+const std::uint8_t* repeat_codes(const std::uint8_t* codes, int n_groups, int n_parts,
+                                        std::size_t bytes, std::uint8_t* to) {
+  for (int i = n_groups * n_parts; i-- > 0;) {
+    std::memmove(to + i * bytes, codes + i / n_parts * bytes, bytes);
+  }
+  return to;
+}
+
 }  // namespace
 
 void AttentionOperator::pack_centred() const {
@@ -113,10 +123,12 @@ void AttentionOperator::rotate_rows(const Part& part, int kv, int index,
 // ---------------------------------------------------------------- codes
 
 // The codes of one KV head of a block as the kernels read them: where they lie, or in `unpacked`.
-const std::uint8_t* AttentionOperator::block_codes(const CacheSide& side, const CodeLayout& layout,
-                                                   int kv_head, const ViewBlock& block,
+const std::uint8_t* AttentionOperator::block_codes(const CacheSide& side, int kv_head,
+                                                   const ViewBlock& block,
                                                    std::uint8_t* unpacked) const {
-  const int code_bits = layout.spec.code_bits;
+  const CodeLayout& layout = layout_of(side);
+  const int code_bits = layout.code_bits();
+  const int n_groups = layout.n_groups(kv_head);
   if (code_bits == 8) {
     if (block.block >= 0) {
       return side.data + layout.group_offset(block.block, kv_head, 0);
@@ -125,16 +137,16 @@ const std::uint8_t* AttentionOperator::block_codes(const CacheSide& side, const 
     gather.codes = side.data + layout.group_offset(0, kv_head, 0);
     gather.block_bytes = layout.block_bytes();
     gather.group_bytes = layout.group_bytes();
-    gather.n_groups = layout.n_groups();
+    gather.n_groups = n_groups;
     gather.pieces = views_.pieces(block);
     gather.n_pieces = block.n_pieces;
     gather.out = unpacked;
     kernel_.gather_codes(gather);
     return unpacked;
   }
-  for (int g = 0; g < layout.n_groups(); g++) {
+  for (int g = 0; g < n_groups; g++) {
     std::uint16_t codes[kBlockCells];
-    load_codes(side, kv_head, g, layout.head_dim, block, codes);
+    load_codes(side, kv_head, g, block, codes);
     if (code_bits > 8) {
       std::memcpy(unpacked + g * sizeof(codes), codes, sizeof(codes));
     } else {
@@ -147,19 +159,23 @@ const std::uint8_t* AttentionOperator::block_codes(const CacheSide& side, const 
 kernels::CodedBlocks AttentionOperator::coded_blocks(const CacheSide& side, int kv_head,
                                                      int head_dim, const Chunk& chunk,
                                                      std::uint8_t* unpacked) const {
-  const CodecSpec spec = side.codebook->spec();
-  const CodeLayout layout = {spec, call_.n_kv_heads, head_dim};
-  const std::size_t unpacked_bytes =
-      static_cast<std::size_t>(layout.n_groups()) * unpacked_group_bytes(spec.code_bits);
+  const CodeLayout& layout = layout_of(side);
+  const int group_dim = layout.spec.group_dim(kv_head);
+  const int n_parts = group_dim / table_dim(group_dim);
+  const int n_groups = layout.n_groups(kv_head);
+  const std::size_t group_bytes = unpacked_group_bytes(layout.code_bits());
   kernels::CodedBlocks blocks;
   blocks.table = side.tables->table(kv_head);
-  blocks.group_dim = spec.group_dim;
-  blocks.code_bits = spec.code_bits;
+  blocks.group_dim = table_dim(group_dim);
+  blocks.code_bits = layout.code_bits();
   blocks.n_channels = head_dim;
   blocks.n_blocks = chunk.n;
   for (int i = 0; i < chunk.n; i++) {
-    blocks.codes[i] = block_codes(side, layout, kv_head, views_.block(chunk.blocks[i]),
-                                  unpacked + i * unpacked_bytes);
+    std::uint8_t* to = unpacked + static_cast<std::size_t>(i) * n_groups * n_parts * group_bytes;
+    blocks.codes[i] = block_codes(side, kv_head, views_.block(chunk.blocks[i]), to);
+    if (n_parts > 1) {
+      blocks.codes[i] = repeat_codes(blocks.codes[i], n_groups, n_parts, group_bytes, to);
+    }
   }
   return blocks;
 }

@@ -68,7 +68,7 @@ ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order
 
 ByteTables ByteTables::of(const TensorCodebook& codebook, KvKind kind, const RopeParams* rope,
                           const kernels::KernelTable& kernel) {
-  const kernels::TableOrder order = order_for(codebook.spec(), kernel);
+  const kernels::TableOrder order = order_for(codebook.spec().code_bits(), kernel);
   return kind == KvKind::kKey ? keys(codebook, KeyPairs::of(codebook.head_dim(), rope), order)
                               : values(codebook, order);
 }
@@ -97,8 +97,8 @@ ByteTables ByteTables::values(const TensorCodebook& codebook, kernels::TableOrde
 
 // The largest centroid of each channel.
 void ByteTables::set_scales(const TensorCodebook& codebook) {
-  const int dim = codebook.spec().group_dim;
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
+    const int dim = codebook.spec().group_dim(kv);
     for (int d = 0; d < codebook.head_dim(); d++) {
       const std::uint16_t* centroid = codebook.group(kv, d / dim) + d % dim;
       float largest = 0.0F;
@@ -111,11 +111,12 @@ void ByteTables::set_scales(const TensorCodebook& codebook) {
 }
 
 void ByteTables::set_bytes(const TensorCodebook& codebook) {
-  const int dim = codebook.spec().group_dim;
   const int n = codebook.spec().n_centroids();
   const bool by_channel = order_ == kernels::TableOrder::kByChannel;
   set_error(codebook);
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
+    const int dim = codebook.spec().group_dim(kv);
+    const int entry = table_dim(dim);
     std::int8_t* head = bytes_.data() + kv * head_bytes_;
     for (int d = 0; d < codebook.head_dim(); d++) {
       const float scale = scales_[kv * padded_ + d];
@@ -123,8 +124,8 @@ void ByteTables::set_bytes(const TensorCodebook& codebook) {
       const std::uint16_t* centroid = codebook.group(kv, d / dim) + d % dim;
       std::int8_t* byte =
           head + (by_channel ? static_cast<std::size_t>(d) * n_entries_
-                             : static_cast<std::size_t>(d / dim) * n_entries_ * dim + d % dim);
-      for (int i = 0; i < n; i++, centroid += dim, byte += by_channel ? 1 : dim) {
+                             : static_cast<std::size_t>(d / entry) * n_entries_ * entry + d % entry);
+      for (int i = 0; i < n; i++, centroid += dim, byte += by_channel ? 1 : entry) {
         const float rounded = std::nearbyint(half_to_float(*centroid) * inverse);
         *byte = static_cast<std::int8_t>(std::clamp(rounded, -kLargestByte, kLargestByte));
       }
@@ -133,26 +134,30 @@ void ByteTables::set_bytes(const TensorCodebook& codebook) {
 }
 
 void ByteTables::set_error(const TensorCodebook& codebook) {
-  constexpr int kSamples = 64;
-  const int dim = codebook.spec().group_dim;
-  const int n = codebook.spec().n_centroids();
-  for (int i = 0; i < codebook.n_kv_heads() * codebook.n_groups(); i++) {
-    const int kv = i / codebook.n_groups();
-    const int group = i % codebook.n_groups();
-    float rounding = 0.0F;
-    for (int d = group * dim; d < (group + 1) * dim; d++) {
-      rounding += scales(kv)[d] * scales(kv)[d] / 12.0F;
+  for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
+    for (int group = 0; group < codebook.spec().n_groups(kv); group++) {
+      error_ = std::max(error_, group_error(codebook, kv, group));
     }
-    const int n_samples = std::min(n, kSamples);
-    const std::vector<float> centroids = codebook.group_floats(kv, group);
-    float distance = 0.0F;
-    for (int sample = 0; sample < n_samples; sample++) {
-      distance += nearest_distance(centroids.data(), n, dim, sample * n / n_samples) /
-                  static_cast<float>(n_samples);
-    }
-    // All centroids alike: there is nothing to tell apart.
-    error_ = std::max(error_, rounding / distance);
   }
+}
+
+float ByteTables::group_error(const TensorCodebook& codebook, int kv_head, int group) const {
+  constexpr int kSamples = 64;
+  const int dim = codebook.spec().group_dim(kv_head);
+  const int n = codebook.spec().n_centroids();
+  float rounding = 0.0F;
+  for (int d = group * dim; d < (group + 1) * dim; d++) {
+    rounding += scales(kv_head)[d] * scales(kv_head)[d] / 12.0F;
+  }
+  const int n_samples = std::min(n, kSamples);
+  const std::vector<float> centroids = codebook.group_floats(kv_head, group);
+  float distance = 0.0F;
+  for (int sample = 0; sample < n_samples; sample++) {
+    distance += nearest_distance(centroids.data(), n, dim, sample * n / n_samples) /
+                static_cast<float>(n_samples);
+  }
+  // All centroids alike: there is nothing to tell apart.
+  return rounding / distance;
 }
 
 }  // namespace cqkv

@@ -4,6 +4,7 @@
 // in docs/kernels.md.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -34,6 +35,14 @@ struct KeyPairs {
   bool fit(const RopeParams* rope) const;
 };
 
+/// Channels of one entry of a table: larger groups are cut into parts of so many, which have the
+/// same codes.
+inline constexpr int kMaxTableDim = 16;
+
+inline int table_dim(int group_dim) {
+  return std::min(group_dim, kMaxTableDim);
+}
+
 /// The centroids of one cache tensor as bytes:
 ///
 ///     centroid value of channel d = scales[d] * byte, |byte| <= 127
@@ -47,14 +56,14 @@ struct KeyPairs {
 /// channel.
 class ByteTables {
  public:
-  /// Whether the kernels can use byte tables of such codes.
-  static bool usable(const CodecSpec& spec, const kernels::KernelTable& kernel) {
-    return !spec.exact() && kernels::integer_kernels(kernel, spec.code_bits) != nullptr;
+  /// Whether the kernels can use byte tables of codes of that many bits.
+  static bool usable(int code_bits, const kernels::KernelTable& kernel) {
+    return code_bits > 0 && kernels::integer_kernels(kernel, code_bits) != nullptr;
   }
 
   /// The order in which they read them.
-  static kernels::TableOrder order_for(const CodecSpec& spec, const kernels::KernelTable& kernel) {
-    return kernels::integer_kernels(kernel, spec.code_bits)->table_order;
+  static kernels::TableOrder order_for(int code_bits, const kernels::KernelTable& kernel) {
+    return kernels::integer_kernels(kernel, code_bits)->table_order;
   }
 
   /// Tables of keys or values of a usable codec for the kernels; `rope` is the keys' rotation, or
@@ -100,6 +109,7 @@ class ByteTables {
   void set_scales(const TensorCodebook& codebook);
   void set_bytes(const TensorCodebook& codebook);
   void set_error(const TensorCodebook& codebook);
+  float group_error(const TensorCodebook& codebook, int kv_head, int group) const;
 
   kernels::TableOrder order_;
   KeyPairs pairs_;

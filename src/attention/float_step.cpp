@@ -24,11 +24,11 @@ void AttentionOperator::load_plain(const CacheSide& side, int kv_head, const Vie
 }
 
 // The codes [64] of one group of a block.
-void AttentionOperator::load_codes(const CacheSide& side, int kv_head, int group, int head_dim,
+void AttentionOperator::load_codes(const CacheSide& side, int kv_head, int group,
                                    const ViewBlock& block, std::uint16_t* codes) const {
-  const CodeLayout layout = {side.codebook->spec(), call_.n_kv_heads, head_dim};
+  const CodeLayout& layout = layout_of(side);
   if (block.block >= 0) {
-    unpack_group(layout.spec.code_bits,
+    unpack_group(layout.code_bits(),
                  side.data + layout.group_offset(block.block, kv_head, group), codes);
   } else {
     gather_group(layout, side.data, kv_head, group, views_.lanes(block), codes);
@@ -44,10 +44,10 @@ void AttentionOperator::load_keys(int kv_head, const ViewBlock& block,
     kernel_.transpose_rows(scratch.rows, stride, call_.head_dim_k, scratch.keys);
     return;
   }
-  const int group_dim = codebook->spec().group_dim;
+  const int group_dim = codebook->spec().group_dim(kv_head);
   float* tile = scratch.keys;
   for (int g = 0; g < call_.head_dim_k / group_dim; g++) {
-    load_codes(call_.k, kv_head, g, call_.head_dim_k, block, scratch.codes);
+    load_codes(call_.k, kv_head, g, block, scratch.codes);
     kernel_.decode_channels(codebook->group(kv_head, g), group_dim, scratch.codes, tile);
     tile += static_cast<std::size_t>(group_dim) * kBlockCells;
   }
@@ -97,9 +97,9 @@ void AttentionOperator::add_exact(const ExactRows::Side& side, int kv_head, cons
 void AttentionOperator::decode_rows(const CacheSide& side, int kv_head, const ViewBlock& block,
                                     int head_dim, const Scratch& scratch, float* rows,
                                     std::size_t stride) const {
-  const int group_dim = side.codebook->spec().group_dim;
+  const int group_dim = side.codebook->spec().group_dim(kv_head);
   for (int g = 0; g < head_dim / group_dim; g++) {
-    load_codes(side, kv_head, g, head_dim, block, scratch.codes);
+    load_codes(side, kv_head, g, block, scratch.codes);
     kernel_.decode_tokens(side.codebook->group(kv_head, g), group_dim, scratch.codes,
                           rows + static_cast<std::size_t>(g) * group_dim, stride);
   }

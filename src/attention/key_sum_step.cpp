@@ -30,21 +30,22 @@ void AttentionOperator::keep_probabilities(const Part& part, int kv, const Chunk
 // where they lie, or in `to`.
 const std::uint8_t* AttentionOperator::key_codes(const ViewBlock& block, const Scratch& scratch,
                                                  std::uint8_t* to) const {
-  const CodeLayout layout = {call_.k.codebook->spec(), call_.n_kv_heads, call_.head_dim_k};
+  const CodeLayout& layout = key_layout_;
+  const int n_groups = layout.n_groups(0);
   const KeySums& key_sums = *call_.key_sums;
-  if (layout.spec.code_bits == 8 && block.block >= 0 && key_sums.is_run()) {
+  if (layout.code_bits() == 8 && block.block >= 0 && key_sums.is_run()) {
     return call_.k.data + layout.group_offset(block.block, 0, key_sums.groups().front());
   }
-  const std::size_t group_bytes = unpacked_group_bytes(layout.spec.code_bits);
+  const std::size_t group_bytes = unpacked_group_bytes(layout.code_bits());
   std::uint8_t* next = to;
-  int head = key_sums.groups().front() / layout.n_groups();
-  const std::uint8_t* codes = block_codes(call_.k, layout, head, block, scratch.unpacked);
+  int head = key_sums.groups().front() / n_groups;
+  const std::uint8_t* codes = block_codes(call_.k, head, block, scratch.unpacked);
   for (const int group : key_sums.groups()) {
-    if (group / layout.n_groups() != head) {
-      head = group / layout.n_groups();
-      codes = block_codes(call_.k, layout, head, block, scratch.unpacked);
+    if (group / n_groups != head) {
+      head = group / n_groups;
+      codes = block_codes(call_.k, head, block, scratch.unpacked);
     }
-    std::memcpy(next, codes + group % layout.n_groups() * group_bytes, group_bytes);
+    std::memcpy(next, codes + group % n_groups * group_bytes, group_bytes);
     next += group_bytes;
   }
   return to;
@@ -54,7 +55,7 @@ const std::uint8_t* AttentionOperator::key_codes(const ViewBlock& block, const S
 void AttentionOperator::byte_key_sums(const Part& part, const Chunk& chunk,
                                       const Scratch& scratch) const {
   const KeySums& key_sums = *call_.key_sums;
-  const CodecSpec spec = key_sums.centroids().spec();
+  const CodecSpec spec = key_sums.centroids().spec().spec(0);
   kernels::AccumulateCodes sums;
   sums.blocks.table = key_sums.tables()->table(0);
   sums.blocks.group_dim = spec.group_dim;
@@ -82,14 +83,13 @@ void AttentionOperator::byte_key_sums(const Part& part, const Chunk& chunk,
 void AttentionOperator::float_key_sums(const Part& part, int kv, const ViewBlock& block,
                                        const Scratch& scratch) const {
   const TensorCodebook& centroids = call_.key_sums->centroids();
-  const CodeLayout layout = {call_.k.codebook->spec(), call_.n_kv_heads, call_.head_dim_k};
+  const int n_groups = key_layout_.n_groups(0);
   const auto stride = static_cast<std::size_t>(plan_.sum_stride);
-  const int group_dim = centroids.spec().group_dim;
+  const int group_dim = centroids.spec().group_dim(0);
   float* rows = scratch.sum_rows;
   int index = 0;
   for (const int group : call_.key_sums->groups()) {
-    load_codes(call_.k, group / layout.n_groups(), group % layout.n_groups(), call_.head_dim_k,
-               block, scratch.codes);
+    load_codes(call_.k, group / n_groups, group % n_groups, block, scratch.codes);
     kernel_.decode_tokens(centroids.group(0, index++), group_dim, scratch.codes, rows, stride);
     rows += group_dim;
   }

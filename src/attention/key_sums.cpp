@@ -11,6 +11,11 @@ namespace cqkv {
 namespace {
 
 Status check_groups(const TensorCodebook& keys, const std::vector<int>& groups) {
+  if (!keys.spec().uniform() || keys.spec().group_dim(0) > kMaxTableDim) {
+    return unsupported("key sums: got keys of " + keys.spec().name() +
+                       ", want KV heads alike, with groups of at most " +
+                       std::to_string(kMaxTableDim) + " channels");
+  }
   if (groups.empty()) {
     return invalid_argument("key sums: got no groups, want at least one");
   }
@@ -29,11 +34,12 @@ Status check_groups(const TensorCodebook& keys, const std::vector<int>& groups) 
 // The centroids of the chosen groups, as those of one KV head.
 Result<TensorCodebook> chosen_centroids(const TensorCodebook& keys,
                                         const std::vector<int>& groups) {
-  const CodecSpec spec = keys.spec();
+  const CodecSpec spec = keys.spec().spec(0);
+  const int n_groups = keys.spec().n_groups(0);
   std::vector<float> centroids;
   for (const int group : groups) {
     const std::vector<float> of_group =
-        keys.group_floats(group / keys.n_groups(), group % keys.n_groups());
+        keys.group_floats(group / n_groups, group % n_groups);
     centroids.insert(centroids.end(), of_group.begin(), of_group.end());
   }
   return TensorCodebook::create(spec, 1, static_cast<int>(groups.size()) * spec.group_dim,
@@ -46,7 +52,7 @@ Result<KeySums> KeySums::create(const TensorCodebook& keys, std::vector<int> gro
                                 std::span<const float> matrices,
                                 const kernels::KernelTable& kernel) {
   CQKV_RETURN_IF_ERROR(check_groups(keys, groups));
-  const std::size_t n_channels = groups.size() * static_cast<std::size_t>(keys.spec().group_dim);
+  const std::size_t n_channels = groups.size() * static_cast<std::size_t>(keys.spec().group_dim(0));
   const std::size_t wanted = n_channels * static_cast<std::size_t>(std::max(head_dim_v, 0)) *
                              static_cast<std::size_t>(keys.n_kv_heads());
   if (head_dim_v <= 0 || matrices.size() != wanted) {
@@ -61,9 +67,9 @@ Result<KeySums> KeySums::create(const TensorCodebook& keys, std::vector<int> gro
   }
   KeySums result(keys, *std::move(centroids), std::move(groups), head_dim_v);
   result.set_matrices(matrices);
-  if (ByteTables::usable(keys.spec(), kernel)) {
+  if (ByteTables::usable(keys.spec().code_bits(), kernel)) {
     ByteTables tables =
-        ByteTables::values(result.centroids_, ByteTables::order_for(keys.spec(), kernel));
+        ByteTables::values(result.centroids_, ByteTables::order_for(keys.spec().code_bits(), kernel));
     if (tables.precise()) {
       result.tables_ = std::move(tables);
     }

@@ -33,7 +33,7 @@ namespace cqkv {
 class KeySums {
  public:
   /// @param keys      The codebook of the layer's keys; not kept.
-  /// @param groups    Numbers kv_head * keys.n_groups() + group, ascending.
+  /// @param groups    Numbers kv_head * n_groups of a head + group, ascending.
   /// @param matrices  [n_kv_heads, head_dim_v, groups * group_dim], finite.
   /// @param kernel    The kernels that the byte tables are for.
   /// @return kInvalidArgument if groups are none, not ascending or not the codebook's, or there

@@ -55,7 +55,7 @@ std::vector<double> stored_rows(const AttentionCall& call, KvKind kind, bool exa
     }
     return rows;
   }
-  const CodeLayout layout = {side.codebook->spec(), n_kv_heads, head_dim};
+  const CodeLayout layout(side.codebook->spec());
   std::vector<std::uint16_t> codes(layout.n_codes());
   std::vector<float> row(n_channels);
   for (std::size_t cell = 0; cell < n_cells; cell++) {
@@ -74,7 +74,7 @@ std::vector<double> stored_rows(const AttentionCall& call, KvKind kind, bool exa
 void add_predictions(const AttentionCall& call, std::vector<double>& values) {
   const KeySums& sums = *call.key_sums;
   const std::vector<double> keys = stored_rows(call, KvKind::kKey, false);
-  const int group_dim = call.k.codebook->spec().group_dim;
+  const int group_dim = call.k.codebook->spec().group_dim(0);
   const std::size_t n_keys = static_cast<std::size_t>(call.n_kv_heads) * call.head_dim_k;
   for (std::size_t i = 0; i < values.size(); i++) {
     const std::size_t head = i / call.head_dim_v;  // of all cells

@@ -79,7 +79,7 @@ void put_codes(const CodeLayout& layout, std::uint8_t* tensor, std::size_t cell,
   std::uint8_t* group = tensor + layout.group_offset(cell / kBlockCells, 0, 0);
   const int in_block = static_cast<int>(cell % kBlockCells);
   for (int i = 0; i < layout.n_codes(); i++) {
-    put_code(layout.spec.code_bits, group, in_block, codes[i]);
+    put_code(layout.code_bits(), group, in_block, codes[i]);
     group += layout.group_bytes();
   }
 }
@@ -89,7 +89,7 @@ void get_codes(const CodeLayout& layout, const std::uint8_t* tensor, std::size_t
   const std::uint8_t* group = tensor + layout.group_offset(cell / kBlockCells, 0, 0);
   const int in_block = static_cast<int>(cell % kBlockCells);
   for (int i = 0; i < layout.n_codes(); i++) {
-    codes[i] = static_cast<std::uint16_t>(get_code(layout.spec.code_bits, group, in_block));
+    codes[i] = static_cast<std::uint16_t>(get_code(layout.code_bits(), group, in_block));
     group += layout.group_bytes();
   }
 }
@@ -102,7 +102,7 @@ void gather_group(const CodeLayout& layout, const std::uint8_t* tensor, int kv_h
       const auto cell = static_cast<std::size_t>(cells[t]);
       const std::uint8_t* planes = tensor + layout.group_offset(cell / kBlockCells, kv_head, group);
       codes[t] = static_cast<std::uint16_t>(
-          get_code(layout.spec.code_bits, planes, static_cast<int>(cell % kBlockCells)));
+          get_code(layout.code_bits(), planes, static_cast<int>(cell % kBlockCells)));
     }
   }
 }

@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "cqkv/types.h"
 
@@ -21,18 +22,22 @@ namespace cqkv {
 inline constexpr int kBlockCells = 64;
 
 struct CodeLayout {
-  CodecSpec spec;
-  int n_kv_heads = 0;
-  int head_dim = 0;
+  CodeLayout() = default;
+
+  explicit CodeLayout(TensorSpec tensor) : spec(std::move(tensor)) {}
+
+  TensorSpec spec;
+
+  int code_bits() const { return spec.code_bits(); }
 
   /// Channels of one row.
-  int n_channels() const { return n_kv_heads * head_dim; }
+  int n_channels() const { return spec.n_channels(); }
 
-  int n_groups() const { return head_dim / spec.group_dim; }
+  int n_groups(int kv_head) const { return spec.n_groups(kv_head); }
 
-  int n_codes() const { return n_kv_heads * n_groups(); }
+  int n_codes() const { return spec.n_codes(); }
 
-  std::size_t group_bytes() const { return static_cast<std::size_t>(8) * spec.code_bits; }
+  std::size_t group_bytes() const { return static_cast<std::size_t>(8) * spec.code_bits(); }
 
   std::size_t block_bytes() const { return group_bytes() * n_codes(); }
 
@@ -44,7 +49,7 @@ struct CodeLayout {
   /// The codes of one group of one block.
   std::size_t group_offset(std::size_t block, int kv_head, int group) const {
     return block * block_bytes() +
-           (static_cast<std::size_t>(kv_head) * n_groups() + group) * group_bytes();
+           static_cast<std::size_t>(spec.first_code(kv_head) + group) * group_bytes();
   }
 };
 

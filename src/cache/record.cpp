@@ -31,7 +31,7 @@ std::string hex(std::uint64_t value) {
 }
 
 void pack(const CodeLayout& layout, const std::uint16_t* codes, std::uint8_t* out) {
-  const int bits = layout.spec.code_bits;
+  const int bits = layout.code_bits();
   std::uint32_t pending = 0;
   int n_pending = 0;
   for (int i = 0; i < layout.n_codes(); i++) {
@@ -48,7 +48,7 @@ void pack(const CodeLayout& layout, const std::uint16_t* codes, std::uint8_t* ou
 }
 
 void unpack(const CodeLayout& layout, const std::uint8_t* in, std::uint16_t* codes) {
-  const int bits = layout.spec.code_bits;
+  const int bits = layout.code_bits();
   const std::uint32_t mask = (1U << static_cast<unsigned>(bits)) - 1U;
   std::uint32_t pending = 0;
   int n_pending = 0;
@@ -139,7 +139,7 @@ std::uint32_t checksum_of(std::span<const std::uint8_t> record) {
 
 // Bytes of a record without an exact row.
 std::size_t record_bytes(const CodeLayout& layout) {
-  const auto bits = static_cast<std::size_t>(layout.n_codes()) * layout.spec.code_bits;
+  const auto bits = static_cast<std::size_t>(layout.n_codes()) * layout.code_bits();
   return kRecordHeaderBytes + (bits + 7) / 8;
 }
 

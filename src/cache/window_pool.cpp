@@ -18,7 +18,7 @@ std::size_t default_spare(const Codebook& codebook, std::size_t n_cells) {
   for (const LayerCodebook& layer : codebook.layers) {
     for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
       if (const TensorCodebook* tensor = layer.get(kind)) {
-        code_bits += static_cast<std::size_t>(tensor->n_codes()) * tensor->spec().code_bits;
+        code_bits += static_cast<std::size_t>(tensor->n_codes()) * tensor->spec().code_bits();
         row_bytes += ExactRowLayout{tensor->n_channels()}.row_bytes();
       }
     }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "core/half.h"
 #include "core/hash.h"
@@ -11,13 +12,16 @@
 namespace cqkv {
 namespace {
 
-std::string at_group(std::size_t index, const CodecSpec& spec, int n_groups) {
-  const std::size_t group = index / (static_cast<std::size_t>(spec.n_centroids()) * spec.group_dim);
-  return "KV head " + std::to_string(group / n_groups) + ", group " +
-         std::to_string(group % n_groups);
+// Where a centroid value is, for messages.
+std::string at_group(std::size_t index, const TensorSpec& spec) {
+  const std::size_t channel = index / static_cast<std::size_t>(spec.n_centroids());
+  const auto kv_head = static_cast<int>(channel / static_cast<std::size_t>(spec.head_dim()));
+  const int group = static_cast<int>(channel % static_cast<std::size_t>(spec.head_dim())) /
+                    spec.group_dim(kv_head);
+  return "KV head " + std::to_string(kv_head) + ", group " + std::to_string(group);
 }
 
-int padded_centroids(const CodecSpec& spec) {
+int padded_centroids(const TensorSpec& spec) {
   return (spec.n_centroids() + kernels::kEncodeLanes - 1) / kernels::kEncodeLanes *
          kernels::kEncodeLanes;
 }
@@ -25,21 +29,36 @@ int padded_centroids(const CodecSpec& spec) {
 // [group, centroid, group_dim] -> [group, group_dim, padded centroid], as encode_group wants them:
 // padding is never nearest.
 std::vector<std::uint16_t> transpose(const std::vector<std::uint16_t>& centroids,
-                                     const CodecSpec& spec) {
-  const int padded = padded_centroids(spec);
-  const std::size_t n_in = static_cast<std::size_t>(spec.n_centroids()) * spec.group_dim;
-  const std::size_t n_out = static_cast<std::size_t>(padded) * spec.group_dim;
-  const std::size_t n_groups = centroids.size() / n_in;
-  std::vector<std::uint16_t> out(n_groups * n_out, kHalfInfinity);
-  for (std::size_t g = 0; g < n_groups; g++) {
-    for (int i = 0; i < spec.n_centroids(); i++) {
-      for (int j = 0; j < spec.group_dim; j++) {
-        out[g * n_out + static_cast<std::size_t>(j) * padded + i] =
-            centroids[g * n_in + static_cast<std::size_t>(i) * spec.group_dim + j];
+                                     const TensorSpec& spec) {
+  const auto padded = static_cast<std::size_t>(padded_centroids(spec));
+  const auto n = static_cast<std::size_t>(spec.n_centroids());
+  std::vector<std::uint16_t> out(static_cast<std::size_t>(spec.n_channels()) * padded,
+                                 kHalfInfinity);
+  std::size_t channel = 0;
+  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
+    const auto dim = static_cast<std::size_t>(spec.group_dim(kv_head));
+    for (int g = 0; g < spec.n_groups(kv_head); g++, channel += dim) {
+      for (std::size_t i = 0; i < n; i++) {
+        for (std::size_t j = 0; j < dim; j++) {
+          out[(channel + j) * padded + i] = centroids[channel * n + i * dim + j];
+        }
       }
     }
   }
   return out;
+}
+
+Status check_spec(const TensorSpec& spec) {
+  if (spec.n_kv_heads() == 0) {
+    return invalid_argument("codebook: got no KV heads, want at least 1");
+  }
+  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
+    CQKV_RETURN_IF_ERROR(spec.spec(kv_head).check(spec.head_dim()));
+  }
+  if (spec.code_bits() == 0) {
+    return invalid_argument("codebook: configuration 'exact' has no centroids");
+  }
+  return {};
 }
 
 }  // namespace
@@ -54,7 +73,13 @@ Result<TensorCodebook> TensorCodebook::create(CodecSpec spec, int n_kv_heads, in
     return invalid_argument("codebook: got " + std::to_string(n_kv_heads) +
                             " KV heads, want at least 1");
   }
-  const std::size_t want = static_cast<std::size_t>(n_kv_heads) * head_dim * spec.n_centroids();
+  return create(TensorSpec(spec, n_kv_heads, head_dim), centroids);
+}
+
+Result<TensorCodebook> TensorCodebook::create(const TensorSpec& spec,
+                                              std::span<const float> centroids) {
+  CQKV_RETURN_IF_ERROR(check_spec(spec));
+  const std::size_t want = static_cast<std::size_t>(spec.n_channels()) * spec.n_centroids();
   if (centroids.size() != want) {
     return invalid_argument(
         "codebook " + spec.name() + ": got " + std::to_string(centroids.size()) +
@@ -62,15 +87,13 @@ Result<TensorCodebook> TensorCodebook::create(CodecSpec spec, int n_kv_heads, in
   }
   TensorCodebook result;
   result.spec_ = spec;
-  result.n_kv_heads_ = n_kv_heads;
-  result.head_dim_ = head_dim;
   result.centroids_.resize(centroids.size());
   for (std::size_t i = 0; i < centroids.size(); i++) {
     result.centroids_[i] = float_to_half(centroids[i]);
     if (!std::isfinite(half_to_float(result.centroids_[i]))) {
-      return invalid_argument(
-          "codebook " + spec.name() + ": centroid value " + std::to_string(centroids[i]) + " (" +
-          at_group(i, spec, head_dim / spec.group_dim) + ") is not finite as a 16-bit float");
+      return invalid_argument("codebook " + spec.name() + ": centroid value " +
+                              std::to_string(centroids[i]) + " (" + at_group(i, spec) +
+                              ") is not finite as a 16-bit float");
     }
   }
   result.transposed_ = transpose(result.centroids_, spec);
@@ -78,7 +101,8 @@ Result<TensorCodebook> TensorCodebook::create(CodecSpec spec, int n_kv_heads, in
 }
 
 std::vector<float> TensorCodebook::group_floats(int kv_head, int group) const {
-  std::vector<float> floats(group_values());
+  std::vector<float> floats(static_cast<std::size_t>(spec_.n_centroids()) *
+                            spec_.group_dim(kv_head));
   kernels::active().half_to_float_n(this->group(kv_head, group), floats.size(), floats.data());
   return floats;
 }
@@ -92,31 +116,39 @@ void TensorCodebook::encode_groups(const float* rows, std::size_t n_rows, std::s
                                    int first, int n, std::uint16_t* codes) const {
   const auto& kernel = kernels::active();
   const int padded = padded_centroids(spec_);
-  const std::size_t table_halves = static_cast<std::size_t>(padded) * spec_.group_dim;
-  for (int g = first; g < first + n; g++) {
-    kernel.encode_group(transposed_.data() + g * table_halves, spec_.group_dim, padded,
-                        rows + static_cast<std::size_t>(g) * spec_.group_dim, row_stride, n_rows,
-                        codes + g, static_cast<std::size_t>(n_codes()));
+  for (int kv_head = 0; kv_head < n_kv_heads(); kv_head++) {
+    const int begin = spec_.first_code(kv_head);
+    const int last = std::min(first + n, begin + spec_.n_groups(kv_head));
+    for (int g = std::max(first, begin); g < last; g++) {
+      const std::size_t channel = first_channel(kv_head, g - begin);
+      kernel.encode_group(transposed_.data() + channel * padded, spec_.group_dim(kv_head), padded,
+                          rows + channel, row_stride, n_rows, codes + g,
+                          static_cast<std::size_t>(n_codes()));
+    }
   }
 }
 
 void TensorCodebook::decode(const std::uint16_t* codes, std::size_t n_rows, float* rows,
                             std::size_t row_stride) const {
   const auto& kernel = kernels::active();
-  const auto dim = static_cast<std::size_t>(spec_.group_dim);
-  const auto n_groups = static_cast<std::size_t>(n_codes());
-  // Some groups at a time, since they are short.
-  constexpr std::size_t kMaxHalves = 256;
-  const std::size_t most_groups = kMaxHalves / dim;
+  // A head at a time, since groups are short.
+  std::uint16_t halves[kMaxGroupDim * 4];
   for (std::size_t r = 0; r < n_rows; r++) {
-    for (std::size_t first = 0; first < n_groups; first += most_groups) {
-      const std::size_t n = std::min(most_groups, n_groups - first);
-      std::uint16_t halves[kMaxHalves];
-      for (std::size_t g = first; g < first + n; g++) {
-        std::copy_n(centroids_.data() + g * group_values() + codes[r * n_groups + g] * dim, dim,
-                    halves + (g - first) * dim);
+    const std::uint16_t* code = codes + r * static_cast<std::size_t>(n_codes());
+    for (int kv_head = 0; kv_head < n_kv_heads(); kv_head++) {
+      const auto dim = static_cast<std::size_t>(spec_.group_dim(kv_head));
+      const std::size_t most = std::size(halves) / dim;
+      const auto n_groups = static_cast<std::size_t>(spec_.n_groups(kv_head));
+      for (std::size_t first = 0; first < n_groups; first += most) {
+        const std::size_t n = std::min(most, n_groups - first);
+        for (std::size_t g = 0; g < n; g++) {
+          std::copy_n(group(kv_head, static_cast<int>(first + g)) + *code++ * dim, dim,
+                      halves + g * dim);
+        }
+        kernel.half_to_float_n(
+            halves, n * dim,
+            rows + r * row_stride + first_channel(kv_head, static_cast<int>(first)));
       }
-      kernel.half_to_float_n(halves, n * dim, rows + r * row_stride + first * dim);
     }
   }
 }
@@ -127,13 +159,18 @@ std::uint64_t Codebook::identity() const {
     for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
       const TensorCodebook* tensor = layer.get(kind);
       const std::int32_t shape[4] = {
-          tensor == nullptr ? 0 : tensor->spec().group_dim,
-          tensor == nullptr ? 0 : tensor->spec().code_bits,
+          tensor == nullptr ? 0 : tensor->spec().group_dim(0),
+          tensor == nullptr ? 0 : tensor->spec().code_bits(),
           tensor == nullptr ? 0 : tensor->n_kv_heads(),
           tensor == nullptr ? 0 : tensor->head_dim(),
       };
       hash = hash_bytes(shape, sizeof(shape), hash);
       if (tensor != nullptr) {
+        // Not of heads that are alike, which were known before others were.
+        const std::vector<int>& group_dims = tensor->spec().group_dims();
+        if (!tensor->spec().uniform()) {
+          hash = hash_bytes(group_dims.data(), group_dims.size() * sizeof(int), hash);
+        }
         // As 32-bit floats, by which codebooks have always been known.
         std::vector<float> values(tensor->centroids().size());
         kernels::active().half_to_float_n(tensor->centroids().data(), values.size(), values.data());

@@ -94,7 +94,7 @@ void set_specs(gguf_context* out, const Codebook& codebook, KvKind kind) {
   std::vector<std::uint32_t> code_bits;
   for (const auto& layer : codebook.layers) {
     const TensorCodebook* tensor = layer.get(kind);
-    const CodecSpec spec = tensor == nullptr ? CodecSpec{} : tensor->spec();
+    const CodecSpec spec = tensor == nullptr ? CodecSpec{} : tensor->spec().spec(0);
     group_dims.push_back(static_cast<std::uint32_t>(spec.group_dim));
     code_bits.push_back(static_cast<std::uint32_t>(spec.code_bits));
   }
@@ -114,8 +114,8 @@ std::vector<const TensorCodebook*> add_tensors(gguf_context* out, ggml_context* 
       if (tensor == nullptr) {
         continue;
       }
-      ggml_tensor* entry = ggml_new_tensor_4d(ggml, GGML_TYPE_F16, tensor->spec().group_dim,
-                                              tensor->spec().n_centroids(), tensor->n_groups(),
+      ggml_tensor* entry = ggml_new_tensor_4d(ggml, GGML_TYPE_F16, tensor->spec().group_dim(0),
+                                              tensor->spec().n_centroids(), tensor->spec().n_groups(0),
                                               tensor->n_kv_heads());
       ggml_set_name(entry, format::tensor_name(il, kind).c_str());
       gguf_add_tensor(out, entry);

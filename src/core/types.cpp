@@ -1,14 +1,15 @@
 // CodecSpec: its names, its legal values.
 #include "cqkv/types.h"
 
+#include <algorithm>
 #include <charconv>
+#include <functional>
 
 namespace cqkv {
 namespace {
 
 bool legal_group_dim(int group_dim) {
-  return group_dim == 1 || group_dim == 2 || group_dim == 4 || group_dim == 8 ||
-         group_dim == kMaxGroupDim;
+  return group_dim >= 1 && group_dim <= kMaxGroupDim && (group_dim & (group_dim - 1)) == 0;
 }
 
 // Reads a decimal number followed by `suffix`; returns the rest, or nullptr.
@@ -46,7 +47,7 @@ Result<CodecSpec> CodecSpec::parse(std::string_view text) {
   if (rest != end || rest == nullptr || !legal_group_dim(spec.group_dim) || spec.code_bits < 1 ||
       spec.code_bits > kMaxCodeBits) {
     return invalid_argument("configuration: got '" + std::string(text) +
-                            "', want <channels>c<bits>b with 1, 2, 4, 8 or 16 channels and 1 to " +
+                            "', want <channels>c<bits>b with 1, 2, 4, ... or 64 channels and 1 to " +
                             std::to_string(kMaxCodeBits) + " bits, such as 8c8b, or 'exact'");
   }
   return spec;
@@ -61,7 +62,7 @@ Status CodecSpec::check(int head_dim) const {
   }
   if (!legal_group_dim(group_dim) || code_bits < 1 || code_bits > kMaxCodeBits) {
     return invalid_argument("configuration: got " + name() +
-                            ", want 1, 2, 4, 8 or 16 channels and 1 to " +
+                            ", want 1, 2, 4, ... or 64 channels and 1 to " +
                             std::to_string(kMaxCodeBits) + " bits");
   }
   if (head_dim % group_dim != 0) {
@@ -69,6 +70,29 @@ Status CodecSpec::check(int head_dim) const {
                             " channels do not divide the head size " + std::to_string(head_dim));
   }
   return {};
+}
+
+TensorSpec::TensorSpec(CodecSpec spec, int n_kv_heads, int head_dim)
+    : TensorSpec(spec.code_bits,
+                 std::vector<int>(static_cast<std::size_t>(n_kv_heads), spec.group_dim), head_dim) {
+}
+
+TensorSpec::TensorSpec(int code_bits, const std::vector<int>& group_dims, int head_dim)
+    : code_bits_(code_bits), head_dim_(head_dim), group_dims_(group_dims) {
+  for (const int group_dim : group_dims_) {
+    first_codes_.push_back(first_codes_.back() + head_dim_ / group_dim);
+  }
+}
+
+bool TensorSpec::uniform() const {
+  return std::adjacent_find(group_dims_.begin(), group_dims_.end(), std::not_equal_to<>()) ==
+         group_dims_.end();
+}
+
+std::string TensorSpec::name() const {
+  const auto [least, most] = std::minmax_element(group_dims_.begin(), group_dims_.end());
+  const std::string first = CodecSpec{*least, code_bits_}.name();
+  return *least == *most ? first : first + " to " + CodecSpec{*most, code_bits_}.name();
 }
 
 }  // namespace cqkv

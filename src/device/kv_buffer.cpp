@@ -66,7 +66,7 @@ CodedTensorSize coded_size(const CodebookLibrary& library, const ggml_tensor* te
                            const LoadedCodebook& book, const TensorCodebook& codebook) {
   const auto cells_per_stream = static_cast<std::size_t>(tensor->ne[1]);
   const auto n_streams = static_cast<std::size_t>(tensor->ne[2]);
-  const CodeLayout layout{codebook.spec(), codebook.n_kv_heads(), codebook.head_dim()};
+  const CodeLayout layout(codebook.spec());
   const std::size_t n_rows = n_streams * library.pool_of(book, n_streams, cells_per_stream).n_rows;
   return CodedTensorSize::of(layout, n_streams * cells_per_stream, n_rows);
 }
@@ -112,7 +112,7 @@ Status KvBuffer::add(ggml_tensor* tensor) {
   coded->name = *parse_cache_name(tensor->name);
   coded->book = book;
   coded->codebook = codebook;
-  coded->layout = {codebook->spec(), codebook->n_kv_heads(), codebook->head_dim()};
+  coded->layout = CodeLayout(codebook->spec());
   coded->codes = static_cast<std::uint8_t*>(tensor->data);
   coded->n_cells = static_cast<std::size_t>(tensor->ne[1] * tensor->ne[2]);
   coded->row_bytes = tensor->nb[1];
@@ -150,12 +150,12 @@ RopeTable& KvBuffer::rope_table(const RopeParams& params) {
 
 const ByteTables* KvBuffer::byte_tables(CodedTensor& tensor) {
   const kernels::KernelTable& kernel = kernels::active();
-  const CodecSpec spec = tensor.codebook->spec();
-  if (!library_->uses_byte_tables() || !ByteTables::usable(spec, kernel)) {
+  const int code_bits = tensor.codebook->spec().code_bits();
+  if (!library_->uses_byte_tables() || !ByteTables::usable(code_bits, kernel)) {
     return nullptr;
   }
   const RopeParams* rope = tensor.rotated ? &tensor.rope : nullptr;
-  if (tensor.tables == nullptr || tensor.tables->order() != ByteTables::order_for(spec, kernel) ||
+  if (tensor.tables == nullptr || tensor.tables->order() != ByteTables::order_for(code_bits, kernel) ||
       !tensor.tables->pairs().fit(rope)) {
     tensor.tables = std::make_unique<const ByteTables>(
         ByteTables::of(*tensor.codebook, tensor.name.kind, rope, kernel));

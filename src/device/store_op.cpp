@@ -140,7 +140,7 @@ void take_rows(const CodedTensor& tensor, const ggml_tensor* rows, const Positio
     if (batch != nullptr) {
       const std::size_t half = static_cast<std::size_t>(tensor.rope.n_dims) / 2;
       rope_inverse(tensor.rope, batch->cosines.data() + t * half, batch->sines.data() + t * half,
-                   tensor.layout.n_kv_heads, tensor.layout.head_dim, row);
+                   tensor.codebook->n_kv_heads(), tensor.codebook->head_dim(), row);
     }
   }
 }

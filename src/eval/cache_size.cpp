@@ -41,7 +41,7 @@ CacheSize coded_cache_size(const Codebook& codebook, const KvShape& model, std::
         bits += 16.0 * static_cast<double>(n_channels);
         continue;
       }
-      const CodeLayout layout{tensor->spec(), tensor->n_kv_heads(), tensor->head_dim()};
+      const CodeLayout layout(tensor->spec());
       const CodedTensorSize size = CodedTensorSize::of(layout, n_cells, pool.n_rows);
       const std::size_t spare_bytes =
           pool.n_spare * ExactRowLayout{tensor->n_channels()}.row_bytes();

@@ -44,6 +44,9 @@ struct AttentionShape {
   /// Coded sides have byte tables, for the kernels in use when call() is called.
   bool byte_tables = false;
   std::optional<RopeParams> rope;
+  /// Group sizes of the KV heads of keys and of values; empty: those of k and v.
+  std::vector<int> k_dims;
+  std::vector<int> v_dims;
 
   std::string name() const {
     return k.name() + "/" + v.name() + " kv" + std::to_string(n_kv_heads) + "x" +
@@ -76,8 +79,8 @@ class AttentionCase {
       rope_.emplace(*shape.rope);
       rope_->reserve(static_cast<std::int32_t>(shape.scrambled ? 5000 : shape.n_cells));
     }
-    make_side(shape.k, shape.head_dim_k, k_codebook_, k_data_);
-    make_side(shape.v, shape.head_dim_v, v_codebook_, v_data_);
+    make_side(shape.k, shape.k_dims, shape.head_dim_k, k_codebook_, k_data_);
+    make_side(shape.v, shape.v_dims, shape.head_dim_v, v_codebook_, v_data_);
     if (shape.exact_rows) {
       make_exact();
     }
@@ -154,8 +157,8 @@ class AttentionCase {
     }
   }
 
-  void make_side(CodecSpec spec, int head_dim, std::optional<TensorCodebook>& codebook,
-                 ExactBuffer<std::uint8_t>& data) {
+  void make_side(CodecSpec spec, const std::vector<int>& dims, int head_dim,
+                 std::optional<TensorCodebook>& codebook, ExactBuffer<std::uint8_t>& data) {
     const std::size_t n_channels = static_cast<std::size_t>(shape_.n_kv_heads) * head_dim;
     if (spec.exact()) {
       data = ExactBuffer<std::uint8_t>(shape_.n_cells * n_channels * 2);
@@ -169,9 +172,11 @@ class AttentionCase {
     for (float& value : centroids) {
       value = static_cast<float>(rng_.normal());
     }
-    codebook.emplace(TensorCodebook::create(spec, shape_.n_kv_heads, head_dim, centroids).value());
+    const TensorSpec tensor = dims.empty() ? TensorSpec(spec, shape_.n_kv_heads, head_dim)
+                                           : TensorSpec(spec.code_bits, dims, head_dim);
+    codebook.emplace(TensorCodebook::create(tensor, centroids).value());
     // Any bytes are legal codes.
-    const CodeLayout layout = {spec, shape_.n_kv_heads, head_dim};
+    const CodeLayout layout(codebook->spec());
     data = ExactBuffer<std::uint8_t>(layout.tensor_bytes(shape_.n_cells));
     for (std::size_t i = 0; i < data.size(); i++) {
       data[i] = static_cast<std::uint8_t>(rng_.below(256));
@@ -181,7 +186,7 @@ class AttentionCase {
   void make_tables() {
     const auto make = [&](const CodecSpec& spec, const std::optional<TensorCodebook>& codebook,
                           KvKind kind, std::optional<ByteTables>& tables) {
-      if (shape_.byte_tables && ByteTables::usable(spec, kernels::active())) {
+      if (shape_.byte_tables && ByteTables::usable(spec.code_bits, kernels::active())) {
         tables = ByteTables::of(*codebook, kind, shape_.rope ? &*shape_.rope : nullptr,
                                 kernels::active());
       }

@@ -316,7 +316,7 @@ TEST_P(AttentionInvariance, CentroidsGiveExactAttention) {
   AttentionCase test(shape, 8);
   AttentionCall call = test.call();
   const Floats coded = run_attention(test, call);
-  const CodeLayout layout = {shape.k, shape.n_kv_heads, 64};
+  const CodeLayout layout(TensorSpec(shape.k, shape.n_kv_heads, 64));
   const std::size_t n_channels = static_cast<std::size_t>(shape.n_kv_heads) * 64;
   std::vector<std::uint16_t> rows[2];
   CacheSide* sides[2] = {&call.k, &call.v};

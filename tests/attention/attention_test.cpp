@@ -93,7 +93,7 @@ TEST(Attention, EveryCodecOfInterest) {
 }
 
 TEST(Attention, EveryGroupDimAndCodeBits) {
-  for (const int group_dim : {1, 2, 4, 8, 16}) {
+  for (const int group_dim : {1, 2, 4, 8, 16, 32}) {
     for (int bits = 1; bits <= kMaxCodeBits; bits++) {
       AttentionShape shape;
       shape.k = {group_dim, bits};
@@ -103,6 +103,28 @@ TEST(Attention, EveryGroupDimAndCodeBits) {
       shape.n_cells = 70;
       shape.rope = plain_rope(32, RopeMode::kNormal);
       expect_matches_reference(shape);
+    }
+  }
+}
+
+// Rates by head: groups of a size of its own for every KV head, up to the whole head; codes where
+// they lie and gathered, few rows and many, beside exact rows.
+TEST(Attention, HeadsOfUnequalRates) {
+  for (const int bits : {8, 5, 10}) {
+    for (const int n_queries : {1, 30}) {
+      for (const bool exact_rows : {false, true}) {
+        AttentionShape shape;
+        shape.k = shape.v = {8, bits};
+        shape.n_kv_heads = 4;
+        shape.k_dims = {2, 64, 16, 32};
+        shape.v_dims = {64, 4, 32, 64};
+        shape.n_queries = n_queries;
+        shape.n_cells = 200;
+        shape.scrambled = n_queries > 1;
+        shape.exact_rows = exact_rows;
+        shape.rope = plain_rope(64, RopeMode::kNeox);
+        expect_matches_reference(shape);
+      }
     }
   }
 }

@@ -354,8 +354,8 @@ TEST_F(ViewsTest, NobodySeesAnything) {
 struct MovedCall {
   MovedCall(const AttentionCall& from, const std::vector<std::size_t>& to, std::size_t n_cells)
       : call(from),
-        k(move_codes(from, from.k, from.head_dim_k, to, n_cells)),
-        v(move_codes(from, from.v, from.head_dim_v, to, n_cells)),
+        k(move_codes(from.k, to, n_cells)),
+        v(move_codes(from.v, to, n_cells)),
         positions(n_cells, 77),
         rows(n_cells, -1),
         mask(static_cast<std::size_t>(from.n_queries) * n_cells, kHalfMinusInfinity) {
@@ -379,8 +379,8 @@ struct MovedCall {
     }
   }
 
-  static ExactBuffer<std::uint8_t> move_codes(const AttentionCall& call, const CacheSide& side,
-                                              int head_dim, const std::vector<std::size_t>& to,
+  static ExactBuffer<std::uint8_t> move_codes(const CacheSide& side,
+                                              const std::vector<std::size_t>& to,
                                               std::size_t n_cells) {
     if (side.codebook == nullptr) {
       ExactBuffer<std::uint8_t> rows(n_cells * side.row_bytes);
@@ -390,7 +390,7 @@ struct MovedCall {
       }
       return rows;
     }
-    const CodeLayout layout = {side.codebook->spec(), call.n_kv_heads, head_dim};
+    const CodeLayout layout(side.codebook->spec());
     ExactBuffer<std::uint8_t> moved(layout.tensor_bytes(n_cells));
     std::fill(moved.begin(), moved.end(), std::uint8_t{0xA5});
     std::vector<std::uint16_t> codes(static_cast<std::size_t>(layout.n_codes()));

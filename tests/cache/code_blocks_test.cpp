@@ -18,7 +18,7 @@ class CodeBlocksTest : public testing::TestWithParam<int> {
  protected:
   int bits() const { return GetParam(); }
 
-  CodeLayout layout(int group_dim) const { return {{group_dim, bits()}, 3, 48}; }
+  CodeLayout layout(int group_dim) const { return CodeLayout(TensorSpec({group_dim, bits()}, 3, 48)); }
 
   std::vector<std::uint16_t> random_codes(std::size_t n) {
     std::vector<std::uint16_t> codes(n);
@@ -63,8 +63,8 @@ TEST_P(CodeBlocksTest, GathersAnyCells) {
     cells[t] = t < 24 ? 57 + t : static_cast<std::int32_t>(rng.below(kCells));
   }
   cells[30] = cells[31] = -1;
-  for (int head = 0; head < codes.n_kv_heads; head++) {
-    for (int g = 0; g < codes.n_groups(); g++) {
+  for (int head = 0; head < codes.spec.n_kv_heads(); head++) {
+    for (int g = 0; g < codes.n_groups(head); g++) {
       ExactBuffer<std::uint16_t> group(kBlockCells);
       gather_group(codes, tensor.data(), head, g, cells, group.data());
       for (int t = 0; t < kBlockCells; t++) {
@@ -73,7 +73,7 @@ TEST_P(CodeBlocksTest, GathersAnyCells) {
           continue;
         }
         get_codes(codes, tensor.data(), static_cast<std::size_t>(cells[t]), row.data());
-        ASSERT_EQ(group[t], row[head * codes.n_groups() + g]) << head << " " << g << " " << t;
+        ASSERT_EQ(group[t], row[codes.spec.first_code(head) + g]) << head << " " << g << " " << t;
       }
     }
   }
@@ -132,7 +132,7 @@ TEST_P(CodeBlocksTest, UnpacksWholeGroups) {
     // A copy of exactly the group's bytes: reading further is an error.
     ExactBuffer<std::uint8_t> bytes(codes.group_bytes());
     std::copy_n(
-        tensor.data() + codes.group_offset(block, code / codes.n_groups(), code % codes.n_groups()),
+        tensor.data() + codes.group_offset(block, code / codes.n_groups(0), code % codes.n_groups(0)),
         bytes.size(), bytes.data());
     ExactBuffer<std::uint16_t> unpacked(kBlockCells);
     unpack_group(bits(), bytes.data(), unpacked.data());
@@ -161,7 +161,7 @@ TEST(CodeBlocks, PlanesLieAsTheHeaderSays) {
       {12, {{9, 0b00111010}, {64 + 1, 2}, {72 + 1, 2}, {88 + 1, 2}}},
   };
   for (const Case& expected : cases) {
-    const CodeLayout layout = {{8, expected.bits}, 1, 8};
+    const CodeLayout layout(TensorSpec({8, expected.bits}, 1, 8));
     std::vector<std::uint8_t> want(layout.group_bytes());
     for (const auto& [offset, value] : expected.bytes) {
       want[offset] = static_cast<std::uint8_t>(value);
@@ -175,7 +175,7 @@ TEST(CodeBlocks, PlanesLieAsTheHeaderSays) {
 
 // A million cells of a large model: tensors of more than 4 GiB.
 TEST(CodeLayout, SizesBeyondThirtyTwoBits) {
-  const CodeLayout layout{{2, 12}, 16, 256};  // 6 bits a channel, 4096 channels
+  const CodeLayout layout(TensorSpec({2, 12}, 16, 256));  // 6 bits a channel, 4096 channels
   const std::size_t n_cells = std::size_t{1} << 21;
   EXPECT_EQ(layout.tensor_bytes(n_cells), n_cells * 4096 * 6 / 8);
   EXPECT_GT(layout.tensor_bytes(n_cells), std::size_t{1} << 32);

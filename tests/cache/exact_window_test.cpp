@@ -355,7 +355,7 @@ TEST(ExactWindow, MillionsOfCells) {
   EXPECT_NE(window.row(cell), ExactWindow::kNone);
   window.drop(cell);
   EXPECT_EQ(window.row(cell), ExactWindow::kNone);
-  const CodedTensorSize size = CodedTensorSize::of({{8, 8}, 128, 128}, n_cells, 1U << 20U);
+  const CodedTensorSize size = CodedTensorSize::of(CodeLayout(TensorSpec({8, 8}, 128, 128)), n_cells, 1U << 20U);
   EXPECT_EQ(size.code_bytes, n_cells * 16384 / 8);
   EXPECT_EQ(size.pool_bytes, (std::size_t{1} << 20) * (16384 + 512 * 4));
 }

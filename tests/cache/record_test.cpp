@@ -18,7 +18,7 @@ namespace cqkv {
 namespace {
 
 CodeLayout layout_of(int group_dim, int code_bits) {
-  return {.spec = {group_dim, code_bits}, .n_kv_heads = 3, .head_dim = 64};
+  return CodeLayout(TensorSpec({group_dim, code_bits}, 3, 64));
 }
 
 std::vector<std::uint16_t> random_codes(const CodeLayout& layout, std::uint64_t seed) {
@@ -99,7 +99,7 @@ TEST(Record, RoundTripsEveryWidth) {
 }
 
 TEST(Record, FitsAPlainRowOfTheSmallestHeads) {
-  const CodeLayout layout{.spec = {8, 8}, .n_kv_heads = 1, .head_dim = 64};
+  const CodeLayout layout(TensorSpec({8, 8}, 1, 64));
   EXPECT_LE(record_row_bytes(layout), 2U * 64);
 }
 
@@ -176,7 +176,7 @@ TEST(Record, RefusesWhatDoesNotBelong) {
 
 TEST(Record, CarriesAnExactRow) {
   const CodeLayout layout = layout_of(4, 8);
-  const ExactRowLayout exact{layout.n_kv_heads * layout.head_dim};
+  const ExactRowLayout exact{layout.n_channels()};
   const auto codes = random_codes(layout, 2);
   std::vector<float> row(static_cast<std::size_t>(exact.n_channels), 0.25F);
   const std::vector<float> zeros(row.size());

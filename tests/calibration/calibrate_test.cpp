@@ -44,8 +44,8 @@ void check_codebook(const Calibration& calibration, const std::string& weighting
   for (const auto& layer : codebook.layers) {
     ASSERT_NE(layer.get(KvKind::kKey), nullptr);
     ASSERT_NE(layer.get(KvKind::kValue), nullptr);
-    EXPECT_EQ(layer.get(KvKind::kKey)->spec(), (CodecSpec{4, 4}));
-    EXPECT_EQ(layer.get(KvKind::kValue)->spec(), (CodecSpec{8, 3}));
+    EXPECT_EQ(layer.get(KvKind::kKey)->spec().spec(0), (CodecSpec{4, 4}));
+    EXPECT_EQ(layer.get(KvKind::kValue)->spec().spec(0), (CodecSpec{8, 3}));
     EXPECT_EQ(layer.get(KvKind::kKey)->n_kv_heads(), 2);
     EXPECT_EQ(layer.get(KvKind::kKey)->head_dim(), 8);
   }

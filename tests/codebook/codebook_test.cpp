@@ -95,7 +95,7 @@ TEST(TensorCodebookCreate, RoundsToHalfFloats) {
 
 TEST(TensorCodebookShape, CountsGroupsCodesAndChannels) {
   const auto tensor = make_tensor({4, 3}, 3, 16);
-  EXPECT_EQ(tensor.n_groups(), 4);
+  EXPECT_EQ(tensor.spec().n_groups(0), 4);
   EXPECT_EQ(tensor.n_codes(), 12);
   EXPECT_EQ(tensor.n_channels(), 48);
   EXPECT_EQ(tensor.group(2, 1) - tensor.centroids().data(), (2 * 4 + 1) * 8 * 4);
@@ -128,7 +128,7 @@ TEST_P(Encoding, FindsANearestCentroid) {
     for (int g = 0; g < tensor.n_codes(); g++) {
       const std::size_t at = r * kStride + static_cast<std::size_t>(g) * spec.group_dim;
       const std::vector<float> centroids =
-          tensor.group_floats(g / tensor.n_groups(), g % tensor.n_groups());
+          tensor.group_floats(g / tensor.spec().n_groups(0), g % tensor.spec().n_groups(0));
       double nearest = std::numeric_limits<double>::infinity();
       for (int c = 0; c < spec.n_centroids(); c++) {
         nearest = std::min(
@@ -150,12 +150,12 @@ TEST_P(Encoding, ACentroidIsEncodedToItself) {
   std::vector<float> row(16);
   std::vector<std::uint16_t> codes(tensor.n_codes());
   for (int c = 0; c < spec.n_centroids(); c++) {
-    for (int g = 0; g < tensor.n_groups(); g++) {
+    for (int g = 0; g < tensor.spec().n_groups(0); g++) {
       std::copy_n(tensor.group_floats(0, g).begin() + static_cast<std::size_t>(c) * spec.group_dim,
                   spec.group_dim, row.data() + static_cast<std::size_t>(g) * spec.group_dim);
     }
     tensor.encode(row.data(), 1, 16, codes.data());
-    for (int g = 0; g < tensor.n_groups(); g++) {
+    for (int g = 0; g < tensor.spec().n_groups(0); g++) {
       // With few channels two centroids may be the same half floats: the first is right.
       const std::vector<float> centroids = tensor.group_floats(0, g);
       EXPECT_LE(codes[g], c);
@@ -273,6 +273,52 @@ TEST(CodebookSizes, CentroidBytesAreHalfFloats) {
   const Codebook codebook = make_codebook(3);
   EXPECT_EQ(codebook.centroid_bytes(), 3U * 2 * (2 * 16 * 256 + 2 * 16 * 16));
   EXPECT_EQ(Codebook{}.centroid_bytes(), 0U);
+}
+
+// Heads with groups of sizes of their own: each coded as it would be in a codebook of its own.
+TEST(TensorCodebook, HeadsOfUnequalRates) {
+  const std::vector<int> dims = {2, 64, 8, 32};
+  const TensorSpec spec(8, dims, 64);
+  EXPECT_FALSE(spec.uniform());
+  EXPECT_EQ(spec.name(), "2c8b to 64c8b");
+  EXPECT_EQ(spec.n_codes(), 32 + 1 + 8 + 2);
+  EXPECT_DOUBLE_EQ(spec.bits_per_channel(), 43.0 * 8 / 256);
+  const std::size_t head_floats = std::size_t{64} * 256;
+  const std::vector<float> centroids = random_floats(4 * head_floats, 3);
+  const TensorCodebook all = TensorCodebook::create(spec, centroids).value();
+  const std::size_t n_rows = 9;
+  const std::vector<float> rows = random_floats(n_rows * 256, 4);
+  std::vector<std::uint16_t> codes(n_rows * 43);
+  all.encode(rows.data(), n_rows, 256, codes.data());
+  std::vector<std::uint16_t> parts(codes.size());
+  all.encode_groups(rows.data(), n_rows, 256, 0, 33, parts.data());
+  all.encode_groups(rows.data(), n_rows, 256, 33, 10, parts.data());
+  EXPECT_EQ(parts, codes);
+  std::vector<float> decoded(rows.size());
+  all.decode(codes.data(), n_rows, decoded.data(), 256);
+  for (int head = 0; head < 4; head++) {
+    const TensorCodebook one =
+        TensorCodebook::create({dims[head], 8}, 1, 64,
+                               std::span(centroids).subspan(head * head_floats, head_floats))
+            .value();
+    std::vector<std::uint16_t> want(n_rows * one.n_codes());
+    one.encode(rows.data() + head * 64, n_rows, 256, want.data());
+    std::vector<float> row(64);
+    for (std::size_t r = 0; r < n_rows; r++) {
+      for (int i = 0; i < one.n_codes(); i++) {
+        ASSERT_EQ(codes[r * 43 + spec.first_code(head) + i], want[r * one.n_codes() + i]);
+      }
+      one.decode(want.data() + r * one.n_codes(), 1, row.data(), 64);
+      ASSERT_TRUE(std::equal(row.begin(), row.end(), decoded.begin() + r * 256 + head * 64));
+    }
+  }
+  Codebook codebook;
+  codebook.layers.resize(1);
+  codebook.layers[0].k = {all};
+  const std::uint64_t identity = codebook.identity();
+  codebook.layers[0].k = {
+      TensorCodebook::create(TensorSpec(8, {2, 64, 32, 8}, 64), centroids).value()};
+  EXPECT_NE(codebook.identity(), identity) << "the sizes are part of what codes mean";
 }
 
 }  // namespace

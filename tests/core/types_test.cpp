@@ -39,7 +39,7 @@ TEST(CodecSpec, RefusesEverythingElse) {
                            " 8c8b",
                            "8c8bb",
                            "3c8b",
-                           "32c8b",
+                           "128c8b",
                            "0c8b",
                            "8c0b",
                            "8c13b",

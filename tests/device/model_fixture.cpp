@@ -230,7 +230,7 @@ CacheRows ModelRun::decoded_rows(const Codebook& codebook, const std::vector<int
     header.layer = layer;
     header.identity = identity;
     const TensorCodebook& tensor = *codebook.layers.at(layer).get(header.kind);
-    const CodeLayout layout{tensor.spec(), tensor.n_kv_heads(), tensor.head_dim()};
+    const CodeLayout layout(tensor.spec());
     std::vector<std::uint16_t> codes(static_cast<std::size_t>(layout.n_codes()));
     const std::size_t row_bytes = 2 * static_cast<std::size_t>(tensor.n_channels());
     const auto content =

@@ -84,10 +84,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size < 4) {
     return 0;
   }
-  cqkv::CodeLayout layout;
-  layout.spec = {1 << data[0] % 5, 1 + data[1] % cqkv::kMaxCodeBits};
-  layout.n_kv_heads = 1 + data[2] % 3;
-  layout.head_dim = layout.spec.group_dim * (1 + data[3] % 8);
+  const cqkv::CodecSpec spec{1 << data[0] % 5, 1 + data[1] % cqkv::kMaxCodeBits};
+  const cqkv::CodeLayout layout(
+      cqkv::TensorSpec(spec, 1 + data[2] % 3, spec.group_dim * (1 + data[3] % 8)));
   const std::vector<std::uint8_t> given(data + 4, data + size);
   read_given(layout, given);
   read_made(layout, given, data[2] >= 240);

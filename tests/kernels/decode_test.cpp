@@ -25,7 +25,7 @@ void expect_decoded_channels(const KernelTable& kernel, int dim, int n_centroids
 }
 
 TEST_P(DecodeTest, ChannelsForEveryGroupDimAndCodeBits) {
-  for (const int dim : {1, 2, 4, 8, 16}) {
+  for (const int dim : {1, 2, 4, 8, 16, 32, 64}) {
     for (const int n_centroids : {2, 16, 256, 4096}) {
       expect_decoded_channels(kernel(), dim, n_centroids);
     }
@@ -33,7 +33,7 @@ TEST_P(DecodeTest, ChannelsForEveryGroupDimAndCodeBits) {
 }
 
 TEST_P(DecodeTest, TokensLeaveTheGapAlone) {
-  for (const int dim : {1, 2, 4, 8, 16}) {
+  for (const int dim : {1, 2, 4, 8, 16, 32, 64}) {
     Rng rng(dim);
     const auto centroids = random_halves(static_cast<std::size_t>(256) * dim, rng);
     const auto codes = random_codes(kBlockCells, 256, rng);

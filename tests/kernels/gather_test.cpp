@@ -53,18 +53,18 @@ class GatherTest : public KernelTest {
     add_pieces(cells.data(), &found);
     ExactBuffer<CodePieces> pieces(found.size());
     std::copy(found.begin(), found.end(), pieces.begin());
-    for (int head = 0; head < layout.n_kv_heads; head++) {
-      ExactBuffer<std::uint8_t> out(static_cast<std::size_t>(layout.n_groups()) * kBlockCells);
+    for (int head = 0; head < layout.spec.n_kv_heads(); head++) {
+      ExactBuffer<std::uint8_t> out(static_cast<std::size_t>(layout.n_groups(head)) * kBlockCells);
       GatherCodes call;
       call.codes = tensor + layout.group_offset(0, head, 0);
       call.block_bytes = layout.block_bytes();
       call.group_bytes = layout.group_bytes();
-      call.n_groups = layout.n_groups();
+      call.n_groups = layout.n_groups(head);
       call.pieces = pieces.data();
       call.n_pieces = static_cast<int>(found.size());
       call.out = out.data();
       kernel().gather_codes(call);
-      for (int g = 0; g < layout.n_groups(); g++) {
+      for (int g = 0; g < layout.n_groups(head); g++) {
         std::uint16_t want[kBlockCells];
         gather_group(layout, tensor, head, g, cells.data(), want);
         ASSERT_TRUE(std::equal(want, want + kBlockCells, out.data() + g * kBlockCells))
@@ -80,7 +80,7 @@ INSTANTIATE_TEST_SUITE_P(Levels, GatherTest, all_levels(), level_name);
 TEST_P(GatherTest, CodesOfAnyCells) {
   Rng rng(1);
   for (const int group_dim : {2, 4, 8, 16}) {
-    const CodeLayout layout = {{group_dim, 8}, 2, 80};
+    const CodeLayout layout(TensorSpec({group_dim, 8}, 2, 80));
     ExactBuffer<std::uint8_t> tensor(layout.tensor_bytes(kCells));
     std::generate(tensor.begin(), tensor.end(),
                   [&] { return static_cast<std::uint8_t>(rng.below(256)); });

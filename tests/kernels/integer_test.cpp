@@ -234,7 +234,7 @@ class IntegerKernels : public KernelTest {
  protected:
   // Integer results are equal to the bit; in a sum of values the last step may be fused.
   void expect_equal(const IntegerShape& shape, std::uint64_t seed) {
-    if (!ByteTables::usable(shape.spec, kernel())) {
+    if (!ByteTables::usable(shape.spec.code_bits, kernel())) {
       return;
     }
     const KernelTable& level = *integer_kernels(kernel(), shape.spec.code_bits);
