@@ -161,7 +161,8 @@ class CliTest(unittest.TestCase):
     def test_inspect(self):
         result = run("inspect", self.codebook)
         self.assertEqual(result.returncode, 0, result.stderr)
-        for word in ("4c4b", "a model", "uniform", "one.txt", "0-1", "1.0000"):
+        for word in ("4c4b", "a model", "uniform", "one.txt", "0-1", "1.0000",
+                     "keys 12.5 %, values 37.5 %", "2048 tokens"):
             self.assertIn(word, result.stdout)
 
     def test_inspect_json(self):
@@ -173,6 +174,7 @@ class CliTest(unittest.TestCase):
         self.assertEqual(data["layers"][1]["v"]["n_kv_heads"], 2)
         self.assertEqual(data["bits_per_channel"], 1.0)
         self.assertEqual(data["centroid_bytes"], 2 * 2 * 2 * 16 * 16 * 2)
+        self.assertEqual(data["held_out"], {"n_tokens": 2048, "k_loss": 0.125, "v_loss": 0.375})
         self.assertRegex(data["identity"], "^[0-9a-f]{16}$")
 
     def test_info(self):
