@@ -19,7 +19,7 @@
 namespace cqkv {
 namespace {
 
-using Sequences = std::vector<std::vector<Token>>;
+using Sequences = std::vector<Sequence>;
 
 // What every step needs.
 struct Job {
@@ -58,7 +58,7 @@ Status run_uniform(const Job& job, const Sequences& sequences, SampleCollector& 
   for (std::size_t i = 0; i < sequences.size(); i++) {
     job.report("running the model", i, sequences.size());
     CQKV_RETURN_IF_ERROR(capture->run(
-        sequences[i], [&](const KvRows& rows) { return samples.add(rows); }, job.cancel));
+        sequences[i].tokens, [&](const KvRows& rows) { return samples.add(rows); }, job.cancel));
   }
   return {};
 }
@@ -76,12 +76,12 @@ Status run_fisher(const Job& job, const Sequences& sequences, SampleCollector& s
   for (std::size_t i = 0; i < sequences.size(); i++) {
     job.report("running the model", i, sequences.size());
     const auto mean = model->run(
-        sequences[i], [&](const KvRows& rows) { return samples.add(rows); }, job.cancel);
+        sequences[i].tokens, [&](const KvRows& rows) { return samples.add(rows); }, job.cancel);
     if (!mean.ok()) {
       return mean.status();
     }
-    loss += *mean * static_cast<double>(sequences[i].size() - 1);
-    n_predicted += sequences[i].size() - 1;
+    loss += *mean * static_cast<double>(sequences[i].tokens.size() - 1);
+    n_predicted += sequences[i].tokens.size() - 1;
   }
   stats.mean_loss = loss / static_cast<double>(n_predicted);
   return {};
@@ -194,7 +194,7 @@ Status run_calibration(const Job& job, Calibration& calibration) {
   CalibrationStats& stats = calibration.stats;
   stats.n_sequences = sequences->size();
   for (const auto& sequence : *sequences) {
-    stats.n_tokens += sequence.size();
+    stats.n_tokens += sequence.tokens.size();
   }
   calibration.codebook.origin.n_tokens = static_cast<std::uint32_t>(stats.n_tokens);
   SampleCollector samples(job.options.key_spec, job.options.value_spec, stats.n_tokens);
