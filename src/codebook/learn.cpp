@@ -50,9 +50,8 @@ Status check_enough(const LearnInput& input) {
   return {};
 }
 
-// Below this share of the squares the variance is the mean's rounding: with 2^15 tokens that is
-// at most (2^15 * 2^-53)^2, while one float that differs in its last bit makes 2^-48 / 2^15.
-constexpr double kAlike = 0x1p-70;
+// Below this share of the squares rows differ by less than 16-bit floats round.
+constexpr double kAlike = 0x1p-22;
 
 // Of one group: what coding loses, by the variance. See relative_coding_error.
 double group_error(const TensorCodebook& codebook, const LearnInput& input, int g,

@@ -85,8 +85,9 @@ Result<LearnedTensor> learn_tensor_codebook(const LearnInput& input, const Learn
 ///     --------------------------------------------------------------------------------
 ///     sum over tokens t of weights[t][g] |rows[t] of group g - the weighted mean|^2
 ///
-/// as LearnStats::relative_error is for the rows learned from. A group whose rows are all
-/// alike counts 0; one whose weights are all zero counts as if they were all 1.
+/// as LearnStats::relative_error is for the rows learned from. A group whose rows are
+/// alike up to the rounding of 16-bit floats counts 0; one whose weights are all zero counts as if
+/// they were all 1.
 ///
 /// @param input  of the codebook's shape; at least one token.
 /// @return kInvalidArgument if the shapes disagree or there is no token.
