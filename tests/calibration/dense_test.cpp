@@ -145,7 +145,8 @@ TEST_P(DenseTest, SoftmaxSumsToOneAndReturnsItsScale) {
     table().exponentials(again.data(), n, scale, lse);
     for (std::size_t i = 0; i < n; i++) {
       const double expected = std::exp(static_cast<double>(scale) * before[i]) / sum;
-      EXPECT_NEAR(scores[i], expected, 1e-5 * expected + 1e-30) << isa::level_name(table().level) << " " << n;
+      EXPECT_NEAR(scores[i], expected, 1e-5 * expected + 1e-30)
+          << isa::level_name(table().level) << " " << n;
       EXPECT_NEAR(again[i], expected, 1e-5 * expected + 1e-30);
     }
   }

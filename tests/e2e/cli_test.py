@@ -107,12 +107,30 @@ class CliTest(unittest.TestCase):
         base = ["calibrate", "-m", self.model, "-f", text, "-o", self.path("out.gguf")]
         self.expect(run(*base, "--config", "9c9b"), 2, "9c9b", "8c8b")
         self.expect(run(*base, "--config-k", "exact", "--config-v", "exact"), 2, "nothing to learn")
+        self.expect(run(*base, "--config-k", "4c8b", "--config-v", "9c9b"), 2, "9c9b")
         self.expect(run(*base, "--weights", "heavy"), 2, "heavy", "uniform")
         self.expect(run(*base, "-t", "0"), 2)
         base = ["perplexity", "-m", self.model, "-f", text]
         self.expect(run(*base, "--score", "some"), 2, "some")
         self.expect(run(*base, "-c", "many"), 2, "many")
         self.expect(run(*base, "--kv-codebook", "stock-ub:x"), 2, "stock-ub:x")
+
+    def test_several_configurations_used_wrongly(self):
+        def calibrate(output, *flags):
+            return run("calibrate", "-m", self.model, "-f", self.path("text.txt"), "-o",
+                       self.path(output), *flags)
+        self.expect(calibrate("one.gguf", "--config", "8c8b,4c8b"), 2, "2 configurations",
+                    "one.gguf", "{config}")
+        self.expect(calibrate("{config}.gguf", "--config", "8c8b,9c9b"), 2, "'9c9b'", "8c8b")
+        self.expect(calibrate("{config}.gguf", "--config", "8c8b,4c8b,8c8b"), 2, "8c8b", "twice")
+        self.expect(calibrate("{config}.gguf", "--config", "8c8b,4c8b", "--config-k", "8c8b",
+                              "--config-v", "2c8b"), 2, "8c8b-2c8b", "twice")
+        self.expect(calibrate("{config}.gguf", "--config", "8c8b,exact"), 2, "nothing to learn")
+        self.assertEqual(sorted(os.listdir(self.folder.name)), ["codebook.gguf", "model.gguf"])
+        # Each file is checked before the model is read.
+        os.mkdir(self.path("4c8b.gguf"))
+        self.expect(calibrate("{config}.gguf", "--config", "8c8b,4c8b"), 1, "4c8b.gguf",
+                    "not a file")
 
     def test_passthrough_only_where_it_goes_somewhere(self):
         self.expect(run("inspect", self.codebook, "--", "-n", "1"), 2, "--")
