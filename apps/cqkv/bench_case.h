@@ -87,7 +87,9 @@ class BenchCodes {
   /// Null if values are what their codes say.
   const KeySums* key_sums() const { return key_sums_ ? &*key_sums_ : nullptr; }
 
-  int n_key_heads() const { return key_sums_ ? key_sums_->n_channels() / layout_.spec.head_dim() : 0; }
+  int n_key_heads() const {
+    return key_sums_ ? key_sums_->n_channels() / layout_.spec.head_dim() : 0;
+  }
 
   /// One cell [n_channels], keys not rotated, values as predicted.
   void decode(KvKind kind, int stream, int cell, float* row) const;

@@ -29,6 +29,7 @@ struct Flags {
   CalibrationOptions options;
   std::string output;  // with kPlaceholder for the configuration, if there are several
   std::vector<std::string> configs = {"8c8b"};
+  std::string gradients;  // "far" or "all"; empty: as the kind of codebook wants
   std::string config_k;
   std::string config_v;
   std::string weights = "fisher";
@@ -68,10 +69,9 @@ Status check_output(const std::string& path) {
   return {};
 }
 
-// The file of a configuration.
-std::string output_of(const Flags& flags, const KvConfig& config) {
+// The file of a configuration or budget.
+std::string output_of(const Flags& flags, const std::string& name) {
   std::string path = flags.output;
-  const std::string name = config.name();
   for (std::size_t at = path.find(kPlaceholder); at != std::string::npos;
        at = path.find(kPlaceholder, at + name.size())) {
     path.replace(at, kPlaceholder.size(), name);
@@ -105,17 +105,44 @@ Status parse_configs(Flags& flags) {
     }
     configs.push_back(config);
   }
-  if (configs.size() > 1 && flags.output.find(kPlaceholder) == std::string::npos) {
-    return invalid_argument("got " + std::to_string(configs.size()) +
-                            " configurations and one name, -o " + flags.output +
-                            "; put {config} into it, as in -o 'model-{config}.gguf'");
+  return {};
+}
+
+// Codebooks to write, by name.
+std::vector<std::string> output_names(const Flags& flags) {
+  std::vector<std::string> names;
+  for (const double bits : flags.options.bits) {
+    names.push_back(budget_name(bits));
   }
+  for (const KvConfig& config : flags.options.configs) {
+    if (flags.options.bits.empty()) {
+      names.push_back(config.name());
+    }
+  }
+  return names;
+}
+
+// With budgets gradients are far ones and texts repeat, unless asked otherwise.
+Status parse_gradients(Flags& flags) {
+  const bool budgets = !flags.options.bits.empty();
+  if (!flags.gradients.empty() && flags.gradients != "far" && flags.gradients != "all") {
+    return invalid_argument("--gradients: got '" + flags.gradients + "', want far or all");
+  }
+  flags.options.far_gradients = flags.gradients.empty() ? budgets : flags.gradients == "far";
+  flags.options.text.repeat = budgets;
   return {};
 }
 
 // What cannot be read is wrong use, not a failure.
 Status parse_flags(Flags& flags) {
   CQKV_RETURN_IF_ERROR(parse_configs(flags));
+  CQKV_RETURN_IF_ERROR(parse_gradients(flags));
+  const std::size_t n_outputs = output_names(flags).size();
+  if (n_outputs > 1 && flags.output.find(kPlaceholder) == std::string::npos) {
+    return invalid_argument("got " + std::to_string(n_outputs) +
+                            " configurations and one name, -o " + flags.output +
+                            "; put {config} into it, as in -o 'model-{config}.gguf'");
+  }
   const auto weighting = parse_weighting(flags.weights);
   if (!weighting.ok()) {
     return weighting.status();
@@ -151,10 +178,13 @@ double mean_relative_error(const CalibratedCodebook& result, KvKind kind) {
 
 void print_codebook(const Flags& flags, const CalibratedCodebook& result) {
   const Codebook& codebook = result.codebook;
-  std::printf("%s: %s, identity %s\n", output_of(flags, result.config).c_str(),
+  std::printf("%s: %s, identity %s\n", output_of(flags, result.name).c_str(),
               codebook.origin.name.c_str(), hex64(codebook.identity()).c_str());
   std::printf("  %.3f bits a channel, %.2f MiB of centroids\n", codebook.bits_per_channel(),
               static_cast<double>(codebook.centroid_bytes()) / (1024.0 * 1024.0));
+  if (result.tensors.empty()) {
+    return;
+  }
   std::printf("  variance lost: keys %.1f %%, values %.1f %% (weighted, mean over layers)\n",
               100 * mean_relative_error(result, KvKind::kKey),
               100 * mean_relative_error(result, KvKind::kValue));
@@ -183,8 +213,8 @@ Outcome execute(Flags& flags) {
   if (!parsed.ok()) {
     return Usage{parsed.message()};
   }
-  for (const KvConfig& config : flags.options.configs) {
-    CQKV_RETURN_IF_ERROR(check_output(output_of(flags, config)));
+  for (const std::string& name : output_names(flags)) {
+    CQKV_RETURN_IF_ERROR(check_output(output_of(flags, name)));
   }
   eval::catch_llama_log(flags.verbose);
   catch_interrupts();
@@ -199,7 +229,7 @@ Outcome execute(Flags& flags) {
   }
   for (CalibratedCodebook& learned : result->codebooks) {
     learned.codebook.origin.tool_version = "cqkv " CQKV_VERSION;
-    CQKV_RETURN_IF_ERROR(write_codebook(learned.codebook, output_of(flags, learned.config)));
+    CQKV_RETURN_IF_ERROR(write_codebook(learned.codebook, output_of(flags, learned.name)));
   }
   print_summary(flags, *result);
   return {};
@@ -224,12 +254,25 @@ void add_text_flags(CLI::App* parser, TextOptions& text) {
 
 void add_learning_flags(CLI::App* parser, Flags& flags) {
   parser
-      ->add_option("--config", flags.configs,
-                   "<channels>c<bits>b: 1, 2, 4, 8 or 16 channels coded together in 1 to 12 bits; "
-                   "several by commas, with {config} in -o: the model runs once for all")
+      ->add_option(
+          "--config", flags.configs,
+          "<channels>c<bits>b: 1, 2, 4, ... or 64 channels coded together in 1 to 12 bits; "
+          "several by commas, with {config} in -o: the model runs once for all")
       ->delimiter(',')
       ->capture_default_str()
       ->type_name("CONFIG");
+  parser
+      ->add_option(
+          "--bits", flags.options.bits,
+          "Instead of --config: bits a channel, 0.125 to 4, in which every KV head has the "
+          "rate that it needs; several by commas")
+      ->delimiter(',')
+      ->type_name("BITS");
+  parser
+      ->add_option("--gradients", flags.gradients,
+                   "far: only those through queries that read codes count (with --bits the "
+                   "default); all: every query")
+      ->type_name("WHICH");
   parser->add_option("--config-k", flags.config_k, "Of keys alone, or 'exact'")
       ->type_name("CONFIG");
   parser->add_option("--config-v", flags.config_v, "Of values alone, or 'exact'")

@@ -17,7 +17,8 @@ void add_window_flags(CLI::App* parser, WindowOverride& window) {
   const auto add = [&](const char* name, std::optional<int>& value, const char* what) {
     parser->add_option(name, value, what)->check(CLI::NonNegativeNumber)->type_name("N");
   };
-  add("--window", window.window, "Most recent tokens kept exact; default: as stored in the codebook");
+  add("--window", window.window,
+      "Most recent tokens kept exact; default: as stored in the codebook");
   add("--sinks", window.sinks, "First tokens kept exact");
   add("--spare", window.spare,
       "Exact rows of a sequence beyond these, for when tokens are taken back; default: as many as "

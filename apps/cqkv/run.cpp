@@ -52,8 +52,7 @@ Outcome start(const Flags& flags, const std::string& name,
   const std::string program = program_folder() + "/" + name;
   CQKV_RETURN_IF_ERROR(check_programs(program));
   const int n_sequences = count_sequences(passthrough, name == "llama-server" ? kServerSlots : 1);
-  const auto environment =
-      device_environment({flags.codebooks, flags.window, n_sequences});
+  const auto environment = device_environment({flags.codebooks, flags.window, n_sequences});
   if (!environment.ok()) {
     return environment.status();
   }

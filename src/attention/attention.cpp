@@ -31,8 +31,9 @@ namespace {
 const kernels::KernelTable& code_kernel(const CacheSide& side) {
   const kernels::KernelTable& kernel = kernels::active();
   const kernels::KernelTable* chosen =
-      side.codebook == nullptr ? nullptr
-                               : kernels::integer_kernels(kernel, side.codebook->spec().code_bits());
+      side.codebook == nullptr
+          ? nullptr
+          : kernels::integer_kernels(kernel, side.codebook->spec().code_bits());
   return chosen == nullptr ? kernel : *chosen;
 }
 
@@ -347,8 +348,7 @@ Status check_key_sums(const AttentionCall& call) {
     return invalid_argument("attention: sums over keys need codes of keys and values");
   }
   if (key_sums.n_kv_heads() != call.n_kv_heads || key_sums.head_dim_v() != call.head_dim_v ||
-      key_sums.n_key_codes() != call.k.codebook->n_codes() ||
-      !call.k.codebook->spec().uniform() ||
+      key_sums.n_key_codes() != call.k.codebook->n_codes() || !call.k.codebook->spec().uniform() ||
       key_sums.centroids().spec().spec(0) != call.k.codebook->spec().spec(0)) {
     const auto keys = [](int n_codes, const TensorSpec& spec) {
       return " channels and keys of " + std::to_string(n_codes) + " codes of " + spec.name();

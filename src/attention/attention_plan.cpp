@@ -34,7 +34,8 @@ bool has_usable_tables(const CacheSide& side) {
 
 // None to use are as good.
 bool has_usable_tables(const KeySums* key_sums) {
-  return key_sums == nullptr || are_usable(key_sums->tables(), key_sums->centroids().spec().code_bits());
+  return key_sums == nullptr ||
+         are_usable(key_sums->tables(), key_sums->centroids().spec().code_bits());
 }
 
 // Of the codes of one block of any KV head.
@@ -150,9 +151,9 @@ void Scratch::take_byte_sums(const AttentionCall& call, const Plan& plan, Carver
   kept_weights = carver.take<float>(n_rows);
   kept_rescale = carver.take<float>(n_rows);
   kept_probabilities = carver.take<std::uint8_t>(n_rows * kBlockCells);
-  sum_codes =
-      carver.take<std::uint8_t>(plan.chunk_blocks * call.key_sums->groups().size() *
-                                unpacked_group_bytes(call.key_sums->centroids().spec().code_bits()));
+  sum_codes = carver.take<std::uint8_t>(
+      plan.chunk_blocks * call.key_sums->groups().size() *
+      unpacked_group_bytes(call.key_sums->centroids().spec().code_bits()));
 }
 
 }  // namespace cqkv

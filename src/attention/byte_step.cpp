@@ -29,7 +29,7 @@ constexpr float kLargestScale = 1e30F;
 // Groups of more channels than a table's entry have the codes of each part one after the other,
 // [n_groups * n_parts, bytes]. `codes` may be `to`.
 const std::uint8_t* repeat_codes(const std::uint8_t* codes, int n_groups, int n_parts,
-                                        std::size_t bytes, std::uint8_t* to) {
+                                 std::size_t bytes, std::uint8_t* to) {
   for (int i = n_groups * n_parts; i-- > 0;) {
     std::memmove(to + i * bytes, codes + i / n_parts * bytes, bytes);
   }

@@ -123,8 +123,9 @@ void ByteTables::set_bytes(const TensorCodebook& codebook) {
       const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
       const std::uint16_t* centroid = codebook.group(kv, d / dim) + d % dim;
       std::int8_t* byte =
-          head + (by_channel ? static_cast<std::size_t>(d) * n_entries_
-                             : static_cast<std::size_t>(d / entry) * n_entries_ * entry + d % entry);
+          head + (by_channel
+                      ? static_cast<std::size_t>(d) * n_entries_
+                      : static_cast<std::size_t>(d / entry) * n_entries_ * entry + d % entry);
       for (int i = 0; i < n; i++, centroid += dim, byte += by_channel ? 1 : entry) {
         const float rounded = std::nearbyint(half_to_float(*centroid) * inverse);
         *byte = static_cast<std::int8_t>(std::clamp(rounded, -kLargestByte, kLargestByte));

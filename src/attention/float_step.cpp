@@ -28,8 +28,8 @@ void AttentionOperator::load_codes(const CacheSide& side, int kv_head, int group
                                    const ViewBlock& block, std::uint16_t* codes) const {
   const CodeLayout& layout = layout_of(side);
   if (block.block >= 0) {
-    unpack_group(layout.code_bits(),
-                 side.data + layout.group_offset(block.block, kv_head, group), codes);
+    unpack_group(layout.code_bits(), side.data + layout.group_offset(block.block, kv_head, group),
+                 codes);
   } else {
     gather_group(layout, side.data, kv_head, group, views_.lanes(block), codes);
   }

@@ -38,8 +38,7 @@ Result<TensorCodebook> chosen_centroids(const TensorCodebook& keys,
   const int n_groups = keys.spec().n_groups(0);
   std::vector<float> centroids;
   for (const int group : groups) {
-    const std::vector<float> of_group =
-        keys.group_floats(group / n_groups, group % n_groups);
+    const std::vector<float> of_group = keys.group_floats(group / n_groups, group % n_groups);
     centroids.insert(centroids.end(), of_group.begin(), of_group.end());
   }
   return TensorCodebook::create(spec, 1, static_cast<int>(groups.size()) * spec.group_dim,
@@ -68,8 +67,8 @@ Result<KeySums> KeySums::create(const TensorCodebook& keys, std::vector<int> gro
   KeySums result(keys, *std::move(centroids), std::move(groups), head_dim_v);
   result.set_matrices(matrices);
   if (ByteTables::usable(keys.spec().code_bits(), kernel)) {
-    ByteTables tables =
-        ByteTables::values(result.centroids_, ByteTables::order_for(keys.spec().code_bits(), kernel));
+    ByteTables tables = ByteTables::values(result.centroids_,
+                                           ByteTables::order_for(keys.spec().code_bits(), kernel));
     if (tables.precise()) {
       result.tables_ = std::move(tables);
     }

@@ -2,9 +2,12 @@
 #include "calibration/calibrate.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
+#include <cstdio>
 #include <filesystem>
+#include <iterator>
 #include <new>
 #include <span>
 #include <utility>
@@ -13,6 +16,7 @@
 #include "calibration/fingerprint.h"
 #include "calibration/gguf_file.h"
 #include "calibration/gradient.h"
+#include "calibration/rates.h"
 #include "calibration/samples.h"
 #include "calibration/text_check.h"
 #include "core/parallel.h"
@@ -42,6 +46,9 @@ struct Job {
     }
   }
 };
+
+// The rates that heads may have.
+constexpr CodecSpec kRates[] = {{64, 8}, {32, 8}, {16, 8}, {8, 8}, {4, 8}, {2, 8}};
 
 // The different codecs of one side.
 std::vector<CodecSpec> coded_specs(const std::vector<KvConfig>& configs, KvKind kind) {
@@ -86,8 +93,27 @@ Status check_configs(const std::vector<KvConfig>& configs) {
   return {};
 }
 
+Status check_budgets(const CalibrationOptions& options) {
+  for (auto bits = options.bits.begin(); bits != options.bits.end(); bits++) {
+    if (!(*bits >= 0.125 && *bits <= 4)) {
+      return invalid_argument("calibration: got a budget of " + std::to_string(*bits) +
+                              " bits a channel, want 0.125 to 4");
+    }
+    if (std::find(options.bits.begin(), bits, *bits) != bits) {
+      return invalid_argument("calibration: got a budget of " + budget_name(*bits) +
+                              " twice, want each once");
+    }
+  }
+  if (options.weighting != Weighting::kFisher) {
+    return invalid_argument(
+        "calibration: rates by head are chosen by gradients; they need Fisher weights");
+  }
+  return {};
+}
+
 Status check_options(const CalibrationOptions& options) {
-  CQKV_RETURN_IF_ERROR(check_configs(options.configs));
+  CQKV_RETURN_IF_ERROR(options.bits.empty() ? check_configs(options.configs)
+                                            : check_budgets(options));
   if (options.n_threads < 1) {
     return invalid_argument("calibration: got " + std::to_string(options.n_threads) +
                             " threads, want at least 1");
@@ -130,6 +156,9 @@ Status run_fisher(const Job& job, const Sequences& sequences, SampleCollector& s
                   CalibrationStats& stats) {
   GradientOptions options;
   options.n_threads = job.options.n_threads;
+  if (job.options.far_gradients) {
+    options.exact = ExactTokens{job.options.window, job.options.sinks};
+  }
   auto model = GradientModel::load(job.options.model_path, options);
   if (!model.ok()) {
     return model.status();
@@ -210,14 +239,19 @@ Result<LearnedSide> learn_side(const Job& job, const SampleCollector::Key& key,
   return side;
 }
 
-void put_side(const SampleCollector::Key& key, const LearnedSide& side, CalibratedCodebook& out) {
+// Where a codebook keeps the keys or values of a layer.
+std::vector<TensorCodebook>& side_of(const SampleCollector::Key& key, Codebook& codebook) {
   const auto [layer, kind] = key;
-  auto& layers = out.codebook.layers;
+  auto& layers = codebook.layers;
   if (layers.size() <= static_cast<std::size_t>(layer)) {
     layers.resize(static_cast<std::size_t>(layer) + 1);
   }
-  auto& codebooks = kind == KvKind::kKey ? layers[layer].k : layers[layer].v;
-  codebooks.push_back(side.learned.codebook);
+  return kind == KvKind::kKey ? layers[layer].k : layers[layer].v;
+}
+
+void put_side(const SampleCollector::Key& key, const LearnedSide& side, CalibratedCodebook& out) {
+  const auto [layer, kind] = key;
+  side_of(key, out.codebook).push_back(side.learned.codebook);
   out.tensors.push_back({layer, kind, side.learned.stats, side.held_out_error});
 }
 
@@ -235,6 +269,98 @@ Status learn_tensor(const Job& job, const SampleCollector::Key& key, const Tenso
       }
     }
   }
+  return {};
+}
+
+// Keys or values of a layer at every rate that their heads may have.
+struct RatedTensor {
+  SampleCollector::Key key;
+  std::vector<TensorCodebook> codebooks;       // [rate]
+  std::vector<std::vector<RateOption>> heads;  // [kv_head][rate]
+};
+
+Result<RatedTensor> learn_rates(const Job& job, const SampleCollector::Key& key,
+                                const TensorSamples& samples) {
+  RatedTensor result;
+  result.key = key;
+  result.heads.resize(static_cast<std::size_t>(samples.shape.n_kv_heads));
+  for (const CodecSpec& spec : kRates) {
+    if (!spec.check(samples.shape.head_dim).ok()) {
+      continue;
+    }
+    const auto side = learn_side(job, key, samples, spec);
+    if (!side.ok()) {
+      return side.status();
+    }
+    result.codebooks.push_back(side->learned.codebook);
+    const SampleRows& out = samples.held_out;
+    const std::vector<double> losses =
+        coding_losses(result.codebooks.back(), out.rows.data(), out.gradients.data(), out.n_rows);
+    for (std::size_t head = 0; head < losses.size(); head++) {
+      const int n_codes = samples.shape.head_dim / spec.group_dim;
+      result.heads[head].push_back(
+          {spec.group_dim, static_cast<double>(n_codes * spec.code_bits), losses[head]});
+    }
+  }
+  return result;
+}
+
+// The tensor's heads at the rates chosen for them.
+Result<TensorCodebook> assemble(const RatedTensor& tensor, const std::size_t* chosen) {
+  std::vector<int> dims;
+  std::vector<float> centroids;
+  for (std::size_t head = 0; head < tensor.heads.size(); head++) {
+    const TensorCodebook& codebook = tensor.codebooks[chosen[head]];
+    const auto kv_head = static_cast<int>(head);
+    dims.push_back(codebook.spec().group_dim(kv_head));
+    for (int group = 0; group < codebook.spec().n_groups(kv_head); group++) {
+      const std::vector<float> floats = codebook.group_floats(kv_head, group);
+      centroids.insert(centroids.end(), floats.begin(), floats.end());
+    }
+  }
+  const TensorCodebook& any = tensor.codebooks.front();
+  return TensorCodebook::create(TensorSpec(any.spec().code_bits(), dims, any.head_dim()),
+                                centroids);
+}
+
+Status choose(const std::vector<RatedTensor>& tensors, double bits, CalibratedCodebook& out) {
+  std::vector<std::vector<RateOption>> heads;
+  double n_channels = 0;
+  for (const RatedTensor& tensor : tensors) {
+    heads.insert(heads.end(), tensor.heads.begin(), tensor.heads.end());
+    n_channels += tensor.codebooks.front().n_channels();
+  }
+  const std::vector<std::size_t> chosen = choose_rates(heads, bits * n_channels);
+  const std::size_t* next = chosen.data();
+  for (const RatedTensor& tensor : tensors) {
+    auto codebook = assemble(tensor, next);
+    if (!codebook.ok()) {
+      return codebook.status();
+    }
+    next += tensor.heads.size();
+    side_of(tensor.key, out.codebook).push_back(*std::move(codebook));
+  }
+  return {};
+}
+
+// Every rate of every tensor first: a budget is for all heads together.
+Status learn_budgets(const Job& job, SampleCollector& samples, Calibration& calibration) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::size_t n_total = samples.tensors().size();
+  std::vector<RatedTensor> tensors;
+  while (!samples.tensors().empty()) {
+    job.report("learning codebooks", tensors.size(), n_total);
+    const auto tensor = samples.tensors().extract(samples.tensors().begin());
+    auto rated = learn_rates(job, tensor.key(), tensor.mapped());
+    if (!rated.ok()) {
+      return rated.status();
+    }
+    tensors.push_back(*std::move(rated));
+  }
+  for (std::size_t i = 0; i < job.options.bits.size(); i++) {
+    CQKV_RETURN_IF_ERROR(choose(tensors, job.options.bits[i], calibration.codebooks[i]));
+  }
+  calibration.stats.seconds_learning = seconds_since(start);
   return {};
 }
 
@@ -311,14 +437,22 @@ Status begin_codebooks(const CalibrationOptions& options, Calibration& calibrati
   if (!origin.ok()) {
     return origin.status();
   }
-  for (const KvConfig& config : options.configs) {
+  const auto begin = [&](const std::string& name, const KvConfig& config) {
     CalibratedCodebook& result = calibration.codebooks.emplace_back();
+    result.name = name;
     result.config = config;
     result.codebook.origin = *origin;
-    result.codebook.origin.name =
-        origin->model_name + " cq-" + config.name() + " " + origin->weighting;
+    result.codebook.origin.name = origin->model_name + " cq-" + name + " " + origin->weighting;
     result.codebook.window = options.window;
     result.codebook.sinks = options.sinks;
+  };
+  for (const double bits : options.bits) {
+    begin(budget_name(bits), {});
+  }
+  for (const KvConfig& config : options.configs) {
+    if (options.bits.empty()) {
+      begin(config.name(), config);
+    }
   }
   return {};
 }
@@ -329,6 +463,14 @@ void count_tokens(const Sequences& sequences, CalibrationStats& stats) {
     stats.n_tokens += sequences[i].tokens.size();
     stats.n_held_out += held_out_range(i, sequences[i].tokens.size()).size();
   }
+}
+
+// What the texts themselves say.
+Sequences without_repeats(const Sequences& sequences) {
+  Sequences result;
+  std::copy_if(sequences.begin(), sequences.end(), std::back_inserter(result),
+               [](const Sequence& sequence) { return !sequence.repeats; });
+  return result;
 }
 
 Result<Sequences> read_texts(const Job& job, CalibrationStats& stats) {
@@ -342,11 +484,22 @@ Result<Sequences> read_texts(const Job& job, CalibrationStats& stats) {
     return sequences.status();
   }
   count_tokens(*sequences, stats);
-  const CodecSpec finest = finest_spec(job.options.configs);
+  const CodecSpec finest = job.options.bits.empty() ? finest_spec(job.options.configs) : kRates[0];
   CQKV_RETURN_IF_ERROR(check_enough(stats, finest));
-  job.warn(text_warning(measure_texts(*sequences), finest.n_centroids()));
+  job.warn(text_warning(measure_texts(without_repeats(*sequences)), finest.n_centroids()));
   job.warn(vectors_warning(stats.n_tokens - stats.n_held_out, finest));
   return sequences;
+}
+
+SampleCollector collector_of(const CalibrationOptions& options) {
+  if (options.bits.empty()) {
+    return {coded_specs(options.configs, KvKind::kKey),
+            coded_specs(options.configs, KvKind::kValue)};
+  }
+  const std::vector<CodecSpec> rates(std::begin(kRates), std::end(kRates));
+  SampleCollector samples(rates, rates);
+  samples.keep_held_out_gradients();
+  return samples;
 }
 
 Status run_calibration(const Job& job, Calibration& calibration) {
@@ -358,11 +511,11 @@ Status run_calibration(const Job& job, Calibration& calibration) {
   if (!sequences.ok()) {
     return sequences.status();
   }
-  const auto& configs = job.options.configs;
-  SampleCollector samples(coded_specs(configs, KvKind::kKey), coded_specs(configs, KvKind::kValue));
+  SampleCollector samples = collector_of(job.options);
   samples.expect(stats.n_tokens - stats.n_held_out, stats.n_held_out);
   CQKV_RETURN_IF_ERROR(run_model(job, *sequences, samples, stats));
-  CQKV_RETURN_IF_ERROR(learn(job, samples, calibration));
+  CQKV_RETURN_IF_ERROR(job.options.bits.empty() ? learn(job, samples, calibration)
+                                                : learn_budgets(job, samples, calibration));
   for (CalibratedCodebook& result : calibration.codebooks) {
     finish(stats, result);
   }
@@ -382,6 +535,12 @@ Result<Weighting> parse_weighting(std::string_view text) {
     }
   }
   return invalid_argument("weights: got '" + std::string(text) + "', want uniform or fisher");
+}
+
+std::string budget_name(double bits) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%.2fb", bits);
+  return text.data();
 }
 
 std::string KvConfig::name() const {

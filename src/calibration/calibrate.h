@@ -43,11 +43,20 @@ struct KvConfig {
   bool operator==(const KvConfig&) const = default;
 };
 
+/// What a codebook of a budget is called: "1.00b".
+std::string budget_name(double bits);
+
 struct CalibrationOptions {
   std::string model_path;
   TextOptions text;
   /// One codebook each, all different. The model runs once for all of them.
   std::vector<KvConfig> configs{KvConfig{}};
+  /// Instead of configs: bits a channel, one codebook each, in which every KV head of keys and of
+  /// values has a rate of its own (rates.h): codes of 8 bits for 2 to 64 channels, as far as they
+  /// divide the heads. Needs Fisher weights.
+  std::vector<double> bits;
+  /// Only gradients through queries that read codes count: those that `window` and `sinks` leave.
+  bool far_gradients = false;
   Weighting weighting = Weighting::kFisher;
   std::uint64_t seed = 1;
   int n_threads = 1;
@@ -82,9 +91,10 @@ struct CalibrationStats {
   double seconds_learning = 0.0;
 };
 
-/// One configuration's codebook.
+/// One configuration's codebook, or one budget's.
 struct CalibratedCodebook {
-  KvConfig config;
+  std::string name;   ///< Of the configuration, or "1.00b".
+  KvConfig config;    ///< Not with budgets.
   Codebook codebook;  ///< `origin.held_out` says what coding loses on the held-out tokens.
 
   struct Tensor {
@@ -94,7 +104,8 @@ struct CalibratedCodebook {
     double held_out_error = 0.0;  ///< Of the held-out rows, as learning.relative_error.
   };
 
-  std::vector<Tensor> tensors;  ///< Keys and values of each coded layer, in order.
+  std::vector<Tensor>
+      tensors;  ///< Keys and values of each coded layer, in order; not with budgets.
 };
 
 struct Calibration {

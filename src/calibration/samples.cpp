@@ -58,12 +58,17 @@ Status SampleCollector::begin_tensor(const KvRows& rows) {
   return {};
 }
 
-void SampleCollector::append(const KvRows& rows, std::size_t row, SampleRows& samples) const {
+void SampleCollector::append(const KvRows& rows, std::size_t row, bool out,
+                             SampleRows& samples) const {
   const auto n_channels = static_cast<std::size_t>(rows.shape.n_channels());
   const float* values = rows.rows + row * n_channels;
   samples.rows.insert(samples.rows.end(), values, values + n_channels);
   for (auto& [group_dim, weights] : samples.weights) {  // none without gradients
     append_weights(rows.gradients + row * n_channels, n_channels, group_dim, weights);
+  }
+  if (out && keeps_gradients_ && rows.gradients != nullptr) {
+    const float* gradients = rows.gradients + row * n_channels;
+    samples.gradients.insert(samples.gradients.end(), gradients, gradients + n_channels);
   }
   samples.n_rows++;
 }
@@ -89,7 +94,7 @@ Status SampleCollector::add(const KvRows& rows) {
   for (std::size_t row = 0; row < rows.n_tokens; row++) {
     const std::size_t token = rows.first_token + row;
     const bool out = token >= held_out_.first && token < held_out_.end;
-    append(rows, row, out ? samples.held_out : samples.learned);
+    append(rows, row, out, out ? samples.held_out : samples.learned);
   }
   return {};
 }

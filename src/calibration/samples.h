@@ -35,6 +35,7 @@ struct SampleRows {
   std::vector<float> rows;  ///< [n_rows, n_channels].
   /// For each group_dim the weights [n_rows, n_channels / group_dim]; empty: all 1.
   std::map<int, std::vector<float>> weights;
+  std::vector<float> gradients;  ///< [n_rows, n_channels]; empty: not kept.
 };
 
 /// All rows of the keys or values of one layer.
@@ -49,8 +50,8 @@ struct TensorSamples {
 ///
 ///     weight[t][g] = sum over channels c of group g of gradient[t][c]^2
 ///
-/// for every group_dim that is asked for. The gradients themselves are not kept. Tensors
-/// of a side without codecs are skipped.
+/// for every group_dim that is asked for. The gradients themselves are kept of held-out rows at
+/// most. Tensors of a side without codecs are skipped.
 class SampleCollector {
  public:
   using Key = std::pair<int, KvKind>;  // layer, kind
@@ -61,6 +62,9 @@ class SampleCollector {
 
   /// Memory for that many rows of each tensor is then taken once.
   void expect(std::size_t n_learned, std::size_t n_held_out);
+
+  /// Held-out rows keep their gradients.
+  void keep_held_out_gradients() { keeps_gradients_ = true; }
 
   /// The rows that follow are those of this sequence, of n_tokens.
   void begin_sequence(std::size_t sequence, std::size_t n_tokens) {
@@ -80,13 +84,14 @@ class SampleCollector {
 
   Status begin_tensor(const KvRows& rows);
   void reserve(const KvRows& rows, std::size_t n_rows, SampleRows& samples) const;
-  void append(const KvRows& rows, std::size_t row, SampleRows& samples) const;
+  void append(const KvRows& rows, std::size_t row, bool out, SampleRows& samples) const;
 
   std::vector<CodecSpec> key_specs_;
   std::vector<CodecSpec> value_specs_;
   std::size_t n_learned_ = 0;
   std::size_t n_held_out_ = 0;
   TokenRange held_out_;
+  bool keeps_gradients_ = false;
   std::map<Key, TensorSamples> tensors_;
 };
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <string_view>
 #include <system_error>
@@ -162,6 +163,11 @@ Status too_short(const std::vector<Sequence>& sequences, std::size_t n_left,
                           "; give more text or ask for fewer tokens");
 }
 
+void repeat_last(std::size_t n, std::vector<Token>& tokens) {
+  tokens.reserve(tokens.size() + n);
+  std::copy_n(tokens.end() - static_cast<std::ptrdiff_t>(n), n, std::back_inserter(tokens));
+}
+
 }  // namespace
 
 Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
@@ -175,6 +181,7 @@ Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
     streams.push_back(std::make_unique<TokenStream>(tokenizer, file, fields));
     CQKV_RETURN_IF_ERROR(streams.back()->open());
   }
+  std::vector<std::size_t> n_sequences(files.size(), 0);  // of each file
   std::vector<Sequence> sequences;
   std::size_t n_wanted = options.n_tokens;
   std::size_t n_left = 0;
@@ -190,18 +197,24 @@ Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
       break;
     }
     turn %= streams.size();
-    Sequence sequence{files[turn], {}};
+    const std::size_t n_of_file = n_sequences[files[turn]];
+    Sequence sequence{files[turn], options.repeat && n_of_file % 2 == 1, {}};
     if (bos) {
       sequence.tokens.push_back(tokenizer.bos());
     }
     bool taken = false;
-    CQKV_RETURN_IF_ERROR(streams[turn]->take(n - sequence.tokens.size(), sequence.tokens, taken));
+    const std::size_t n_new = (n - sequence.tokens.size()) / (sequence.repeats ? 2 : 1);
+    CQKV_RETURN_IF_ERROR(streams[turn]->take(n_new, sequence.tokens, taken));
     if (!taken) {
       n_left += streams[turn]->n_left();
       streams.erase(streams.begin() + static_cast<std::ptrdiff_t>(turn));
       files.erase(files.begin() + static_cast<std::ptrdiff_t>(turn));
       continue;
     }
+    if (sequence.repeats) {
+      repeat_last(n_new, sequence.tokens);
+    }
+    n_sequences[files[turn]]++;
     sequences.push_back(std::move(sequence));
     n_wanted -= n;
     turn++;

@@ -22,11 +22,16 @@ struct TextOptions {
   std::string json_field = "text";
   std::size_t n_tokens = 32768;  ///< In all sequences together, BOS included.
   std::size_t n_ctx = 2048;      ///< Of one sequence, BOS included.
+  /// Every second sequence of a file says what it says twice: its second half is its first again.
+  /// What a cache loses first is copying from far back, which ordinary texts do too rarely to be
+  /// learned from.
+  bool repeat = false;
 };
 
 /// Tokens of one file in their order, BOS before them if the model adds it.
 struct Sequence {
   std::size_t file = 0;  ///< Index into TextOptions::files.
+  bool repeats = false;  ///< The second half is the first again.
   std::vector<Token> tokens;
 };
 

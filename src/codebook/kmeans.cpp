@@ -18,7 +18,7 @@ namespace {
 
 using kmeans::kLanes;
 
-constexpr int kMaxDim = 16;
+constexpr int kMaxDim = 64;
 constexpr int kMaxCentroids = 4096;
 // Below this share of the spread the error is rounding: the fit is perfect.
 constexpr double kPerfect = 1e-13;
@@ -39,7 +39,7 @@ Status check(const KmeansProblem& problem, const KmeansOptions& options) {
     return invalid_argument("k-means: got " + std::to_string(got) + " " + what + ", want " + want);
   };
   if (problem.dim < 1 || problem.dim > kMaxDim) {
-    return bad("channels", problem.dim, "1 to 16");
+    return bad("channels", problem.dim, "1 to 64");
   }
   if (problem.n_centroids < 1 || problem.n_centroids > kMaxCentroids) {
     return bad("centroids", problem.n_centroids, "1 to 4096");

@@ -1,4 +1,4 @@
-// Weighted k-means for one small problem (some 32768 points of up to 16 channels, up
+// Weighted k-means for one small problem (some 32768 points of up to 64 channels, up
 // to 4096 centroids). A codebook needs thousands of them: learn.h runs one solver per
 // thread over them. Encoding with the result is TensorCodebook's.
 #pragma once
@@ -26,7 +26,7 @@ struct KmeansProblem {
   const float* points = nullptr;
   std::size_t n_points = 0;
   std::size_t point_stride = 0;
-  int dim = 0;  ///< 1 to 16.
+  int dim = 0;  ///< 1 to 64.
   /// Weight of point p is weights[p * weight_stride], finite and >= 0; null: all 1.
   const float* weights = nullptr;
   std::size_t weight_stride = 1;

@@ -71,7 +71,7 @@ struct SumArgs {
   std::uint32_t* counts;  ///< [n_clusters], zero on entry.
 };
 
-/// `dim` of every kernel is 1, 2, 4, 8 or 16; squared distances are summed channel
+/// `dim` of every kernel is 1, 2, 4, ... or 64; squared distances are summed channel
 /// by channel in f32. Levels differ in whether multiply and add round once or twice.
 struct Kernels {
   isa::Level level;

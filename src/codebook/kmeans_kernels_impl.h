@@ -19,9 +19,9 @@ namespace {
 constexpr float kInfinity = __builtin_inff();
 
 // Squared distances carry a relative rounding error of at most (dim + 2) * 2^-24 and
-// distances half of that, 2^-21 with 16 channels. Bounds give way by eight times as much,
+// distances half of that, 2^-19 with 64 channels. Bounds give way by eight times as much,
 // so that pruning never decides what rounding would.
-constexpr float kSlack = 0x1p-18F;
+constexpr float kSlack = 0x1p-16F;
 
 template <int kDim>
 void seed_dim(const SeedArgs& s) noexcept {
@@ -289,8 +289,14 @@ void seed(int dim, const SeedArgs& args) noexcept {
     case 8:
       seed_dim<8>(args);
       break;
-    default:
+    case 16:
       seed_dim<16>(args);
+      break;
+    case 32:
+      seed_dim<32>(args);
+      break;
+    default:
+      seed_dim<64>(args);
       break;
   }
 }
@@ -305,8 +311,12 @@ std::size_t assign(int dim, const AssignArgs& args) noexcept {
       return assign_dim<4>(args);
     case 8:
       return assign_dim<8>(args);
-    default:
+    case 16:
       return assign_dim<16>(args);
+    case 32:
+      return assign_dim<32>(args);
+    default:
+      return assign_dim<64>(args);
   }
 }
 
@@ -324,8 +334,14 @@ void sum(int dim, const SumArgs& args) noexcept {
     case 8:
       sum_dim<8>(args);
       break;
-    default:
+    case 16:
       sum_dim<16>(args);
+      break;
+    case 32:
+      sum_dim<32>(args);
+      break;
+    default:
+      sum_dim<64>(args);
       break;
   }
 }

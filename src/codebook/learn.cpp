@@ -58,7 +58,8 @@ double group_error(const TensorCodebook& codebook, const LearnInput& input, int 
                    const std::uint16_t* codes) {
   const int dim = input.spec.group_dim;
   const auto n_codes = static_cast<std::size_t>(codebook.n_codes());
-  const std::uint16_t* centroids = codebook.group(g / codebook.n_groups(), g % codebook.n_groups());
+  const std::uint16_t* centroids =
+      codebook.group(g / codebook.spec().n_groups(0), g % codebook.spec().n_groups(0));
   double mass = 0;
   for (std::size_t t = 0; t < input.n_tokens && !input.weights.empty(); t++) {
     mass += static_cast<double>(input.weights[t * n_codes + g]);
@@ -205,8 +206,8 @@ Result<LearnedTensor> learn_tensor_codebook(const LearnInput& input, const Learn
 Result<double> relative_coding_error(const TensorCodebook& codebook, const LearnInput& input,
                                      ParallelFor& parallel) {
   CQKV_RETURN_IF_ERROR(check(input));
-  if (!(input.spec == codebook.spec()) || input.n_kv_heads != codebook.n_kv_heads() ||
-      input.head_dim != codebook.head_dim()) {
+  if (!codebook.spec().uniform() || !(input.spec == codebook.spec().spec(0)) ||
+      input.n_kv_heads != codebook.n_kv_heads() || input.head_dim != codebook.head_dim()) {
     return invalid_argument(
         "coding error: got rows for " + input.spec.name() + " of " +
         std::to_string(input.n_kv_heads) + " x " + std::to_string(input.head_dim) +

@@ -58,6 +58,14 @@ inline const char* code_bits_key(KvKind kind) {
   return kind == KvKind::kKey ? kKeyCodeBits : kValueCodeBits;
 }
 
+// Since version 1.2.
+inline constexpr const char* kKeyHeadGroupDims = "kv_codebook.k.head_group_dims";
+inline constexpr const char* kValueHeadGroupDims = "kv_codebook.v.head_group_dims";
+
+inline const char* head_group_dims_key(KvKind kind) {
+  return kind == KvKind::kKey ? kKeyHeadGroupDims : kValueHeadGroupDims;
+}
+
 inline std::string tensor_name(std::size_t layer, KvKind kind) {
   return "blk." + std::to_string(layer) +
          (kind == KvKind::kKey ? ".attn_k.codebook" : ".attn_v.codebook");

@@ -43,8 +43,13 @@ class Reader {
   Status read_counts();
   Status read_held_out();
   Result<std::vector<CodecSpec>> read_specs(KvKind kind);
+  Status read_head_group_dims(KvKind kind);
   Status read_layers();
   Status read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec);
+  Result<TensorSpec> uniform_shape(std::int64_t id, const std::string& name,
+                                   const CodecSpec& spec) const;
+  Result<TensorSpec> mixed_shape(std::int64_t id, const std::string& name, KvKind kind,
+                                 int code_bits);
   Status read_centroids(std::int64_t id, const std::string& name, std::vector<float>& out);
 
   std::string path_;
@@ -52,6 +57,9 @@ class Reader {
   GgufFields fields_;
   std::uint32_t minor_ = 0;
   std::size_t n_tensors_ = 0;  // expected by the specs
+  // Of layers whose heads differ, one layer after the other, and how many were used.
+  std::vector<std::uint32_t> head_group_dims_[2];
+  std::size_t n_head_group_dims_[2] = {0, 0};
   Codebook codebook_;
 };
 
@@ -205,12 +213,14 @@ Result<std::vector<CodecSpec>> Reader::read_specs(KvKind kind) {
     const std::uint32_t dim = (*group_dims)[il];
     const std::uint32_t bits = (*code_bits)[il];
     const bool exact = dim == 0 && bits == 0;
-    const bool plausible = dim >= 1 && dim <= static_cast<std::uint32_t>(kMaxGroupDim) &&
-                           bits >= 1 && bits <= static_cast<std::uint32_t>(kMaxCodeBits);
+    // 0 channels: each head has groups of a size of its own.
+    const bool plausible = dim <= static_cast<std::uint32_t>(kMaxGroupDim) && bits >= 1 &&
+                           bits <= static_cast<std::uint32_t>(kMaxCodeBits);
     if (!exact && !plausible) {
-      return fields_.bad("layer " + std::to_string(il) + ": groups of " + std::to_string(dim) +
-                         " channels with " + std::to_string(bits) +
-                         " bits, want 1 to 16 channels with 1 to 12 bits, or 0 and 0 for exact");
+      return fields_.bad(
+          "layer " + std::to_string(il) + ": groups of " + std::to_string(dim) + " channels with " +
+          std::to_string(bits) +
+          " bits, want 1 to 64 channels (0: by head) with 1 to 12 bits, or 0 and 0 for exact");
     }
     result[il] = {static_cast<int>(dim), static_cast<int>(bits)};
   }
@@ -237,12 +247,30 @@ Status Reader::read_layers() {
     return fields_.bad(std::string(format::kModelFingerprint) + " has " + std::to_string(n_hashes) +
                        " layers, the codebook " + std::to_string(n_layers));
   }
+  CQKV_RETURN_IF_ERROR(read_head_group_dims(KvKind::kKey));
+  CQKV_RETURN_IF_ERROR(read_head_group_dims(KvKind::kValue));
   codebook_.layers.resize(n_layers);
   for (std::size_t il = 0; il < n_layers; il++) {
     CQKV_RETURN_IF_ERROR(read_tensor(il, KvKind::kKey, (*keys)[il]));
     CQKV_RETURN_IF_ERROR(read_tensor(il, KvKind::kValue, (*values)[il]));
   }
+  for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+    const auto i = static_cast<std::size_t>(kind);
+    if (n_head_group_dims_[i] != head_group_dims_[i].size()) {
+      return fields_.bad(std::string(format::head_group_dims_key(kind)) + " has " +
+                         std::to_string(head_group_dims_[i].size()) + " numbers, want " +
+                         std::to_string(n_head_group_dims_[i]) + ", one for each KV head");
+    }
+  }
   return {};
+}
+
+Status Reader::read_head_group_dims(KvKind kind) {
+  const char* key = format::head_group_dims_key(kind);
+  if (!fields_.has(key)) {
+    return {};
+  }
+  return assign(head_group_dims_[static_cast<std::size_t>(kind)], fields_.get_u32s(key));
 }
 
 Status Reader::read_centroids(std::int64_t id, const std::string& name, std::vector<float>& out) {
@@ -260,6 +288,62 @@ Status Reader::read_centroids(std::int64_t id, const std::string& name, std::vec
   return {};
 }
 
+std::string shape_text(const std::int64_t* ne) {
+  return "[" + std::to_string(ne[0]) + ", " + std::to_string(ne[1]) + ", " + std::to_string(ne[2]) +
+         ", " + std::to_string(ne[3]) + "]";
+}
+
+Result<TensorSpec> Reader::uniform_shape(std::int64_t id, const std::string& name,
+                                         const CodecSpec& spec) const {
+  const std::int64_t* ne = gguf_get_tensor_ne(file_.header.get(), id);
+  if (ne[0] != spec.group_dim || ne[1] != spec.n_centroids() || ne[3] > format::kMaxKvHeads ||
+      ne[2] > format::kMaxHeadDim / spec.group_dim) {
+    return fields_.bad("tensor '" + name + "' has shape " + shape_text(ne) + ", want [" +
+                       std::to_string(spec.group_dim) + ", " + std::to_string(spec.n_centroids()) +
+                       ", groups, KV heads]");
+  }
+  const int head_dim = static_cast<int>(ne[2]) * spec.group_dim;
+  const Status legal = spec.check(head_dim);
+  if (!legal.ok()) {
+    return fields_.bad("tensor '" + name + "': " + legal.message());
+  }
+  return TensorSpec(spec, static_cast<int>(ne[3]), head_dim);
+}
+
+// Takes the next layer's head sizes.
+Result<TensorSpec> Reader::mixed_shape(std::int64_t id, const std::string& name, KvKind kind,
+                                       int code_bits) {
+  const std::int64_t* ne = gguf_get_tensor_ne(file_.header.get(), id);
+  const std::int64_t n_centroids = std::int64_t{1} << code_bits;
+  const std::int64_t head_dim = ne[0] / n_centroids;
+  const auto i = static_cast<std::size_t>(kind);
+  const std::vector<std::uint32_t>& all = head_group_dims_[i];
+  const std::size_t n_left = all.size() - n_head_group_dims_[i];
+  if (ne[0] % n_centroids != 0 || head_dim < 1 || head_dim > format::kMaxHeadDim ||
+      ne[1] > format::kMaxKvHeads || ne[2] != 1 || ne[3] != 1) {
+    return fields_.bad("tensor '" + name + "' has shape " + shape_text(ne) +
+                       ", want [head size * " + std::to_string(n_centroids) + ", KV heads]");
+  }
+  if (static_cast<std::size_t>(ne[1]) > n_left) {
+    return fields_.bad(std::string(format::head_group_dims_key(kind)) + " has " +
+                       std::to_string(n_left) + " numbers left for the " + std::to_string(ne[1]) +
+                       " KV heads of '" + name + "'");
+  }
+  std::vector<int> dims;
+  for (std::int64_t head = 0; head < ne[1]; head++) {
+    const std::uint32_t dim = all[n_head_group_dims_[i]++];
+    const CodecSpec spec{dim > static_cast<std::uint32_t>(kMaxGroupDim) ? 0 : static_cast<int>(dim),
+                         code_bits};
+    const Status legal = spec.check(static_cast<int>(head_dim));
+    if (!legal.ok()) {
+      return fields_.bad("tensor '" + name + "', KV head " + std::to_string(head) + ": " +
+                         legal.message());
+    }
+    dims.push_back(spec.group_dim);
+  }
+  return TensorSpec(code_bits, dims, static_cast<int>(head_dim));
+}
+
 Status Reader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec) {
   if (spec.exact()) {
     return {};
@@ -274,18 +358,14 @@ Status Reader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec
     return fields_.bad("tensor '" + name + "' has type " +
                        ggml_type_name(gguf_get_tensor_type(header, id)) + ", want f16");
   }
-  const std::int64_t* ne = gguf_get_tensor_ne(header, id);
-  if (ne[0] != spec.group_dim || ne[1] != spec.n_centroids() || ne[3] > format::kMaxKvHeads ||
-      ne[2] > format::kMaxHeadDim / spec.group_dim) {
-    return fields_.bad("tensor '" + name + "' has shape [" + std::to_string(ne[0]) + ", " +
-                       std::to_string(ne[1]) + ", " + std::to_string(ne[2]) + ", " +
-                       std::to_string(ne[3]) + "], want [" + std::to_string(spec.group_dim) + ", " +
-                       std::to_string(spec.n_centroids()) + ", groups, KV heads]");
+  const auto shape = spec.group_dim > 0 ? uniform_shape(id, name, spec)
+                                        : mixed_shape(id, name, kind, spec.code_bits);
+  if (!shape.ok()) {
+    return shape.status();
   }
   std::vector<float> centroids;
   CQKV_RETURN_IF_ERROR(read_centroids(id, name, centroids));
-  auto tensor = TensorCodebook::create(spec, static_cast<int>(ne[3]),
-                                       static_cast<int>(ne[2]) * spec.group_dim, centroids);
+  auto tensor = TensorCodebook::create(*shape, centroids);
   if (!tensor.ok()) {
     return fields_.bad("tensor '" + name + "': " + tensor.status().message());
   }

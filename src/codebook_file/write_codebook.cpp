@@ -97,19 +97,39 @@ void set_held_out(gguf_context* out, const HeldOutLoss& held_out) {
   }
 }
 
+// A group size of 0 for a layer whose heads differ; theirs follow in an array of their own.
 void set_specs(gguf_context* out, const Codebook& codebook, KvKind kind) {
   std::vector<std::uint32_t> group_dims;
   std::vector<std::uint32_t> code_bits;
+  std::vector<std::uint32_t> head_group_dims;
   for (const auto& layer : codebook.layers) {
     const TensorCodebook* tensor = layer.get(kind);
+    const bool uniform = tensor == nullptr || tensor->spec().uniform();
     const CodecSpec spec = tensor == nullptr ? CodecSpec{} : tensor->spec().spec(0);
-    group_dims.push_back(static_cast<std::uint32_t>(spec.group_dim));
+    group_dims.push_back(uniform ? static_cast<std::uint32_t>(spec.group_dim) : 0U);
     code_bits.push_back(static_cast<std::uint32_t>(spec.code_bits));
+    if (!uniform) {
+      const std::vector<int>& dims = tensor->spec().group_dims();
+      head_group_dims.insert(head_group_dims.end(), dims.begin(), dims.end());
+    }
   }
-  gguf_set_arr_data(out, format::group_dim_key(kind), GGUF_TYPE_UINT32, group_dims.data(),
-                    group_dims.size());
-  gguf_set_arr_data(out, format::code_bits_key(kind), GGUF_TYPE_UINT32, code_bits.data(),
-                    code_bits.size());
+  const auto set = [out](const char* key, const std::vector<std::uint32_t>& values) {
+    gguf_set_arr_data(out, key, GGUF_TYPE_UINT32, values.data(), values.size());
+  };
+  set(format::group_dim_key(kind), group_dims);
+  set(format::code_bits_key(kind), code_bits);
+  if (!head_group_dims.empty()) {
+    set(format::head_group_dims_key(kind), head_group_dims);
+  }
+}
+
+ggml_tensor* new_tensor(ggml_context* ggml, const TensorSpec& spec) {
+  return spec.uniform()
+             ? ggml_new_tensor_4d(ggml, GGML_TYPE_F16, spec.group_dim(0), spec.n_centroids(),
+                                  spec.n_groups(0), spec.n_kv_heads())
+             : ggml_new_tensor_2d(ggml, GGML_TYPE_F16,
+                                  std::int64_t{spec.head_dim()} * spec.n_centroids(),
+                                  spec.n_kv_heads());
 }
 
 // The tensors in the order of the file.
@@ -122,9 +142,7 @@ std::vector<const TensorCodebook*> add_tensors(gguf_context* out, ggml_context* 
       if (tensor == nullptr) {
         continue;
       }
-      ggml_tensor* entry = ggml_new_tensor_4d(ggml, GGML_TYPE_F16, tensor->spec().group_dim(0),
-                                              tensor->spec().n_centroids(), tensor->spec().n_groups(0),
-                                              tensor->n_kv_heads());
+      ggml_tensor* entry = new_tensor(ggml, tensor->spec());
       ggml_set_name(entry, format::tensor_name(il, kind).c_str());
       gguf_add_tensor(out, entry);
       result.push_back(tensor);

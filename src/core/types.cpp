@@ -46,9 +46,10 @@ Result<CodecSpec> CodecSpec::parse(std::string_view text) {
   }
   if (rest != end || rest == nullptr || !legal_group_dim(spec.group_dim) || spec.code_bits < 1 ||
       spec.code_bits > kMaxCodeBits) {
-    return invalid_argument("configuration: got '" + std::string(text) +
-                            "', want <channels>c<bits>b with 1, 2, 4, ... or 64 channels and 1 to " +
-                            std::to_string(kMaxCodeBits) + " bits, such as 8c8b, or 'exact'");
+    return invalid_argument(
+        "configuration: got '" + std::string(text) +
+        "', want <channels>c<bits>b with 1, 2, 4, ... or 64 channels and 1 to " +
+        std::to_string(kMaxCodeBits) + " bits, such as 8c8b, or 'exact'");
   }
   return spec;
 }

@@ -118,8 +118,9 @@ Status KvBuffer::add(ggml_tensor* tensor) {
   coded->row_bytes = tensor->nb[1];
   if (record_row_bytes(coded->layout) > coded->row_bytes) {
     return unsupported("codebook " + book->codebook.origin.name + ": a saved row of " +
-                       std::to_string(record_row_bytes(coded->layout)) + " bytes does not fit into " +
-                       std::to_string(coded->row_bytes) + "; use fewer bits per channel");
+                       std::to_string(record_row_bytes(coded->layout)) +
+                       " bytes does not fit into " + std::to_string(coded->row_bytes) +
+                       "; use fewer bits per channel");
   }
   CQKV_RETURN_IF_ERROR(configure_window(tensor, *book));
   const CodedTensorSize size = coded_size(*library_, tensor, *book, *codebook);
@@ -155,7 +156,8 @@ const ByteTables* KvBuffer::byte_tables(CodedTensor& tensor) {
     return nullptr;
   }
   const RopeParams* rope = tensor.rotated ? &tensor.rope : nullptr;
-  if (tensor.tables == nullptr || tensor.tables->order() != ByteTables::order_for(code_bits, kernel) ||
+  if (tensor.tables == nullptr ||
+      tensor.tables->order() != ByteTables::order_for(code_bits, kernel) ||
       !tensor.tables->pairs().fit(rope)) {
     tensor.tables = std::make_unique<const ByteTables>(
         ByteTables::of(*tensor.codebook, tensor.name.kind, rope, kernel));

@@ -36,7 +36,7 @@ struct PerplexityOptions {
   int n_threads = 1;
   ScoreMode score = ScoreMode::kHalf;
   WindowOverride window;  ///< Of variants that name none.
-  bool add_bos = true;  ///< If the model wants one: in place of each chunk's first token.
+  bool add_bos = true;    ///< If the model wants one: in place of each chunk's first token.
 };
 
 struct Progress {

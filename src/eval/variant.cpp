@@ -30,7 +30,8 @@ Result<bool> take_suffix(std::string_view& name, Variant& out) {
   if (key == "ub") {
     CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "the micro-batch size", 1, out.n_ubatch));
   } else if (key == "window") {
-    CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "the window", 0, out.window.window.emplace()));
+    CQKV_RETURN_IF_ERROR(
+        parse_number(digits, out.text, "the window", 0, out.window.window.emplace()));
   } else if (key == "sinks") {
     CQKV_RETURN_IF_ERROR(
         parse_number(digits, out.text, "the number of sinks", 0, out.window.sinks.emplace()));

@@ -48,7 +48,8 @@ TEST(KeySums, TakesTheChosenGroups) {
     EXPECT_TRUE(std::equal(want, want + 64 * 8, got)) << "group " << groups[i];
   }
   ASSERT_NE(sums.tables(), nullptr);
-  EXPECT_EQ(sums.tables()->order(), ByteTables::order_for(keys.spec().code_bits(), kernels::active()));
+  EXPECT_EQ(sums.tables()->order(),
+            ByteTables::order_for(keys.spec().code_bits(), kernels::active()));
 }
 
 TEST(KeySums, TransposesAndPadsMatrices) {

@@ -18,7 +18,9 @@ class CodeBlocksTest : public testing::TestWithParam<int> {
  protected:
   int bits() const { return GetParam(); }
 
-  CodeLayout layout(int group_dim) const { return CodeLayout(TensorSpec({group_dim, bits()}, 3, 48)); }
+  CodeLayout layout(int group_dim) const {
+    return CodeLayout(TensorSpec({group_dim, bits()}, 3, 48));
+  }
 
   std::vector<std::uint16_t> random_codes(std::size_t n) {
     std::vector<std::uint16_t> codes(n);
@@ -131,9 +133,9 @@ TEST_P(CodeBlocksTest, UnpacksWholeGroups) {
     const int code = at % codes.n_codes();
     // A copy of exactly the group's bytes: reading further is an error.
     ExactBuffer<std::uint8_t> bytes(codes.group_bytes());
-    std::copy_n(
-        tensor.data() + codes.group_offset(block, code / codes.n_groups(0), code % codes.n_groups(0)),
-        bytes.size(), bytes.data());
+    std::copy_n(tensor.data() +
+                    codes.group_offset(block, code / codes.n_groups(0), code % codes.n_groups(0)),
+                bytes.size(), bytes.data());
     ExactBuffer<std::uint16_t> unpacked(kBlockCells);
     unpack_group(bits(), bytes.data(), unpacked.data());
     for (int t = 0; t < kBlockCells; t++) {

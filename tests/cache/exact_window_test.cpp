@@ -111,9 +111,8 @@ class Host {
       const int behind = next_[held.sequence] - 1 - held.position;
       const bool want = held.position < spec_.sinks || behind < spec_.kept();
       const bool exact = window.row(cell) != ExactWindow::kNone;
-      ASSERT_TRUE(exact || !want)
-          << "sequence " << held.sequence << ", position " << held.position << " of "
-          << next_[held.sequence];
+      ASSERT_TRUE(exact || !want) << "sequence " << held.sequence << ", position " << held.position
+                                  << " of " << next_[held.sequence];
       if (exact) {
         ASSERT_LT(window.row(cell), static_cast<std::int32_t>(window.n_slots()));
         ASSERT_TRUE(slots.insert(window.row(cell)).second) << "two cells in one slot";
@@ -355,7 +354,8 @@ TEST(ExactWindow, MillionsOfCells) {
   EXPECT_NE(window.row(cell), ExactWindow::kNone);
   window.drop(cell);
   EXPECT_EQ(window.row(cell), ExactWindow::kNone);
-  const CodedTensorSize size = CodedTensorSize::of(CodeLayout(TensorSpec({8, 8}, 128, 128)), n_cells, 1U << 20U);
+  const CodedTensorSize size =
+      CodedTensorSize::of(CodeLayout(TensorSpec({8, 8}, 128, 128)), n_cells, 1U << 20U);
   EXPECT_EQ(size.code_bytes, n_cells * 16384 / 8);
   EXPECT_EQ(size.pool_bytes, (std::size_t{1} << 20) * (16384 + 512 * 4));
 }

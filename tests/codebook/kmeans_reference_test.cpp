@@ -151,7 +151,7 @@ INSTANTIATE_TEST_SUITE_P(Levels, KmeansLevels, testing::ValuesIn(kmeans::support
 // which these seeds do not), then one iteration within rounding as above; at the end,
 // local minima of the same quality.
 TEST_P(KmeansLevels, AgreesWithScalar) {
-  for (const int dim : {1, 2, 3, 4, 8, 16}) {
+  for (const int dim : {1, 2, 3, 4, 8, 16, 32, 64}) {
     const auto points = normal_points(4000, dim, 50 + dim, 10);
     const auto weights = decade_weights(4000, 51, 1e-9);
     const auto problem = make_problem(points, dim, 64, &weights);

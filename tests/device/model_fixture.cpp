@@ -233,8 +233,7 @@ CacheRows ModelRun::decoded_rows(const Codebook& codebook, const std::vector<int
     const CodeLayout layout(tensor.spec());
     std::vector<std::uint16_t> codes(static_cast<std::size_t>(layout.n_codes()));
     const std::size_t row_bytes = 2 * static_cast<std::size_t>(tensor.n_channels());
-    const auto content =
-        read_record(layout, {row, row_bytes}, header, codes.data(), scratch);
+    const auto content = read_record(layout, {row, row_bytes}, header, codes.data(), scratch);
     EXPECT_TRUE(content.ok()) << content.status().message();
     auto& rows = result[{header.kind, header.layer}];
     const bool placed = std::count(unplaced.begin(), unplaced.end(), header.layer) == 0;
