@@ -13,7 +13,8 @@ namespace cqkv::app {
 namespace {
 
 // Two models of one shape differ in their norms; an unknown hash (0) proves nothing.
-Status check_fingerprint(const Codebook& codebook, const std::string& path, const KvShape& model) {
+Status check_fingerprint(const Codebook& codebook, const std::string& path,
+                         const ModelKvShape& model) {
   const auto& wanted = codebook.origin.model_fingerprint;
   if (wanted.empty()) {
     return {};

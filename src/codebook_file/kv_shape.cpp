@@ -23,7 +23,7 @@ class ShapeReader {
     shape_.path = path;
   }
 
-  Result<KvShape> run();
+  Result<ModelKvShape> run();
 
  private:
   std::string key(const char* name) const { return shape_.architecture + "." + name; }
@@ -38,7 +38,7 @@ class ShapeReader {
 
   GgufFields fields_;
   const gguf_context* header_;
-  KvShape shape_;
+  ModelKvShape shape_;
 };
 
 Result<std::optional<std::vector<std::uint32_t>>> ShapeReader::per_layer(const char* name) const {
@@ -152,7 +152,7 @@ Status ShapeReader::read_heads(std::uint32_t n_layers) {
   return {};
 }
 
-Result<KvShape> ShapeReader::run() {
+Result<ModelKvShape> ShapeReader::run() {
   CQKV_RETURN_IF_ERROR(read_names());
   const auto n_layers = fields_.get_u32(key("block_count"));
   if (!n_layers.ok()) {
@@ -176,7 +176,7 @@ std::string heads_text(int n_kv_heads, int head_dim) {
 
 }  // namespace
 
-Result<KvShape> read_kv_shape(const std::string& path) {
+Result<ModelKvShape> read_kv_shape(const std::string& path) {
   try {
     const auto file = open_gguf(path);
     if (!file.ok()) {
@@ -189,7 +189,7 @@ Result<KvShape> read_kv_shape(const std::string& path) {
 }
 
 Status check_fits(const Codebook& codebook, const std::string& codebook_path,
-                  const KvShape& model) {
+                  const ModelKvShape& model) {
   const std::string names = "codebook " + codebook_path + " was made for " +
                             quoted(codebook.origin.model_name) + ", the model is " +
                             quoted(model.name) + ": ";

@@ -81,7 +81,7 @@ class Evaluation {
   const PerplexityOptions& options_;
   const ProgressCallback& progress_;
   ThreadParallelFor threads_;
-  KvShape shape_;
+  ModelKvShape shape_;
   std::optional<KvDevice> device_;
   ModelHandle model_;
   ContextHandle base_;
