@@ -51,7 +51,7 @@ Status check_options(const CalibrationOptions& options) {
 
 Status run_uniform(const Job& job, const Sequences& sequences, SampleCollector& samples) {
   auto capture = KvCapture::load(job.options.model_path, static_cast<int>(job.options.text.n_ctx),
-                                 job.options.n_threads);
+                                 job.options.n_threads, !job.options.key_spec.exact());
   if (!capture.ok()) {
     return capture.status();
   }

@@ -11,6 +11,7 @@
 #include <ggml-impl.h>
 
 #include "device/refusal.h"
+#include "graph/sources.h"
 #include "kernels/dispatch.h"
 
 namespace cqkv::device {
