@@ -77,7 +77,7 @@ nlohmann::ordered_json collect() {
   out["instruction_sets_supported"] = supported_isas();
   out["device_library"] = device_library();
   eval::catch_llama_log(false);
-  const auto device = eval::KvDevice::load(device_library(), {});
+  const auto device = eval::KvDevice::load(device_library());
   out["device_loads"] = device.ok();
   out["devices"] = nlohmann::ordered_json::array();
   if (!device.ok()) {

@@ -158,9 +158,22 @@ nlohmann::ordered_json report_json(const Flags& flags, const PerplexityReport& r
   return out;
 }
 
+void tell_memory(std::uint64_t n_bytes) {
+  constexpr std::uint64_t kMuch = std::uint64_t{1} << 30U;
+  if (n_bytes > kMuch) {
+    std::fprintf(stderr,
+                 "cqkv perplexity: this takes about %.1f GiB beside the model; less with a smaller "
+                 "-c or -ub, or fewer codebooks at a time\n",
+                 mebibytes(n_bytes) / 1024.0);
+  }
+}
+
 Result<PerplexityReport> measure(const Flags& flags) {
   ProgressBar bar("perplexity", flags.quiet);
-  return measure_perplexity(flags.options, [&bar](const eval::Progress& progress) {
+  return measure_perplexity(flags.options, [&](const eval::Progress& progress) {
+    if (progress.n_done == 0 && !flags.quiet) {
+      tell_memory(progress.n_bytes);
+    }
     const double fraction =
         static_cast<double>(progress.n_done) / static_cast<double>(progress.n_total);
     bar.update(fraction,
