@@ -69,16 +69,23 @@ Result<std::uint32_t> ShapeReader::number_or_0(const char* name) const {
   return fields_.has(key(name)) ? fields_.get_u32(key(name)) : Result<std::uint32_t>(0U);
 }
 
-Status ShapeReader::read_names() {
-  if (fields_.has(format::kGeneralType)) {
-    const auto type = fields_.get_string(format::kGeneralType);
-    if (!type.ok()) {
-      return type.status();
-    }
-    if (*type != "model") {
-      return fields_.bad("is a GGUF of type '" + *type + "', want a model");
-    }
+Status check_type(const GgufFields& fields) {
+  if (!fields.has(format::kGeneralType)) {
+    return {};  // old models have none
   }
+  const auto type = fields.get_string(format::kGeneralType);
+  if (!type.ok()) {
+    return type.status();
+  }
+  if (*type == format::kType) {
+    return fields.bad("is a codebook (of type '" + *type + "'), want the model that it is for");
+  }
+  return *type == "model" ? Status()
+                          : fields.bad("is a GGUF of type '" + *type + "', want a model");
+}
+
+Status ShapeReader::read_names() {
+  CQKV_RETURN_IF_ERROR(check_type(fields_));
   auto architecture = fields_.get_string(format::kGeneralArchitecture);
   if (!architecture.ok()) {
     return architecture.status();
@@ -175,6 +182,15 @@ std::string heads_text(int n_kv_heads, int head_dim) {
 }
 
 }  // namespace
+
+Status check_is_model(const std::string& path) {
+  try {
+    const auto file = open_gguf(path);
+    return file.ok() ? check_type(GgufFields(file->header.get(), path)) : file.status();
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kResourceExhausted, path + ": not enough memory for its header"};
+  }
+}
 
 Result<ModelKvShape> read_kv_shape(const std::string& path) {
   try {

@@ -28,6 +28,9 @@ struct ModelKvShape {
   std::vector<LayerKvShape> layers;
 };
 
+/// kNotFound, kIoError or kCorrupt if the file is no GGUF of a model: a codebook, say.
+Status check_is_model(const std::string& path);
+
 /// kNotFound, kIoError or kCorrupt; the message begins with the path. Layers of a model
 /// with several head sizes (sliding windows) get the common one.
 Result<ModelKvShape> read_kv_shape(const std::string& path);
