@@ -1,9 +1,8 @@
-// What the subcommands share: how they are registered, how they fail, and the two
-// helpers that make CLI11 accept llama.cpp's flags. One file per subcommand beside this.
+// What the subcommands share: how they are registered, how they fail, and how they write results.
+// What their flags may be is in flag_values.h. One file per subcommand beside this.
 #pragma once
 
 #include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -55,8 +54,8 @@ Command add_bench_attention(CLI::App& bench);
 Command add_bench_encode(CLI::App& bench);
 Command add_bench_model(CLI::App& bench);
 
-/// --window and --sinks where they override a codebook's own.
-void add_window_flags(CLI::App* parser, std::optional<int>& window, std::optional<int>& sinks);
+/// That what was printed on standard output so far has arrived there.
+Status flush_output();
 
 /// Writes `text` to `path` ("-": standard output) completely or not at all.
 Status write_text(const std::string& path, const std::string& text);

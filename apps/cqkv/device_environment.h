@@ -7,8 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include "cqkv/status.h"
-
 namespace cqkv::app {
 
 /// Names and values.
@@ -22,8 +20,8 @@ struct DeviceSettings {
   int n_sequences = 1;  ///< Whose windows the device makes room for where they share one cache.
 };
 
-/// kInvalidArgument if a codebook's path has a ':'. The user's own CQKV_SEQUENCES goes first.
-Result<Environment> device_environment(const DeviceSettings& settings);
+/// The user's own CQKV_SEQUENCES goes first.
+Environment device_environment(const DeviceSettings& settings);
 
 /// All variables that device_environment may set.
 const std::vector<std::string>& device_variables();

@@ -16,6 +16,7 @@
 #include "eval/cache_size.h"
 #include "eval/kv_device.h"
 #include "eval/llama_objects.h"
+#include "flag_values.h"
 #include "places.h"
 
 namespace cqkv::app {
@@ -160,17 +161,12 @@ Command add_info(CLI::App& app) {
   CLI::App* parser = app.add_subcommand(
       "info", "Show versions, whether the KV device loads, and what a cache would take");
   const auto flags = std::make_shared<Flags>();
-  parser->add_option("-m,--model", flags->model, "A model, for the size of its coded cache")
-      ->type_name("FNAME");
-  parser->add_option("--kv-codebook", flags->codebook, "Its codebook")->type_name("FNAME");
-  parser->add_option("-c,--ctx-size", flags->n_ctx, "Tokens of the cache, all sequences together")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->type_name("N");
-  parser->add_option("--parallel", flags->n_parallel, "Also -np: sequences that share it")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->type_name("N");
+  add_file(parser, "-m,--model", flags->model, "A model, for the size of its coded cache");
+  add_file(parser, "--kv-codebook", flags->codebook, "Its codebook");
+  add_number(parser, "-c,--ctx-size", flags->n_ctx, kCellRange,
+             "Tokens of the cache, all sequences together");
+  add_number(parser, "--parallel", flags->n_parallel, kSequenceRange,
+             "Also -np: sequences that share it");
   add_window_flags(parser, flags->window, flags->sinks);
   parser->add_flag("--json", flags->json, "As JSON");
   parser->footer(

@@ -95,6 +95,25 @@ class CliModelTest(unittest.TestCase):
         self.assertIn("perplexity", result.stderr)  # progress
         self.assertNotIn("warning", result.stderr)
 
+    def test_rows_of_one_configuration_can_be_told_apart(self):
+        one, two = self.path("one.gguf"), self.path("two.gguf")
+        other = os.path.join(self.folder.name, "other")
+        os.mkdir(other)
+        subprocess.run([MAKE_CODEBOOK, one, "30", "8c8b", "3", "64", "llama"], check=True)
+        shutil.copy(one, two)
+        shutil.copy(one, other)
+        _, result = self.perplexity("-c", "64", "--chunks", "1", "--kv-codebook", one, two,
+                                    one + "@window:3", "stock")
+        rows = [line.split("  ")[0] for line in result.stdout.splitlines()[-4:]]
+        self.assertEqual(len(set(rows)), 4, rows)
+        self.assertTrue(rows[0].endswith(" [one.gguf]"), rows)
+        self.assertTrue(rows[1].endswith(" [two.gguf]"), rows)
+        self.assertNotIn("[", rows[2] + rows[3], "told apart by the window, the kind")
+        _, result = self.perplexity("-c", "64", "--chunks", "1", "--kv-codebook", one,
+                                    os.path.join(other, "one.gguf"))
+        self.assertIn(f"[{one}]", result.stdout)
+        self.assertIn(f"[{other}/one.gguf]", result.stdout)
+
     def test_many_codebooks_take_turns_in_memory(self):
         """All contexts at once would take 1.2 GiB; figures must be those of a codebook alone."""
         names = [self.path(f"{i}.gguf") for i in range(28)]
@@ -115,6 +134,12 @@ class CliModelTest(unittest.TestCase):
         self.assertEqual(entries[28], alone["codebooks"][1])
         for key in ("ppl_base", "ppl_base_se", "n_scored", "n_cells"):
             self.assertEqual(many[key], alone[key])
+
+    def test_json_on_standard_output_stands_alone(self):
+        result = run("perplexity", "-m", MODEL, "-f", self.text, "-c", "64", "--chunks", "1", "-q",
+                     "--json", "-")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(json.loads(result.stdout)["n_chunks"], 1)
 
     def test_text_too_short_or_missing(self):
         result = run("perplexity", "-m", MODEL, "-f", self.text, "-c", "100000")
