@@ -16,7 +16,7 @@ readonly package=llama-cpp-python
 readonly version=0.3.36
 readonly sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 readonly targets=(llama llama-cli llama-completion llama-server llama-perplexity
-                  llama-bench llama-batched-bench)
+                  llama-bench llama-batched-bench llama-fit-params llama-imatrix llama-results)
 readonly flags=(
   -DCMAKE_BUILD_TYPE=Release
   -DBUILD_SHARED_LIBS=ON

@@ -21,8 +21,7 @@ struct Flags {
   BenchWork work;
   std::vector<std::string> types = {"f16", "q8_0", "q4_0"};
   std::vector<std::string> codebooks;
-  std::optional<int> window;
-  std::optional<int> sinks;
+  WindowOverride window;
   std::vector<int> depths = {0, 4096, 16384, 32768};
   int n_repeats = 3;
   bool quiet = false;
@@ -38,7 +37,7 @@ std::vector<CacheKind> kinds_of(const Flags& flags) {
   kinds.reserve(kinds.size() + flags.codebooks.size());
   for (const std::string& codebook : flags.codebooks) {
     const std::string name = std::filesystem::path(codebook).stem().string();
-    kinds.push_back({name, codebook, device_environment({{codebook}, flags.window, flags.sinks})});
+    kinds.push_back({name, codebook, device_environment({{codebook}, flags.window})});
   }
   return kinds;
 }
@@ -114,7 +113,7 @@ void add_kind_flags(CLI::App* parser, Flags& flags) {
       ->delimiter(',')
       ->check(CLI::IsMember({"f16", "q8_0", "q4_0"}))
       ->type_name("T");
-  add_window_flags(parser, flags.window, flags.sinks);
+  add_window_flags(parser, flags.window);
 }
 
 void add_work_flags(CLI::App* parser, Flags& flags) {

@@ -21,12 +21,14 @@ std::string joined(const std::vector<std::string>& paths) {
 Environment device_environment(const DeviceSettings& settings) {
   Environment environment = {{"GGML_BACKEND_PATH", device_library()},
                              {"CQKV_CODEBOOK", joined(settings.codebooks)}};
-  if (settings.window) {
-    environment.emplace_back("CQKV_WINDOW", std::to_string(*settings.window));
-  }
-  if (settings.sinks) {
-    environment.emplace_back("CQKV_SINKS", std::to_string(*settings.sinks));
-  }
+  const auto add = [&](const char* name, const std::optional<int>& number) {
+    if (number) {
+      environment.emplace_back(name, std::to_string(*number));
+    }
+  };
+  add("CQKV_WINDOW", settings.window.window);
+  add("CQKV_SINKS", settings.window.sinks);
+  add("CQKV_SPARE", settings.window.spare);
   if (std::getenv("CQKV_SEQUENCES") == nullptr) {
     environment.emplace_back("CQKV_SEQUENCES", std::to_string(settings.n_sequences));
   }
@@ -35,7 +37,8 @@ Environment device_environment(const DeviceSettings& settings) {
 
 const std::vector<std::string>& device_variables() {
   static const std::vector<std::string> names = {"GGML_BACKEND_PATH", "CQKV_CODEBOOK",
-                                                 "CQKV_WINDOW", "CQKV_SINKS", "CQKV_SEQUENCES"};
+                                                 "CQKV_WINDOW",       "CQKV_SINKS",
+                                                 "CQKV_SPARE",        "CQKV_SEQUENCES"};
   return names;
 }
 

@@ -2,10 +2,11 @@
 // device.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "cache/window_pool.h"
 
 namespace cqkv::app {
 
@@ -15,8 +16,7 @@ using Environment = std::vector<std::pair<std::string, std::string>>;
 /// What the device is to use.
 struct DeviceSettings {
   std::vector<std::string> codebooks;
-  std::optional<int> window;  ///< Else the codebooks' own.
-  std::optional<int> sinks;
+  WindowOverride window;
   int n_sequences = 1;  ///< Whose windows the device makes room for where they share one cache.
 };
 

@@ -4,6 +4,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <optional>
 
 #include "command.h"
 
@@ -79,12 +80,16 @@ CLI::Option* add_json_file(CLI::App* parser, std::string& value) {
   return add_file(parser, "--json", value, "Write the figures to this file ('-': standard output)");
 }
 
-void add_window_flags(CLI::App* parser, std::optional<int>& window, std::optional<int>& sinks) {
+void add_window_flags(CLI::App* parser, WindowOverride& window) {
   const auto add = [&](const char* name, std::optional<int>& value, const char* what) {
     parser->add_option(name, value, what)->check(whole_number(kWindowRange))->type_name("N");
   };
-  add("--window", window, "Most recent tokens kept exact; default: as stored in the codebook");
-  add("--sinks", sinks, "First tokens kept exact");
+  add("--window", window.window,
+      "Most recent tokens kept exact; default: as stored in the codebook");
+  add("--sinks", window.sinks, "First tokens kept exact");
+  add("--spare", window.spare,
+      "Exact rows of a sequence beyond these, for when tokens are taken back; default: as many as "
+      "weigh a quarter of the codes");
 }
 
 }  // namespace cqkv::app

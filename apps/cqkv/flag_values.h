@@ -4,11 +4,12 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include <CLI/CLI.hpp>
+
+#include "cache/window_pool.h"
 
 namespace cqkv::app {
 
@@ -38,7 +39,7 @@ inline constexpr Range kSeedRange{0, INT64_MAX};
 // Of caches.
 inline constexpr Range kCellRange{1, std::int64_t{1} << 31U};  // of all sequences together
 inline constexpr Range kSequenceRange{1, 256};                 // libllama's limit
-inline constexpr Range kWindowRange{0, 1 << 20};               // the device's limit
+inline constexpr Range kWindowRange{0, kMaxWindow};
 
 // Of benchmarks.
 inline constexpr Range kHeadDimRange{1, 1024};
@@ -81,7 +82,7 @@ CLI::Option* add_files(CLI::App* parser, const char* names, std::vector<std::str
 /// --json, where figures go to a file.
 CLI::Option* add_json_file(CLI::App* parser, std::string& value);
 
-/// --window and --sinks where they override a codebook's own.
-void add_window_flags(CLI::App* parser, std::optional<int>& window, std::optional<int>& sinks);
+/// --window, --sinks and --spare where they override a codebook's own window.
+void add_window_flags(CLI::App* parser, WindowOverride& window);
 
 }  // namespace cqkv::app

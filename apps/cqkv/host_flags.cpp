@@ -49,11 +49,6 @@ const std::vector<Rule>& rules() {
        true,
        {"99", "all"},
        "layers away from the KV device are not coded; leave the flag out"},
-      {{"-fit", "--fit"},
-       "LLAMA_ARG_FIT",
-       true,
-       {"off"},
-       "it would place layers anew; leave the flag out"},
   };
   return list;
 }

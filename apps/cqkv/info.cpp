@@ -27,8 +27,7 @@ struct Flags {
   std::string codebook;
   std::size_t n_ctx = 4096;
   std::size_t n_parallel = 1;
-  std::optional<int> window;
-  std::optional<int> sinks;
+  WindowOverride window;
   bool json = false;
 };
 
@@ -43,9 +42,7 @@ Result<nlohmann::ordered_json> cache_json(const Flags& flags) {
     return model.status();
   }
   CQKV_RETURN_IF_ERROR(check_fits(*codebook, flags.codebook, *model));
-  WindowSpec window = eval::default_window(*codebook);
-  window.window = flags.window.value_or(window.window);
-  window.sinks = flags.sinks.value_or(window.sinks);
+  const WindowSpec window = flags.window.spec_of(*codebook);
   // libllama rounds contexts up to whole 256 cells.
   const std::size_t n_cells = (flags.n_ctx + 255) / 256 * 256;
   const eval::CacheSize size =
@@ -63,6 +60,7 @@ Result<nlohmann::ordered_json> cache_json(const Flags& flags) {
   out["code_bytes"] = size.code_bytes;
   out["exact_bytes"] = size.exact_bytes;
   out["window_bytes"] = size.window_bytes;
+  out["spare_bytes"] = size.spare_bytes;
   out["position_bytes"] = size.position_bytes;
   out["codebook_bytes"] = size.codebook_bytes;
   out["cache_bytes_f16"] = size.f16_bytes;
@@ -123,10 +121,11 @@ void print_cache(const nlohmann::ordered_json& cache) {
               cache.at("codebook").get<std::string>().c_str(), number("tokens"), number("window"),
               number("sinks"), number("sequences"));
   std::printf(
-      "                  %.2f MiB (16-bit: %.2f MiB): codes %.2f, window %.2f, positions "
-      "%.2f, exact layers %.2f\n",
+      "                  %.2f MiB (16-bit: %.2f MiB): codes %.2f, window %.2f, spare rows "
+      "%.2f, positions %.2f, exact layers %.2f\n",
       mebibytes("cache_bytes"), mebibytes("cache_bytes_f16"), mebibytes("code_bytes"),
-      mebibytes("window_bytes"), mebibytes("position_bytes"), mebibytes("exact_bytes"));
+      mebibytes("window_bytes"), mebibytes("spare_bytes"), mebibytes("position_bytes"),
+      mebibytes("exact_bytes"));
   std::printf(
       "                  %.3f bits a channel in codes, %.3f all in (with %.2f MiB of "
       "centroids)\n",
@@ -167,7 +166,7 @@ Command add_info(CLI::App& app) {
              "Tokens of the cache, all sequences together");
   add_number(parser, "--parallel", flags->n_parallel, kSequenceRange,
              "Also -np: sequences that share it");
-  add_window_flags(parser, flags->window, flags->sinks);
+  add_window_flags(parser, flags->window);
   parser->add_flag("--json", flags->json, "As JSON");
   parser->footer(
       "Examples:\n"

@@ -272,7 +272,7 @@ Command add_perplexity(CLI::App& app) {
   add_number(parser, "--ubatch-size", options.n_ubatch, kBatchRange,
              "Also -ub: physical batch size");
   add_number(parser, "-t,--threads", options.n_threads, kThreadRange, "Threads");
-  add_window_flags(parser, options.window, options.sinks);
+  add_window_flags(parser, options.window);
   parser
       ->add_option("--score", flags->score,
                    "half: the second half of each chunk, as llama-perplexity; all: every position "

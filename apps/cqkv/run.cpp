@@ -21,8 +21,7 @@ namespace {
 struct Flags {
   std::string model;
   std::vector<std::string> codebooks;
-  std::optional<int> window;
-  std::optional<int> sinks;
+  WindowOverride window;
   bool chat = false;
   bool print = false;
 };
@@ -55,13 +54,13 @@ Outcome start(const Flags& flags, const std::string& name,
   CQKV_RETURN_IF_ERROR(check_programs(program));
   const int n_sequences = count_sequences(passthrough, name == "llama-server" ? kServerSlots : 1);
   for (const auto& [variable, value] :
-       device_environment({flags.codebooks, flags.window, flags.sinks, n_sequences})) {
+       device_environment({flags.codebooks, flags.window, n_sequences})) {
     ::setenv(variable.c_str(), value.c_str(), 1);
   }
   std::vector<std::string> arguments = {program, "-m", flags.model};
   const auto on_device = device_flags();
   arguments.insert(arguments.end(), on_device.begin(), on_device.end());
-  arguments.insert(arguments.end(), {"-fa", "on", "-fit", "off"});
+  arguments.insert(arguments.end(), {"-fa", "on"});
   arguments.insert(arguments.end(), passthrough.begin(), passthrough.end());
   if (flags.print) {
     print_command(arguments);
@@ -82,7 +81,7 @@ void add_common(CLI::App* parser, Flags& flags) {
   add_files(parser, "--kv-codebook", flags.codebooks,
             "Its codebook; more than one for a model with a draft model")
       ->required();
-  add_window_flags(parser, flags.window, flags.sinks);
+  add_window_flags(parser, flags.window);
   parser->add_flag("--print-command", flags.print, "Print what would be started, and stop");
 }
 

@@ -167,20 +167,22 @@ void AttentionPass::forward(const AttentionShape& shape, const AttentionRows& ro
   });
 }
 
-void AttentionPass::backward_block(const AttentionShape& shape, const AttentionRows& rows,
-                                   const AttentionGradients& gradients, const Block& block,
-                                   Scratch& scratch, float* key_sums, float* value_sums) const {
+// Of the block's queries and keys: in scratch.scores the weights, in scratch.gradients the
+// gradients by the unscaled scores; both 0 where a query does not see the key.
+void AttentionPass::score_gradients(const AttentionShape& shape, const AttentionRows& rows,
+                                    const AttentionGradients& gradients, const Block& block,
+                                    Scratch& scratch) const {
   const std::size_t stride = score_stride(shape);
-  const auto query_stride = static_cast<std::ptrdiff_t>(shape.query_stride());
   const std::size_t offset = block.first * shape.query_stride() + block.head * shape.head_dim;
   float* weights = scratch.scores.data();
-  float* score_gradients = scratch.gradients.data();
+  float* by_score = scratch.gradients.data();
   score_block(shape, rows, block, weights);
   // Gradient by the weights: dO V^T.
-  const dense::View out{gradients.out + offset, query_stride, 1};
+  const dense::View out{gradients.out + offset, static_cast<std::ptrdiff_t>(shape.query_stride()),
+                        1};
   table_.multiply({out, block.n_queries,
                    skip_columns(values_transposed_[block.kv_head].view(), block.first_key), 0,
-                   block.n_keys, score_gradients, stride, false});
+                   block.n_keys, by_score, stride, false});
   for (std::size_t i = 0; i < block.n_queries; i++) {
     const std::size_t token = block.first + i;
     const std::size_t row = offset + i * shape.query_stride();
@@ -188,14 +190,61 @@ void AttentionPass::backward_block(const AttentionShape& shape, const AttentionR
     const float lse = rows.lse[block.head * shape.n_tokens + token];
     const SeenColumns seen = seen_columns(shape, token, block.first_key, block.n_keys);
     float* w = weights + i * stride;
-    float* g = score_gradients + i * stride;
+    float* g = by_score + i * stride;
     table_.exponentials(w + seen.begin, seen.size(), shape.scale, lse);
     table_.softmax_back(w + seen.begin, g + seen.begin, seen.size(), delta, shape.scale);
     seen.clear_others(w);
     seen.clear_others(g);
   }
-  const dense::View by_query{score_gradients, static_cast<std::ptrdiff_t>(stride), 1};
-  table_.multiply({by_query, block.n_queries,
+}
+
+// Adds to the sums of keys [begin, begin + n) what the block's queries give: `by_score` and
+// `by_weight` are [n_queries, n].
+void AttentionPass::sum_by_keys(const AttentionShape& shape, const Block& block, std::size_t begin,
+                                std::size_t n, dense::View by_score, dense::View by_weight,
+                                const Scratch& scratch, const Sums& sums) const {
+  const std::size_t first = (block.first_key + begin) * shape.kv_stride();
+  table_.multiply({transposed(by_score), n, scratch.queries.view(), 0, 0, sums.keys + first,
+                   shape.kv_stride(), true});
+  table_.multiply({transposed(by_weight), n, scratch.out.view(), 0, 0, sums.values + first,
+                   shape.kv_stride(), true});
+}
+
+// Takes what queries read exactly out of columns [begin, end) of the scores, and sums it apart.
+void AttentionPass::sum_near(const AttentionShape& shape, const Block& block, std::size_t begin,
+                             std::size_t end, Scratch& scratch, const Sums& near_sums) const {
+  if (begin >= end) {
+    return;
+  }
+  const std::size_t n = end - begin;
+  const auto move = [&](dense::Buffer& from, dense::Buffer& to) {
+    for (std::size_t i = 0; i < block.n_queries; i++) {
+      float* all = from.data() + i * score_stride(shape) + begin;
+      float* near = to.data() + i * n;
+      for (std::size_t j = 0; j < n; j++) {
+        const bool exact = exact_.holds(block.first + i, block.first_key + begin + j);
+        near[j] = exact ? all[j] : 0.0F;
+        all[j] = exact ? 0.0F : all[j];
+      }
+    }
+    return dense::View{to.data(), static_cast<std::ptrdiff_t>(n), 1};
+  };
+  const dense::View by_score = move(scratch.gradients, scratch.near_gradients);
+  const dense::View by_weight = move(scratch.scores, scratch.near_scores);
+  sum_by_keys(shape, block, begin, n, by_score, by_weight, scratch, near_sums);
+}
+
+void AttentionPass::backward_block(const AttentionShape& shape, const AttentionRows& rows,
+                                   const AttentionGradients& gradients, const Block& block,
+                                   Scratch& scratch, const Sums& sums,
+                                   const Sums& near_sums) const {
+  const auto stride = static_cast<std::ptrdiff_t>(score_stride(shape));
+  const auto query_stride = static_cast<std::ptrdiff_t>(shape.query_stride());
+  const std::size_t offset = block.first * shape.query_stride() + block.head * shape.head_dim;
+  score_gradients(shape, rows, gradients, block, scratch);
+  const dense::View by_score{scratch.gradients.data(), stride, 1};
+  const dense::View by_weight{scratch.scores.data(), stride, 1};
+  table_.multiply({by_score, block.n_queries,
                    skip_rows(keys_[block.kv_head].view(), block.first_key, table_.panel),
                    block.n_keys, 0, gradients.queries + offset, shape.query_stride(), false});
   // Sums over the block's queries, for every key.
@@ -204,13 +253,16 @@ void AttentionPass::backward_block(const AttentionShape& shape, const AttentionR
   scratch.out.resize(block.n_queries, shape.head_dim, table_.panel);
   table_.pack(scratch.queries.data.data(), block.n_queries, all,
               {rows.queries + offset, query_stride, 1});
-  table_.pack(scratch.out.data.data(), block.n_queries, all, out);
-  const dense::View by_key{weights, 1, static_cast<std::ptrdiff_t>(stride)};
-  const std::size_t first_sum = block.first_key * shape.kv_stride();
-  table_.multiply({transposed(by_query), block.n_keys, scratch.queries.view(), 0, 0,
-                   key_sums + first_sum, shape.kv_stride(), true});
-  table_.multiply({by_key, block.n_keys, scratch.out.view(), 0, 0, value_sums + first_sum,
-                   shape.kv_stride(), true});
+  table_.pack(scratch.out.data.data(), block.n_queries, all,
+              {gradients.out + offset, query_stride, 1});
+  if (near_sums.keys != nullptr) {
+    const std::size_t oldest = block.first + 1 - std::min(block.first + 1, exact_.window);
+    const std::size_t window = std::max(oldest, block.first_key) - block.first_key;
+    const std::size_t sinks = std::max(exact_.sinks, block.first_key) - block.first_key;
+    sum_near(shape, block, window, block.n_keys, scratch, near_sums);
+    sum_near(shape, block, 0, std::min(sinks, window), scratch, near_sums);
+  }
+  sum_by_keys(shape, block, 0, block.n_keys, by_score, by_weight, scratch, sums);
 }
 
 // Stretches of queries summed apart: enough tasks for many threads, little memory.
@@ -221,54 +273,95 @@ std::size_t AttentionPass::n_parts(const AttentionShape& shape) const {
   return std::clamp(kTasks / shape.n_kv_heads, std::size_t{1}, std::min(kMaxParts, n_blocks));
 }
 
+// Sums of one KV head, of a part of the queries; zero.
+AttentionPass::Sums AttentionPass::part_of(dense::Buffer& keys, dense::Buffer& values,
+                                           const AttentionShape& shape, std::size_t part,
+                                           std::size_t kv_head) {
+  if (keys.size() == 0) {
+    return {nullptr, nullptr};
+  }
+  const std::size_t begin =
+      part * shape.n_tokens * shape.kv_stride() + kv_head * shape.head_dim;
+  const Sums sums{keys.data() + begin, values.data() + begin};
+  for (std::size_t t = 0; t < shape.n_tokens; t++) {
+    std::memset(sums.keys + t * shape.kv_stride(), 0, shape.head_dim * sizeof(float));
+    std::memset(sums.values + t * shape.kv_stride(), 0, shape.head_dim * sizeof(float));
+  }
+  return sums;
+}
+
 void AttentionPass::add_parts(const AttentionShape& shape, std::size_t n_parts,
-                              const AttentionGradients& gradients) {
+                              const AttentionGradients& gradients, const FarGradients* far) {
   const std::size_t n_values = shape.n_tokens * shape.kv_stride();
   constexpr std::size_t kPiece = 16384;
   const auto n_pieces = static_cast<int>((n_values + kPiece - 1) / kPiece);
+  // out[i] = sum over parts, in their order.
+  const auto add = [&](const dense::Buffer& parts, std::size_t begin, std::size_t end, float* out) {
+    for (std::size_t part = 0; part < n_parts; part++) {
+      const float* from = parts.data() + part * n_values;
+      for (std::size_t i = begin; i < end; i++) {
+        out[i] = part == 0 ? from[i] : out[i] + from[i];
+      }
+    }
+  };
+  // And with far gradients: the near ones first, then both together.
+  const auto add_all = [&](const dense::Buffer& parts, const dense::Buffer& near_parts,
+                           std::size_t begin, std::size_t end, float* out, float* far_out) {
+    if (far == nullptr) {
+      add(parts, begin, end, out);
+      return;
+    }
+    add(parts, begin, end, far_out);
+    add(near_parts, begin, end, out);
+    for (std::size_t i = begin; i < end; i++) {
+      out[i] += far_out[i];
+    }
+  };
   parallel_.run(n_pieces, [&](int task, int) {
     const std::size_t begin = static_cast<std::size_t>(task) * kPiece;
     const std::size_t end = std::min(begin + kPiece, n_values);
-    for (std::size_t part = 0; part < n_parts; part++) {
-      const float* keys = key_parts_.data() + part * n_values;
-      const float* values = value_parts_.data() + part * n_values;
-      for (std::size_t i = begin; i < end; i++) {
-        gradients.keys[i] = part == 0 ? keys[i] : gradients.keys[i] + keys[i];
-        gradients.values[i] = part == 0 ? values[i] : gradients.values[i] + values[i];
-      }
-    }
+    add_all(key_parts_, near_key_parts_, begin, end, gradients.keys,
+            far == nullptr ? nullptr : far->keys);
+    add_all(value_parts_, near_value_parts_, begin, end, gradients.values,
+            far == nullptr ? nullptr : far->values);
   });
 }
 
 void AttentionPass::backward(const AttentionShape& shape, const AttentionRows& rows,
-                             const AttentionGradients& gradients) {
+                             const AttentionGradients& gradients, const FarGradients* far) {
   pack_heads(shape, rows, true);
   const std::size_t n_part = n_parts(shape);
-  const std::size_t n_values = shape.n_tokens * shape.kv_stride();
+  const std::size_t n_sums = n_part * shape.n_tokens * shape.kv_stride();
   const std::size_t n_blocks = (shape.n_tokens + kBlock - 1) / kBlock;
-  key_parts_.resize(n_part * n_values);
-  value_parts_.resize(n_part * n_values);
+  exact_ = far == nullptr ? ExactTokens{} : far->exact;
+  key_parts_.resize(n_sums);
+  value_parts_.resize(n_sums);
+  near_key_parts_.resize(far == nullptr ? 0 : n_sums);
+  near_value_parts_.resize(far == nullptr ? 0 : n_sums);
+  for (Scratch& scratch : scratch_) {
+    const std::size_t n_near =
+        far == nullptr ? 0
+                       : std::min(std::max(exact_.window + kBlock, exact_.sinks), shape.n_tokens);
+    scratch.near_scores.resize(kBlock * n_near);
+    scratch.near_gradients.resize(kBlock * n_near);
+  }
   parallel_.run(static_cast<int>(n_part * shape.n_kv_heads), [&](int task, int thread) {
     const auto index = static_cast<std::size_t>(task);
     const std::size_t part = n_part - 1 - index / shape.n_kv_heads;
     const std::size_t kv_head = index % shape.n_kv_heads;
-    float* keys = key_parts_.data() + part * n_values + kv_head * shape.head_dim;
-    float* values = value_parts_.data() + part * n_values + kv_head * shape.head_dim;
-    for (std::size_t t = 0; t < shape.n_tokens; t++) {
-      std::memset(keys + t * shape.kv_stride(), 0, shape.head_dim * sizeof(float));
-      std::memset(values + t * shape.kv_stride(), 0, shape.head_dim * sizeof(float));
-    }
+    const Sums sums = part_of(key_parts_, value_parts_, shape, part, kv_head);
+    const Sums near_sums = part_of(near_key_parts_, near_value_parts_, shape, part, kv_head);
     const std::size_t first = part * n_blocks / n_part;
     const std::size_t last = (part + 1) * n_blocks / n_part;
     for (std::size_t block = first; block < last; block++) {
       for (std::size_t h = 0; h < shape.heads_per_kv(); h++) {
         const std::size_t head = kv_head * shape.heads_per_kv() + h;
         backward_block(shape, rows, gradients, Block(shape, head, block * kBlock, table_.panel),
-                       scratch_[static_cast<std::size_t>(thread)], keys, values);
+                       scratch_[static_cast<std::size_t>(thread)], sums, near_sums);
       }
     }
   });
-  add_parts(shape, n_part, gradients);
+  add_parts(shape, n_part, gradients, far);
 }
 
 }  // namespace cqkv

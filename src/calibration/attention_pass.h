@@ -12,6 +12,18 @@
 
 namespace cqkv {
 
+/// What a coded cache keeps exactly: a query reads the keys and values of the `window` tokens up to
+/// its own and of the first `sinks` tokens without loss, and those of all others, the far ones,
+/// as codes.
+struct ExactTokens {
+  std::size_t window = 0;
+  std::size_t sinks = 0;
+
+  bool holds(std::size_t query, std::size_t key) const {
+    return key < sinks || key + window > query;
+  }
+};
+
 struct AttentionShape {
   std::size_t n_tokens = 0;
   std::size_t n_heads = 0;
@@ -50,13 +62,22 @@ struct AttentionGradients {
   float* values = nullptr;
 };
 
+/// The parts of the gradients by keys and values that flow through queries to which they are far:
+/// the gradients by a second copy of them that only such queries read. Overwritten.
+struct FarGradients {
+  ExactTokens exact;
+  float* keys = nullptr;
+  float* values = nullptr;
+};
+
 /// Owns the scratch memory of both ways; one call at a time.
 ///
 ///     out[t] = sum over s of softmax_s(scale * q[t] . k[s]) v[s],  first_seen(t) <= s <= t
 ///
 /// Numerics: f32; results do not depend on the number of threads.
 /// Cost: two products of n_tokens^2 / 2 * head_dim multiply-adds a head forwards, five
-///   backwards; with a window about n_tokens * window * head_dim.
+///   backwards; with a window about n_tokens * window * head_dim. Far gradients add
+///   two products of n_tokens * (exact window) * head_dim.
 class AttentionPass {
  public:
   AttentionPass(const dense::Table& table, ParallelFor& parallel)
@@ -64,20 +85,27 @@ class AttentionPass {
 
   void forward(const AttentionShape& shape, const AttentionRows& rows);
 
-  /// `rows.out` and `rows.lse` as `forward` left them.
+  /// `rows.out` and `rows.lse` as `forward` left them. `far` may be null.
   void backward(const AttentionShape& shape, const AttentionRows& rows,
-                const AttentionGradients& gradients);
+                const AttentionGradients& gradients, const FarGradients* far = nullptr);
 
  private:
   // Of one thread.
   struct Scratch {
     dense::Buffer scores;     // [kBlock, score stride]
     dense::Buffer gradients;  // the same
+    dense::Buffer near_scores, near_gradients;  // [kBlock, near_stride]
     dense::Packed queries;    // [kBlock, head_dim]
     dense::Packed out;
   };
 
   struct Block;
+
+  // Where the gradients by keys and values of one KV head are summed.
+  struct Sums {
+    float* keys;
+    float* values;
+  };
 
   void allocate(const AttentionShape& shape, bool backward);
   void pack_heads(const AttentionShape& shape, const AttentionRows& rows, bool backward);
@@ -85,12 +113,22 @@ class AttentionPass {
                      Scratch& scratch) const;
   void backward_block(const AttentionShape& shape, const AttentionRows& rows,
                       const AttentionGradients& gradients, const Block& block, Scratch& scratch,
-                      float* key_sums, float* value_sums) const;
+                      const Sums& sums, const Sums& near_sums) const;
+  void score_gradients(const AttentionShape& shape, const AttentionRows& rows,
+                       const AttentionGradients& gradients, const Block& block,
+                       Scratch& scratch) const;
+  void sum_near(const AttentionShape& shape, const Block& block, std::size_t begin,
+                std::size_t end, Scratch& scratch, const Sums& near_sums) const;
+  void sum_by_keys(const AttentionShape& shape, const Block& block, std::size_t begin,
+                   std::size_t n, dense::View by_score, dense::View by_weight,
+                   const Scratch& scratch, const Sums& sums) const;
   void score_block(const AttentionShape& shape, const AttentionRows& rows, const Block& block,
                    float* scores) const;
   std::size_t n_parts(const AttentionShape& shape) const;
+  Sums part_of(dense::Buffer& keys, dense::Buffer& values, const AttentionShape& shape,
+               std::size_t part, std::size_t kv_head);
   void add_parts(const AttentionShape& shape, std::size_t n_parts,
-                 const AttentionGradients& gradients);
+                 const AttentionGradients& gradients, const FarGradients* far);
 
   const dense::Table& table_;
   ParallelFor& parallel_;
@@ -98,6 +136,8 @@ class AttentionPass {
   // Of each KV head: [head_dim, n_tokens] transposed and [n_tokens, head_dim] plain.
   std::vector<dense::Packed> keys_transposed_, values_transposed_, keys_, values_;
   dense::Buffer key_parts_, value_parts_;  // [n_parts, n_tokens, n_kv_heads * head_dim]
+  dense::Buffer near_key_parts_, near_value_parts_;  // the same; only with far gradients
+  ExactTokens exact_;                                // of the call; window 0 and sinks 0: all far
 };
 
 }  // namespace cqkv

@@ -20,7 +20,11 @@ struct GradientModel::State {
         model(std::move(file)),
         parallel(chosen.n_threads),
         layer_pass(model.shape, dense::table(), parallel),
-        head(model, dense::table(), parallel) {}
+        head(model, dense::table(), parallel) {
+    if (options.exact) {
+      layer_pass.use_far_gradients(*options.exact);
+    }
+  }
 
   GradientOptions options;
   ModelFile model;

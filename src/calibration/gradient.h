@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -22,6 +23,9 @@ struct GradientOptions {
   /// Memory for activations kept from the way forwards. What does not fit is computed
   /// again on the way back, layer by layer; results are the same to the bit.
   std::size_t activation_bytes = std::size_t{2500} * 1000 * 1000;
+  /// What the cache that codebooks are learned for keeps exactly: gradients are then those through
+  /// queries that read codes (FarGradients in attention_pass.h). Nothing: all queries.
+  std::optional<ExactTokens> exact = std::nullopt;
 };
 
 /// Pre-RoPE keys, values and gradients of whole sequences, one at a time.
@@ -29,7 +33,9 @@ struct GradientOptions {
 /// The loss is the sum over tokens of the negative log likelihood of the next one, in
 /// nats. (The mean would scale all gradients of a sequence alike, which changes nothing
 /// in learning as long as sequences have one length.) A gradient by a key is by the key
-/// after its bias and its norm and before RoPE.
+/// after its bias and its norm and before RoPE. With GradientOptions::exact it is the gradient by a
+/// second copy of the keys and values of a layer, which only queries read that find codes; the
+/// copy of the layers above is the same as their own, so each layer's errors count by themselves.
 ///
 /// Numerics: weights are dequantized and everything is f32, so the loss differs from
 ///   libllama's by what libllama loses in rounding activations to 8 bits. Results do not

@@ -254,6 +254,9 @@ void LayerPass::rotate_back(const RopeAngles& angles, const Rows& rows) {
   const std::size_t n_kv = shape_.n_kv_channels();
   for (std::size_t t = rows.first; t < rows.first + rows.n; t++) {
     angles.rotate_back(t, shape_.n_kv_heads, shape_.head_dim, key_gradients_.data() + t * n_kv);
+    if (exact_) {
+      angles.rotate_back(t, shape_.n_kv_heads, shape_.head_dim, far_keys_.data() + t * n_kv);
+    }
     angles.rotate_back(t, shape_.n_heads, shape_.head_dim, query_gradients_.data() + t * n_q);
   }
 }
@@ -286,6 +289,12 @@ void LayerPass::backward(const LayerTensors& layer, const RopeAngles& angles, st
   query_gradients_.resize(n_tokens * shape_.n_query_channels());
   key_gradients_.resize(n_tokens * shape_.n_kv_channels());
   value_gradients_.resize(n_tokens * shape_.n_kv_channels());
+  FarGradients far;
+  if (exact_) {
+    far_keys_.resize(n_tokens * shape_.n_kv_channels());
+    far_values_.resize(n_tokens * shape_.n_kv_channels());
+    far = {*exact_, far_keys_.data(), far_values_.data()};
+  }
   pack(layer, Direction::kBackward);
   for_rows(n_tokens, [&](const Rows& rows, Scratch& scratch) {
     feed_forward_back(layer, rows, activations, gradient, scratch);
@@ -295,7 +304,8 @@ void LayerPass::backward(const LayerTensors& layer, const RopeAngles& angles, st
                       {activations.queries.data(), rotated_keys_.data(), activations.values.data(),
                        activations.attention.data(), activations.lse.data()},
                       {attention_gradients_.data(), query_gradients_.data(), key_gradients_.data(),
-                       value_gradients_.data()});
+                       value_gradients_.data()},
+                      exact_ ? &far : nullptr);
   for_rows(n_tokens, [&](const Rows& rows, Scratch& scratch) {
     rotate_back(angles, rows);
     if (!last) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <vector>
 
 #include "calibration/attention_pass.h"
@@ -57,13 +58,22 @@ class LayerPass {
 
   /// @param gradient  In: of the loss by the layer's output; out: by its input, unless
   ///   `last`, when nobody needs it. [n_tokens, n_embd]
-  /// After it, key_gradients() are by keys before RoPE, value_gradients() by values.
+  /// After it, key_gradients() are by keys before RoPE, value_gradients() by values: the far ones
+  /// (FarGradients) if use_far_gradients was called, else the whole.
   void backward(const LayerTensors& layer, const RopeAngles& angles, std::size_t n_tokens,
                 const float* input, Activations& activations, bool last, float* gradient);
 
-  const float* key_gradients() const { return key_gradients_.data(); }
+  /// From now on only gradients through queries that read codes count. What goes on to the layer's
+  /// input is always the whole gradient.
+  void use_far_gradients(const ExactTokens& exact) { exact_ = exact; }
 
-  const float* value_gradients() const { return value_gradients_.data(); }
+  const float* key_gradients() const {
+    return exact_ ? far_keys_.data() : key_gradients_.data();
+  }
+
+  const float* value_gradients() const {
+    return exact_ ? far_values_.data() : value_gradients_.data();
+  }
 
  private:
   // Of one thread.
@@ -115,6 +125,8 @@ class LayerPass {
   dense::Buffer rotated_keys_;
   dense::Buffer attention_gradients_;
   dense::Buffer query_gradients_, key_gradients_, value_gradients_;
+  std::optional<ExactTokens> exact_;
+  dense::Buffer far_keys_, far_values_;
 };
 
 }  // namespace cqkv

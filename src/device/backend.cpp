@@ -2,6 +2,7 @@
 // cache into its buffers, that computes nothing but the operations on caches.
 // Everything else it refuses, so weights and all other nodes stay on the CPU.
 // What it computes is in graph_ops.h, its memory in kv_buffer.h.
+#include <cstdio>
 #include <cstring>
 #include <new>
 #include <string>
@@ -9,11 +10,10 @@
 
 #include <ggml-backend-impl.h>
 #include <ggml-impl.h>
-#include <unistd.h>
 
-#include "cqkv/isa.h"
-
+#include "device/context_report.h"
 #include "device/graph_ops.h"
+#include "device/host_memory.h"
 #include "device/kv_buffer.h"
 #include "device/omp_parallel.h"
 #include "device/refusal.h"
@@ -120,9 +120,9 @@ const char* device_description(ggml_backend_dev_t /*device*/) {
 }
 
 void device_memory(ggml_backend_dev_t /*device*/, std::size_t* free, std::size_t* total) {
-  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
-  *total = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * page;
-  *free = static_cast<std::size_t>(sysconf(_SC_AVPHYS_PAGES)) * page;
+  const HostMemory memory = host_memory();
+  *free = memory.available;
+  *total = memory.total;
 }
 
 enum ggml_backend_dev_type device_type(ggml_backend_dev_t /*device*/) {
@@ -166,6 +166,7 @@ ggml_backend_t device_init_backend(ggml_backend_dev_t device, const char* /*para
   backend->iface.graph_compute = graph_compute;
   backend->device = device;
   backend->context = context;
+  begin_context();
   return backend;
 }
 
@@ -174,7 +175,7 @@ ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t device) {
   return type;
 }
 
-bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* node) {
+bool supports(const ggml_tensor* node) {
   switch (classify(node)) {
     case NodeKind::kForeign:
       return false;
@@ -192,6 +193,12 @@ bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* node) 
     }
   }
   return false;
+}
+
+bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* node) {
+  const bool answer = supports(node);
+  watch_planned_node(node);
+  return answer;
 }
 
 bool device_supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t type) {
@@ -225,15 +232,13 @@ const char* set_codebook(const char* paths) {
   return nullptr;
 }
 
-// Negative numbers: the codebook's own window.
-void set_window(int window, int sinks, int n_sequences) {
+// Negative numbers: the codebook's own window, the default spare.
+void set_window(int window, int sinks, int spare, int n_sequences) {
+  const auto given = [](int number) {
+    return number < 0 ? std::nullopt : std::optional<int>(number);
+  };
   WindowChoice choice;
-  if (window >= 0) {
-    choice.window = window;
-  }
-  if (sinks >= 0) {
-    choice.sinks = sinks;
-  }
+  choice.window = {given(window), given(sinks), given(spare)};
   choice.n_sequences = n_sequences;
   set_window_choice(choice);
 }
@@ -273,26 +278,20 @@ void* registry_proc(ggml_backend_reg_t /*registry*/, const char* name) {
   return nullptr;
 }
 
-// Everything that must hold before a host may use the device. A broken codebook is
-// not checked here but when a cache is allocated: a host that misses the device stops
-// before its log is written, and the reason would be lost.
-Status check_host() {
-  CQKV_RETURN_IF_ERROR(check_ggml_version(ggml_version()));
-  return isa_status();
-}
-
 }  // namespace
 }  // namespace cqkv::device
 
 extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void);
 
-// Called by ggml_backend_load. NULL makes the host go on without the device, so
-// `-dev CQ0` then fails with the reason in the log before it.
+// Called by ggml_backend_load. NULL makes the host go on without the device: `-dev CQ0` then fails,
+// and the host may stop before its log is written. So only what makes the device unusable is
+// checked here, and said besides on standard error; all else when a cache is allocated.
 ggml_backend_reg_t ggml_backend_init(void) {
   using namespace cqkv::device;  // NOLINT(google-build-using-namespace): the one entry point
-  const cqkv::Status status = check_host();
+  const cqkv::Status status = check_ggml_version(ggml_version());
   if (!status.ok()) {
     report_error(status.message());
+    std::fprintf(stderr, "cqkv: %s\n", status.message().c_str());
     return nullptr;
   }
   the_device.iface = {

@@ -6,8 +6,6 @@
 #include <atomic>
 #include <cstring>
 
-#include <ggml-impl.h>
-
 #include "device/kv_buffer.h"
 #include "device/refusal.h"
 #include "graph/sources.h"
@@ -172,14 +170,7 @@ bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tenso
 }
 
 void clear(ggml_backend_buffer_t buffer, std::uint8_t value) {
-  KvBuffer& kv = contents(buffer);
-  kv.clear(value);
-  // The host clears a new cache once it is complete: the time to say what it is.
-  const std::string summary = kv.take_summary();
-  if (!summary.empty()) {
-    (kv.has_coded() ? GGML_LOG_INFO("cqkv: %s\n", summary.c_str())
-                    : GGML_LOG_WARN("cqkv: %s\n", summary.c_str()));
-  }
+  contents(buffer).clear(value);
 }
 
 const char* type_name(ggml_backend_buffer_type_t /*type*/) {
@@ -263,8 +254,12 @@ bool is_ours(const ggml_tensor* tensor) {
   return root->buffer != nullptr && root->buffer->buft == &buffer_type;
 }
 
+KvBuffer* find_buffer(const ggml_tensor* tensor) {
+  return static_cast<KvBuffer*>(root_of(tensor)->buffer->context);
+}
+
 KvBuffer& buffer_of(const ggml_tensor* tensor) {
-  return contents(root_of(tensor)->buffer);
+  return *find_buffer(tensor);
 }
 
 std::uint64_t newest_cache_bytes() {

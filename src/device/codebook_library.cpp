@@ -7,6 +7,8 @@
 #include <cstring>
 #include <mutex>
 
+#include "cqkv/isa.h"
+
 #include "codebook_file/codebook_file.h"
 #include "device/refusal.h"
 
@@ -17,8 +19,6 @@ std::mutex library_mutex;
 std::shared_ptr<const CodebookLibrary> library_in_use;  // guarded by library_mutex
 std::optional<WindowChoice> window_choice;              // guarded by library_mutex
 std::optional<bool> byte_tables;                        // guarded by library_mutex
-
-constexpr int kMaxWindow = 1 << 20;
 
 // A number from the environment; nothing if the variable is not set or empty.
 Status read_number(const char* name, int lowest, std::optional<int>& out) {
@@ -49,8 +49,9 @@ Result<bool> wants_byte_tables() {
 Result<WindowChoice> WindowChoice::from_environment() {
   WindowChoice result;
   std::optional<int> n_sequences;
-  CQKV_RETURN_IF_ERROR(read_number("CQKV_WINDOW", 0, result.window));
-  CQKV_RETURN_IF_ERROR(read_number("CQKV_SINKS", 0, result.sinks));
+  CQKV_RETURN_IF_ERROR(read_number("CQKV_WINDOW", 0, result.window.window));
+  CQKV_RETURN_IF_ERROR(read_number("CQKV_SINKS", 0, result.window.sinks));
+  CQKV_RETURN_IF_ERROR(read_number("CQKV_SPARE", 0, result.window.spare));
   CQKV_RETURN_IF_ERROR(read_number("CQKV_SEQUENCES", 1, n_sequences));
   result.n_sequences = n_sequences.value_or(result.n_sequences);
   return result;
@@ -71,19 +72,12 @@ void set_byte_tables(bool wanted) {
   byte_tables = wanted;
 }
 
-WindowSpec CodebookLibrary::window_of(const LoadedCodebook& book) const {
-  const auto bounded = [](std::uint32_t value) {
-    return static_cast<int>(std::min<std::uint32_t>(value, kMaxWindow));
-  };
-  return {.window = window_.window.value_or(bounded(book.codebook.window)),
-          .sinks = window_.sinks.value_or(bounded(book.codebook.sinks))};
-}
-
-std::size_t CodebookLibrary::pool_rows(const WindowSpec& spec, std::size_t n_streams,
-                                       std::size_t cells_per_stream) const {
+WindowPool CodebookLibrary::pool_of(const LoadedCodebook& book, std::size_t n_streams,
+                                    std::size_t cells_per_stream) const {
   // Separate streams hold one sequence each.
   const int n_sequences = n_streams > 1 ? 1 : window_.n_sequences;
-  return window_rows(spec, cells_per_stream, static_cast<std::size_t>(n_sequences));
+  return window_pool(window_of(book), book.codebook, cells_per_stream,
+                     static_cast<std::size_t>(n_sequences));
 }
 
 Result<std::shared_ptr<const CodebookLibrary>> CodebookLibrary::read(const std::string& paths) {
@@ -119,6 +113,15 @@ Result<std::shared_ptr<const CodebookLibrary>> CodebookLibrary::read(const std::
   return std::shared_ptr<const CodebookLibrary>(std::move(library));
 }
 
+std::string CodebookLibrary::names() const {
+  std::string result;
+  for (const auto& book : books_) {
+    result += (result.empty() ? "" : ", ") + book->path + " (of " +
+              book->codebook.origin.model_name + ")";
+  }
+  return result;
+}
+
 const LoadedCodebook* CodebookLibrary::match(const CacheName& name, std::int64_t n_channels) const {
   for (const auto& book : books_) {
     if (static_cast<std::size_t>(name.layer) >= book->codebook.layers.size()) {
@@ -139,6 +142,7 @@ Result<std::shared_ptr<const CodebookLibrary>> CodebookLibrary::load(const char*
 }
 
 Result<std::shared_ptr<const CodebookLibrary>> current_library() {
+  CQKV_RETURN_IF_ERROR(isa_status());
   {
     const std::lock_guard lock(library_mutex);
     if (library_in_use != nullptr) {

@@ -21,11 +21,10 @@ namespace cqkv::device {
 /// What overrides the codebooks' own windows, and how many sequences a cache with one
 /// stream is to be prepared for: the device is not told by the host.
 struct WindowChoice {
-  std::optional<int> window;
-  std::optional<int> sinks;
+  WindowOverride window;
   int n_sequences = 4;  ///< llama-server's default number of slots.
 
-  /// From CQKV_WINDOW, CQKV_SINKS and CQKV_SEQUENCES.
+  /// From CQKV_WINDOW, CQKV_SINKS, CQKV_SPARE and CQKV_SEQUENCES.
   static Result<WindowChoice> from_environment();
 };
 
@@ -43,15 +42,20 @@ class CodebookLibrary {
 
   bool empty() const { return books_.empty(); }
 
+  /// Files and models, for messages: "a.gguf (of SmolLM2), b.gguf (of Qwen)".
+  std::string names() const;
+
   /// The window of caches coded with this codebook.
-  WindowSpec window_of(const LoadedCodebook& book) const;
+  WindowSpec window_of(const LoadedCodebook& book) const {
+    return window_.window.spec_of(book.codebook);
+  }
 
   /// Whether attention may use centroids as bytes; otherwise it decodes to floats.
   bool uses_byte_tables() const { return byte_tables_; }
 
-  /// Rows of the pool of one stream out of n_streams with that window.
-  std::size_t pool_rows(const WindowSpec& spec, std::size_t n_streams,
-                        std::size_t cells_per_stream) const;
+  /// The exact rows of one stream out of n_streams of a cache coded with this codebook.
+  WindowPool pool_of(const LoadedCodebook& book, std::size_t n_streams,
+                     std::size_t cells_per_stream) const;
 
   /// The first codebook that has this layer and, where it codes this side, this
   /// many channels; null if none.
@@ -66,7 +70,7 @@ class CodebookLibrary {
 };
 
 /// The library for caches allocated from now on. Loaded from the environment on
-/// first use; never null.
+/// first use; never null. Fails if CQKV_FORCE_ISA names no usable instruction set.
 Result<std::shared_ptr<const CodebookLibrary>> current_library();
 
 /// Replaces it.

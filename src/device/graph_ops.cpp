@@ -20,8 +20,8 @@ bool is_coded(const ggml_tensor* tensor) {
   if (!is_our_cache(tensor)) {
     return false;
   }
-  if (buffer_of(tensor).base() != nullptr) {
-    return buffer_of(tensor).coded(tensor) != nullptr;
+  if (KvBuffer* buffer = find_buffer(tensor)) {
+    return buffer->coded(tensor) != nullptr;
   }
   const auto library = current_library();
   return library.ok() && codebook_for(**library, root_of(tensor), nullptr) != nullptr;
@@ -30,7 +30,7 @@ bool is_coded(const ggml_tensor* tensor) {
 // A graph that is only measured: its caches have a buffer without memory.
 bool in_dry_run(const ggml_tensor* node) {
   const auto dry = [](const ggml_tensor* tensor) {
-    return is_our_cache(tensor) && buffer_of(tensor).base() == nullptr;
+    return is_our_cache(tensor) && find_buffer(tensor) == nullptr;
   };
   return dry(node) || std::any_of(std::begin(node->src), std::end(node->src), dry);
 }
@@ -95,11 +95,11 @@ NodeKind classify(const ggml_tensor* node) {
 }
 
 Status check_coded(const ggml_tensor* node) {
-  if (is_noop(node->op)) {
-    return check_view(node);
-  }
   if (in_dry_run(node)) {
     return {};
+  }
+  if (is_noop(node->op)) {
+    return check_view(node);
   }
   switch (node->op) {
     case GGML_OP_SET_ROWS:

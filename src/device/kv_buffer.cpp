@@ -2,7 +2,6 @@
 #include "device/kv_buffer.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -19,10 +18,11 @@ namespace {
 
 constexpr std::size_t kAlignment = 64;
 
-std::string mib(std::size_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.2f MiB", static_cast<double>(bytes) / 1024.0 / 1024.0);
-  return text;
+RecordHeader header_of(const CodedTensor& tensor) {
+  return {.kind = tensor.name.kind,
+          .layer = tensor.name.layer,
+          .identity = tensor.book->identity,
+          .position = 0};
 }
 
 }  // namespace
@@ -33,12 +33,10 @@ std::unique_ptr<KvBuffer> KvBuffer::create(std::size_t size,
   if (buffer == nullptr) {
     return nullptr;
   }
-  if (size > 0) {
-    const std::size_t padded = (size + kAlignment - 1) / kAlignment * kAlignment;
-    buffer->memory_ = static_cast<std::uint8_t*>(std::aligned_alloc(kAlignment, padded));
-    if (buffer->memory_ == nullptr) {
-      return nullptr;
-    }
+  const std::size_t padded = (size + kAlignment - 1) / kAlignment * kAlignment;
+  buffer->memory_ = static_cast<std::uint8_t*>(std::aligned_alloc(kAlignment, padded));
+  if (buffer->memory_ == nullptr) {
+    return nullptr;
   }
   buffer->size_ = size;
   buffer->library_ = std::move(library);
@@ -70,8 +68,7 @@ CodedTensorSize coded_size(const CodebookLibrary& library, const ggml_tensor* te
   const auto cells_per_stream = static_cast<std::size_t>(tensor->ne[1]);
   const auto n_streams = static_cast<std::size_t>(tensor->ne[2]);
   const CodeLayout layout{codebook.spec(), codebook.n_kv_heads(), codebook.head_dim()};
-  const WindowSpec window = library.window_of(book);
-  const std::size_t n_rows = n_streams * library.pool_rows(window, n_streams, cells_per_stream);
+  const std::size_t n_rows = n_streams * library.pool_of(book, n_streams, cells_per_stream).n_rows;
   return CodedTensorSize::of(layout, n_streams * cells_per_stream, n_rows);
 }
 
@@ -82,7 +79,7 @@ Status KvBuffer::configure_window(const ggml_tensor* tensor, const LoadedCodeboo
   const WindowSpec spec = library_->window_of(book);
   if (state_owner_ == nullptr) {
     window_.configure(spec, n_streams, cells_per_stream,
-                      library_->pool_rows(spec, n_streams, cells_per_stream));
+                      library_->pool_of(book, n_streams, cells_per_stream));
     return {};
   }
   const bool same = spec == window_.spec() && cells_per_stream == window_.cells_per_stream() &&
@@ -105,8 +102,6 @@ Status KvBuffer::add(ggml_tensor* tensor) {
   const LoadedCodebook* book = nullptr;
   const TensorCodebook* codebook = codebook_for(*library_, tensor, &book);
   if (codebook == nullptr) {
-    // Recurrent states and sides that the codebook keeps exact are no reason to complain.
-    unmatched_ = unmatched_ || (book == nullptr && parse_cache_name(tensor->name));
     return {};
   }
   if (tensor->type != GGML_TYPE_F16) {
@@ -122,10 +117,11 @@ Status KvBuffer::add(ggml_tensor* tensor) {
   coded->codes = static_cast<std::uint8_t*>(tensor->data);
   coded->n_cells = static_cast<std::size_t>(tensor->ne[1] * tensor->ne[2]);
   coded->row_bytes = tensor->nb[1];
-  if (record_bytes(coded->layout) > coded->row_bytes) {
+  if (record_row_bytes(coded->layout) > coded->row_bytes) {
     return unsupported("codebook " + book->codebook.origin.name + ": a saved row of " +
-                       std::to_string(record_bytes(coded->layout)) + " bytes does not fit into " +
-                       std::to_string(coded->row_bytes) + "; use fewer bits per channel");
+                       std::to_string(record_row_bytes(coded->layout)) +
+                       " bytes does not fit into " + std::to_string(coded->row_bytes) +
+                       "; use fewer bits per channel");
   }
   CQKV_RETURN_IF_ERROR(configure_window(tensor, *book));
   const CodedTensorSize size = coded_size(*library_, tensor, *book, *codebook);
@@ -170,9 +166,7 @@ const ByteTables* KvBuffer::byte_tables(CodedTensor& tensor) {
 }
 
 void KvBuffer::clear(std::uint8_t value) {
-  if (memory_ != nullptr) {
-    std::memset(memory_, value, size_);
-  }
+  std::memset(memory_, value, size_);
   cells_.clear();
   window_.clear();
 }
@@ -182,6 +176,7 @@ void KvBuffer::clear(std::uint8_t value) {
 void KvBuffer::begin_tokens(std::span<const std::int32_t> positions,
                             std::span<const std::size_t> cells) {
   settle();
+  reported_bad_row_ = false;
   for (std::size_t i = 0; i < cells.size(); i++) {
     cells_.set(cells[i], positions[i]);
   }
@@ -260,11 +255,8 @@ void KvBuffer::read_rows(const CodedTensor& tensor, std::size_t first,
   const bool with_exact =
       tensor.pool != nullptr && record_holds_exact_row(tensor.layout, tensor.row_bytes);
   std::vector<std::uint16_t> codes(tensor.layout.n_codes());
-  RecordHeader header{.kind = tensor.name.kind,
-                      .layer = tensor.name.layer,
-                      .identity = tensor.book->identity,
-                      .position = 0,
-                      .sink = false};
+  RecordScratch scratch;
+  RecordHeader header = header_of(tensor);
   for (std::size_t i = 0; i * tensor.row_bytes < rows.size(); i++) {
     const auto row = rows.subspan(i * tensor.row_bytes, tensor.row_bytes);
     const std::size_t cell = first + i;
@@ -275,12 +267,13 @@ void KvBuffer::read_rows(const CodedTensor& tensor, std::size_t first,
     get_codes(tensor.layout, tensor.codes, cell, codes.data());
     header.position = cells_.at(cell);
     std::span<const std::uint8_t> exact;
+    header.window = {};
     if (with_exact && window_.row(cell) != ExactWindow::kNone) {
       const std::size_t bytes = tensor.exact.row_bytes();
       exact = {tensor.pool + static_cast<std::size_t>(window_.row(cell)) * bytes, bytes};
+      header.window = window_.saved(cell);
     }
-    header.sink = !exact.empty() && window_.is_sink(cell);
-    write_record(tensor.layout, header, codes.data(), exact, row);
+    write_record(tensor.layout, header, codes.data(), exact, row, scratch);
   }
 }
 
@@ -288,8 +281,10 @@ void KvBuffer::write_rows(const CodedTensor& tensor, std::size_t first,
                           std::span<const std::uint8_t> rows) {
   settle();
   std::vector<std::uint16_t> codes(tensor.layout.n_codes());
+  RecordScratch scratch;
   for (std::size_t i = 0; i * tensor.row_bytes < rows.size(); i++) {
-    restore_row(tensor, first + i, rows.subspan(i * tensor.row_bytes, tensor.row_bytes), codes);
+    restore_row(tensor, first + i, rows.subspan(i * tensor.row_bytes, tensor.row_bytes), codes,
+                scratch);
   }
 }
 
@@ -303,13 +298,10 @@ void KvBuffer::invalidate_rows(std::size_t first, std::size_t n) {
 // The first coded tensor of the buffer decides what the cell is; a later one can only
 // find fault with it. llama.cpp restores layer by layer, keys first.
 void KvBuffer::restore_row(const CodedTensor& tensor, std::size_t cell,
-                           std::span<const std::uint8_t> row, std::vector<std::uint16_t>& codes) {
-  RecordHeader want{.kind = tensor.name.kind,
-                    .layer = tensor.name.layer,
-                    .identity = tensor.book->identity,
-                    .position = 0,
-                    .sink = false};
-  const auto record = read_record(tensor.layout, row, want, codes.data());
+                           std::span<const std::uint8_t> row, std::vector<std::uint16_t>& codes,
+                           RecordScratch& scratch) {
+  RecordHeader want = header_of(tensor);
+  const auto record = read_record(tensor.layout, row, want, codes.data(), scratch);
   const bool owner = &tensor == state_owner_;
   if (owner && window_.enabled()) {
     window_.drop(cell);
@@ -347,7 +339,7 @@ void KvBuffer::restore_exact_row(const CodedTensor& tensor, std::size_t cell,
     return;
   }
   if (&tensor == state_owner_ && !exact.empty()) {
-    window_.restore(cell, header.sink, header.position);
+    window_.restore(cell, header.window, header.position);
   }
   if (exact.empty()) {
     window_.drop(cell);
@@ -368,7 +360,7 @@ void KvBuffer::copy_rows(const CodedTensor& tensor, std::size_t from, std::size_
     for (std::size_t i = 0; window_.enabled() && i < n; i++) {
       window_.drop(to + i);
       if (window_.row(from + i) != ExactWindow::kNone) {
-        window_.restore(to + i, window_.is_sink(from + i), cells_.at(to + i));
+        window_.restore(to + i, window_.saved(from + i), cells_.at(to + i));
       }
     }
   }
@@ -400,40 +392,22 @@ void KvBuffer::copy_codes(const CodedTensor& tensor, std::size_t from, std::size
   }
 }
 
-std::string KvBuffer::take_summary() {
-  if (summarised_ || library_->empty() || (tensors_.empty() && !unmatched_)) {
-    return "";
-  }
-  summarised_ = true;
-  return summary();
-}
-
-std::string KvBuffer::summary() const {
+KvBuffer::Contents KvBuffer::contents() const {
+  Contents result;
   if (tensors_.empty()) {
-    return "no codebook in CQKV_CODEBOOK fits this model's cache; it is kept as 16-bit rows";
+    return result;
   }
-  std::size_t bytes = 0;
-  std::size_t pool = 0;
-  std::size_t nominal = 0;
-  std::size_t n_cells = 0;
+  result.book = state_owner_->book;
+  result.window = window_.spec();
+  result.pool = window_.pool();
+  result.table_bytes = extra_bytes();
   for (const auto& [data, tensor] : tensors_) {
-    bytes += tensor->layout.tensor_bytes(tensor->n_cells);
-    pool += window_.n_slots() * tensor->exact.row_bytes();
-    nominal += tensor->n_cells * tensor->row_bytes;
-    n_cells = std::max(n_cells, tensor->n_cells);
+    result.n_cells = std::max(result.n_cells, tensor->n_cells);
+    result.code_bytes += tensor->layout.tensor_bytes(tensor->n_cells);
+    result.nominal_bytes += tensor->n_cells * tensor->row_bytes;
+    result.row_bytes += tensor->exact.row_bytes();
   }
-  const auto bits = static_cast<double>(bytes) * 16.0 / static_cast<double>(nominal);
-  char text[64];
-  std::snprintf(text, sizeof(text), "%.2f bits per channel", bits);
-  return "codebook " + state_owner_->book->codebook.origin.name + ": " +
-         std::to_string(tensors_.size()) + " tensors of " + std::to_string(n_cells) +
-         " cells coded at " + text + ", codes " + mib(bytes) + " (16-bit: " + mib(nominal) +
-         "), positions " + mib(cells_.bytes()) +
-         (window_.enabled()
-              ? ", window " + std::to_string(window_.spec().window) + " and " +
-                    std::to_string(window_.spec().sinks) + " sinks, " +
-                    std::to_string(window_.n_slots()) + " exact rows " + mib(pool + window_.bytes())
-              : "; no exact window");
+  return result;
 }
 
 }  // namespace cqkv::device

@@ -62,7 +62,7 @@ struct PositionBatch {
 
 class KvBuffer {
  public:
-  /// Null if memory cannot be had. A size of 0 has no base (dry runs).
+  /// Null if memory cannot be had.
   static std::unique_ptr<KvBuffer> create(std::size_t size,
                                           std::shared_ptr<const CodebookLibrary> library);
   ~KvBuffer();
@@ -72,6 +72,22 @@ class KvBuffer {
   KvBuffer& operator=(KvBuffer&&) = delete;
 
   void* base() const { return memory_; }
+
+  const CodebookLibrary& library() const { return *library_; }
+
+  /// What a user is told of the coded caches in this buffer.
+  struct Contents {
+    const LoadedCodebook* book = nullptr;  ///< Null: nothing is coded.
+    std::size_t n_cells = 0;
+    std::size_t code_bytes = 0;
+    std::size_t nominal_bytes = 0;  ///< Of the same tensors with 16-bit rows.
+    std::size_t row_bytes = 0;      ///< Of one exact row in all tensors.
+    WindowSpec window;
+    WindowPool pool;  ///< Of all streams.
+    std::size_t table_bytes = 0;
+  };
+
+  Contents contents() const;
 
   /// Registers a tensor placed in this buffer. kInvalidArgument if it should be coded
   /// but cannot be (its type, its row too small for a record).
@@ -146,16 +162,11 @@ class KvBuffer {
   /// Copies cells of one coded tensor within this buffer (a stream to another).
   void copy_rows(const CodedTensor& tensor, std::size_t from, std::size_t to, std::size_t n);
 
-  /// One line for the log, once, when all tensors are there; empty if there is
-  /// nothing to say.
-  std::string take_summary();
-
  private:
   KvBuffer() = default;
-  std::string summary() const;
   Status configure_window(const ggml_tensor* tensor, const LoadedCodebook& book);
   void restore_row(const CodedTensor& tensor, std::size_t cell, std::span<const std::uint8_t> row,
-                   std::vector<std::uint16_t>& codes);
+                   std::vector<std::uint16_t>& codes, RecordScratch& scratch);
   void restore_exact_row(const CodedTensor& tensor, std::size_t cell, const RecordHeader& header,
                          std::span<const std::uint8_t> exact);
   static void copy_codes(const CodedTensor& tensor, std::size_t from, std::size_t to,
@@ -166,9 +177,7 @@ class KvBuffer {
   std::uint8_t* memory_ = nullptr;
   std::size_t size_ = 0;
   bool has_cache_ = false;
-  bool unmatched_ = false;  // an attention cache that no codebook fits
-  bool reported_bad_row_ = false;
-  bool summarised_ = false;
+  bool reported_bad_row_ = false;  // since the last graph
   std::shared_ptr<const CodebookLibrary> library_;
   std::map<const void*, std::unique_ptr<CodedTensor>> tensors_;  // by data pointer
   const CodedTensor* state_owner_ = nullptr;  // first coded tensor: decides positions on restore
@@ -188,7 +197,11 @@ ggml_backend_buffer_type_t kv_buffer_type(ggml_backend_dev_t device);
 /// Whether the tensor's memory belongs to this device.
 bool is_ours(const ggml_tensor* tensor);
 
-/// The buffer behind a tensor that is_ours.
+/// The buffer behind a tensor that is_ours; null in a dry run. There (llama.cpp's -fit) caches have
+/// a buffer without memory, which ggml makes without asking the device.
+KvBuffer* find_buffer(const ggml_tensor* tensor);
+
+/// The same outside of dry runs.
 KvBuffer& buffer_of(const ggml_tensor* tensor);
 
 /// Bytes of a coded cache tensor and its part of the exact window.

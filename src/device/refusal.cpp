@@ -22,6 +22,10 @@ void refuse(const Status& reason) {
   refused = true;
 }
 
+bool is_refused() {
+  return refused;
+}
+
 bool take_refusal() {
   const bool was = refused;
   refused = false;

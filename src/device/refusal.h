@@ -18,6 +18,9 @@ namespace cqkv::device {
 /// once, and makes it the last error.
 void refuse(const Status& reason);
 
+/// Whether a reason is remembered on this thread.
+bool is_refused();
+
 /// Takes the reason remembered on this thread: true if there was one.
 bool take_refusal();
 

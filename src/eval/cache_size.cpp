@@ -22,18 +22,14 @@ CacheSize plain_cache_size(const ModelKvShape& model, std::size_t n_cells) {
   return result;
 }
 
-WindowSpec default_window(const Codebook& codebook) {
-  return {.window = static_cast<int>(codebook.window), .sinks = static_cast<int>(codebook.sinks)};
-}
-
 CacheSize coded_cache_size(const Codebook& codebook, const ModelKvShape& model, std::size_t n_cells,
                            const WindowSpec& window, std::size_t n_sequences) {
   CacheSize result = plain_cache_size(model, n_cells);
   result.exact_bytes = 0;
   result.position_bytes = sizeof(std::int32_t) * n_cells;
   result.codebook_bytes = codebook.centroid_bytes();
-  const std::size_t n_rows = window_rows(window, n_cells, n_sequences);
-  result.window_bytes = window.enabled() ? ExactWindow::table_bytes(n_cells, n_rows) : 0;
+  const WindowPool pool = window_pool(window, codebook, n_cells, n_sequences);
+  result.window_bytes = window.enabled() ? ExactWindow::table_bytes(n_cells, pool.n_rows) : 0;
   double bits = 0;
   for (std::size_t il = 0; il < model.layers.size(); il++) {
     for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
@@ -46,9 +42,12 @@ CacheSize coded_cache_size(const Codebook& codebook, const ModelKvShape& model, 
         continue;
       }
       const CodeLayout layout{tensor->spec(), tensor->n_kv_heads(), tensor->head_dim()};
-      const CodedTensorSize size = CodedTensorSize::of(layout, n_cells, n_rows);
+      const CodedTensorSize size = CodedTensorSize::of(layout, n_cells, pool.n_rows);
+      const std::size_t spare_bytes =
+          pool.n_spare * ExactRowLayout{tensor->n_channels()}.row_bytes();
       result.code_bytes += size.code_bytes;
-      result.window_bytes += size.total() - size.code_bytes;
+      result.spare_bytes += spare_bytes;
+      result.window_bytes += size.total() - size.code_bytes - spare_bytes;
       bits += tensor->spec().bits_per_channel() * static_cast<double>(n_channels);
     }
   }

@@ -16,13 +16,14 @@ struct CacheSize {
   std::uint64_t code_bytes = 0;      ///< Coded tensors, whole blocks of 64 cells.
   std::uint64_t exact_bytes = 0;     ///< Tensors kept as 16-bit rows.
   std::uint64_t window_bytes = 0;    ///< Exact rows of the window and sinks, and their table.
+  std::uint64_t spare_bytes = 0;     ///< Exact rows for when tokens are taken back.
   std::uint64_t position_bytes = 0;  ///< One 32-bit position a cell.
   std::uint64_t codebook_bytes = 0;  ///< Centroids, once a model, not a cache.
   std::uint64_t f16_bytes = 0;       ///< The same cache with 16-bit rows.
   std::uint64_t n_channels = 0;      ///< Of one token in all layers, keys and values.
 
   std::uint64_t cache_bytes() const {
-    return code_bytes + exact_bytes + window_bytes + position_bytes;
+    return code_bytes + exact_bytes + window_bytes + spare_bytes + position_bytes;
   }
 
   /// Codes (or 16 bits where exact), averaged over channels: no cells, no overhead.
@@ -36,9 +37,6 @@ struct CacheSize {
 /// have caches of different sizes (sliding windows) is counted as if all had this one.
 CacheSize coded_cache_size(const Codebook& codebook, const ModelKvShape& model, std::size_t n_cells,
                            const WindowSpec& window, std::size_t n_sequences = 1);
-
-/// The window that a codebook's cache gets if nothing overrides it.
-WindowSpec default_window(const Codebook& codebook);
 
 /// The stock cache.
 CacheSize plain_cache_size(const ModelKvShape& model, std::size_t n_cells);

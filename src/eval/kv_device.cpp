@@ -50,12 +50,12 @@ Status KvDevice::set_codebook(const std::string& path) const {
   return error == nullptr ? Status() : Status(StatusCode::kInvalidArgument, error);
 }
 
-Status KvDevice::set_window(std::optional<int> window, std::optional<int> sinks) const {
-  const auto set = proc<void (*)(int, int, int)>(registry_, "cqkv_set_window");
+Status KvDevice::set_window(const WindowOverride& window) const {
+  const auto set = proc<void (*)(int, int, int, int)>(registry_, "cqkv_set_window");
   if (set == nullptr) {
     return unsupported("KV device: it has no function cqkv_set_window; rebuild cqkv");
   }
-  set(window.value_or(-1), sinks.value_or(-1), 1);
+  set(window.window.value_or(-1), window.sinks.value_or(-1), window.spare.value_or(-1), 1);
   return {};
 }
 

@@ -10,6 +10,8 @@
 
 #include "cqkv/status.h"
 
+#include "cache/window_pool.h"
+
 namespace cqkv::eval {
 
 class KvDevice {
@@ -26,7 +28,7 @@ class KvDevice {
 
   /// The window of caches coded from the next set_codebook on, made for one sequence;
   /// nothing: the codebook's.
-  Status set_window(std::optional<int> window, std::optional<int> sinks) const;
+  Status set_window(const WindowOverride& window) const;
 
   /// Whether caches coded from the next set_codebook on may use centroids as bytes.
   Status use_byte_tables(bool wanted) const;

@@ -80,12 +80,8 @@ class Evaluation {
     return static_cast<std::size_t>(std::max(0, stop - first)) * n_vocab_;
   }
 
-  std::optional<int> window(const Variant& variant) const {
-    return variant.window ? variant.window : options_.window;
-  }
-
-  std::optional<int> sinks(const Variant& variant) const {
-    return variant.sinks ? variant.sinks : options_.sinks;
+  WindowOverride window(const Variant& variant) const {
+    return variant.window.or_else(options_.window);
   }
 
   int ubatch(const Variant& variant) const {
@@ -231,7 +227,7 @@ Status Evaluation::make_context(const Variant& variant, ContextHandle& out) {
   params.swa_full = false;  // as llama.cpp's programs
   params.no_perf = true;
   if (variant.uses_device()) {
-    CQKV_RETURN_IF_ERROR(device_->set_window(window(variant), sinks(variant)));
+    CQKV_RETURN_IF_ERROR(device_->set_window(window(variant)));
     CQKV_RETURN_IF_ERROR(device_->use_byte_tables(variant.byte_tables));
     CQKV_RETURN_IF_ERROR(device_->set_codebook(variant.codebook_path));
   }
@@ -306,9 +302,7 @@ Status Evaluation::describe(Contender& contender) const {
   if (!codebook.ok()) {
     return codebook.status();
   }
-  const WindowSpec usual = default_window(*codebook);
-  report.window = {.window = window(contender.variant).value_or(usual.window),
-                   .sinks = sinks(contender.variant).value_or(usual.sinks)};
+  report.window = window(contender.variant).spec_of(*codebook);
   report.size = coded_cache_size(*codebook, shape_, n_cells, report.window);
   return {};
 }

@@ -35,9 +35,8 @@ struct PerplexityOptions {
   int n_ubatch = 512;
   int n_threads = 1;
   ScoreMode score = ScoreMode::kHalf;
-  std::optional<int> window;  ///< Of variants that name none; nothing: the codebook's.
-  std::optional<int> sinks;
-  bool add_bos = true;  ///< If the model wants one: in place of each chunk's first token.
+  WindowOverride window;  ///< Of variants that name none.
+  bool add_bos = true;    ///< If the model wants one: in place of each chunk's first token.
 };
 
 struct Progress {

@@ -13,7 +13,7 @@ struct Bounds {
 };
 
 constexpr Bounds kUbatch{1, 1 << 22};
-constexpr Bounds kWindow{0, 1 << 20};  // the device's limit
+constexpr Bounds kWindow{0, kMaxWindow};
 constexpr Bounds kSwitch{0, 1};
 
 Status parse_number(std::string_view digits, const std::string& text, const char* what,
@@ -33,10 +33,15 @@ Status set_option(std::string_view key, std::string_view digits, Variant& out) {
     return parse_number(digits, out.text, "the micro-batch size", kUbatch, out.n_ubatch);
   }
   if (key == "window") {
-    return parse_number(digits, out.text, "the window", kWindow, out.window.emplace());
+    return parse_number(digits, out.text, "the window", kWindow, out.window.window.emplace());
   }
   if (key == "sinks") {
-    return parse_number(digits, out.text, "the number of sinks", kWindow, out.sinks.emplace());
+    return parse_number(digits, out.text, "the number of sinks", kWindow,
+                        out.window.sinks.emplace());
+  }
+  if (key == "spare") {
+    return parse_number(digits, out.text, "the number of spare rows", kWindow,
+                        out.window.spare.emplace());
   }
   if (key == "bytes") {
     int bytes = 0;
@@ -45,7 +50,7 @@ Status set_option(std::string_view key, std::string_view digits, Variant& out) {
     return {};
   }
   return invalid_argument("'" + out.text + "': unknown option '@" + std::string(key) +
-                          "'; there are @ub:N, @window:N, @sinks:N and @bytes:0");
+                          "'; there are @ub:N, @window:N, @sinks:N, @spare:N and @bytes:0");
 }
 
 // Takes "@<key>:<N>" off the end of `name`; false if it ends in none. No path ends so: a ':' would
@@ -101,7 +106,9 @@ Result<Variant> Variant::parse(const std::string& text) {
     result.kind = CacheKind::kCoded;
     result.codebook_path = name;
   }
-  if (result.kind != CacheKind::kCoded && (result.window || result.sinks || !result.byte_tables)) {
+  const WindowOverride& window = result.window;
+  const bool has_window = window.window || window.sinks || window.spare;
+  if (result.kind != CacheKind::kCoded && (has_window || !result.byte_tables)) {
     return invalid_argument("'" + text + "': only a codebook has a window or byte tables");
   }
   return result;

@@ -2,10 +2,11 @@
 // of stock's variants, as named on the command line.
 #pragma once
 
-#include <optional>
 #include <string>
 
 #include "cqkv/status.h"
+
+#include "cache/window_pool.h"
 
 namespace cqkv::eval {
 
@@ -21,15 +22,14 @@ struct Variant {
   std::string codebook_path;  ///< kCoded only.
   bool flash_attention = true;
   int n_ubatch = 0;           ///< 0: that of the run.
-  std::optional<int> window;  ///< kCoded: exact recent tokens; nothing: the codebook's.
-  std::optional<int> sinks;   ///< kCoded: exact first tokens.
+  WindowOverride window;      ///< kCoded: in the place of the codebook's.
   bool byte_tables = true;    ///< kCoded: whether attention may use centroids as bytes.
 
   bool uses_device() const { return kind != CacheKind::kStock; }
 
   /// Reads a path, "none", "stock", "stock-nofa" or "stock-ub:<N>"; each but the last
-  /// may end in "@ub:<N>", a path also in "@window:<N>", "@sinks:<N>" and
-  /// "@bytes:<0 or 1>", in any order.
+  /// may end in "@ub:<N>", a path also in "@window:<N>", "@sinks:<N>",
+  /// "@spare:<N>" and "@bytes:<0 or 1>", in any order.
   static Result<Variant> parse(const std::string& text);
 };
 

@@ -8,12 +8,14 @@
 #include <cstring>
 #include <map>
 #include <set>
+#include <string>
 
 #include <gtest/gtest.h>
 
 #include "cache/exact_row.h"
 #include "core/half.h"
 #include "core/rng.h"
+#include "support/codebooks.h"
 
 namespace cqkv {
 namespace {
@@ -22,9 +24,15 @@ namespace {
 // cells of its sequence up to its position.
 class Host {
  public:
-  Host(WindowSpec spec, std::size_t n_cells, std::size_t n_rows)
+  // Room for what n_sequences need, and for n_spare rows.
+  Host(WindowSpec spec, std::size_t n_cells, std::size_t n_sequences, std::size_t n_spare = 0)
+      : Host(spec, n_cells,
+             WindowPool{.n_rows = spec.rows_per_sequence() * n_sequences + n_spare,
+                        .n_spare = n_spare}) {}
+
+  Host(WindowSpec spec, std::size_t n_cells, WindowPool pool)
       : spec_(spec), cells_(n_cells), positions_(n_cells, -1) {
-    window.configure(spec, 1, n_cells, n_rows);
+    window.configure(spec, 1, n_cells, pool);
   }
 
   // One graph: `n_tokens` of each sequence given, in any free cells.
@@ -71,7 +79,28 @@ class Host {
     next_[sequence] = 0;
   }
 
-  // A cell is exact iff it is a sink or less than window + rollback behind its newest.
+  // The last n tokens of a sequence go.
+  void take_back(int sequence, int n) {
+    next_[sequence] -= n;
+    for (auto& cell : cells_) {
+      cell = cell.sequence == sequence && cell.position >= next_[sequence] ? Cell() : cell;
+    }
+  }
+
+  // Which of the n tokens before the end of a sequence have rows, as "1101".
+  std::string rows_before_end(int sequence, int n) const {
+    std::string result(static_cast<std::size_t>(n), '0');
+    const int first = next_.at(sequence) - n;
+    for (std::size_t cell = 0; cell < cells_.size(); cell++) {
+      if (cells_[cell].sequence == sequence && cells_[cell].position >= first &&
+          window.row(cell) != ExactWindow::kNone) {
+        result[static_cast<std::size_t>(cells_[cell].position - first)] = '1';
+      }
+    }
+    return result;
+  }
+
+  // A cell is exact if it is a sink or less than window + rollback behind its newest.
   void expect_rule(const std::vector<int>& sequences) {
     std::set<std::int32_t> slots;
     for (std::size_t cell = 0; cell < cells_.size(); cell++) {
@@ -81,10 +110,11 @@ class Host {
       }
       const int behind = next_[held.sequence] - 1 - held.position;
       const bool want = held.position < spec_.sinks || behind < spec_.kept();
-      ASSERT_EQ(window.row(cell) != ExactWindow::kNone, want)
+      const bool exact = window.row(cell) != ExactWindow::kNone;
+      ASSERT_TRUE(exact || !want)
           << "sequence " << held.sequence << ", position " << held.position << " of "
           << next_[held.sequence];
-      if (want) {
+      if (exact) {
         ASSERT_LT(window.row(cell), static_cast<std::int32_t>(window.n_slots()));
         ASSERT_TRUE(slots.insert(window.row(cell)).second) << "two cells in one slot";
         ASSERT_EQ(window.is_sink(cell), held.position < spec_.sinks);
@@ -118,7 +148,7 @@ TEST(ExactWindow, FollowsTheRule) {
   for (const WindowSpec spec : {WindowSpec{10, 2}, {0, 3}, {25, 0}, {1, 1}}) {
     for (const std::uint64_t seed : {1, 2, 3}) {
       Rng rng(seed);
-      Host host(spec, 400, window_rows(spec, 400, 3));
+      Host host(spec, 400, 3);
       for (int round = 0; round < 40; round++) {
         std::vector<int> sequences;
         for (int sequence = 0; sequence < 3; sequence++) {
@@ -139,7 +169,7 @@ TEST(ExactWindow, FollowsTheRule) {
 TEST(ExactWindow, LeftoversGiveWay) {
   const WindowSpec spec{10, 2};
   Rng rng(5);
-  Host host(spec, 600, window_rows(spec, 600, 2));
+  Host host(spec, 600, 2);
   for (int request = 1; request < 10; request++) {
     for (int round = 0; round < 8; round++) {
       host.evaluate({0, request}, 1 + round % 3, rng);
@@ -153,7 +183,7 @@ TEST(ExactWindow, LeftoversGiveWay) {
 TEST(ExactWindow, SmallPoolKeepsTheNewest) {
   const WindowSpec spec{30, 2};
   Rng rng(6);
-  Host host(spec, 200, 20);
+  Host host(spec, 200, WindowPool{.n_rows = 20, .n_spare = 0});
   host.evaluate({0}, 60, rng);
   EXPECT_GT(host.window.n_evicted_in_use(), 0U);
   std::size_t n_exact = 0;
@@ -171,7 +201,7 @@ TEST(ExactWindow, SmallPoolKeepsTheNewest) {
 TEST(ExactWindow, BrokenOffGraphLeavesCodes) {
   const WindowSpec spec{10, 0};
   Rng rng(7);
-  Host host(spec, 100, window_rows(spec, 100, 1));
+  Host host(spec, 100, 1);
   host.evaluate({0}, 30, rng);
   host.evaluate({0}, 5, rng, false);
   std::size_t n_exact = 0;
@@ -185,35 +215,143 @@ TEST(ExactWindow, BrokenOffGraphLeavesCodes) {
 
 TEST(ExactWindow, RestoreEvictsWhatWasSeenLongestAgo) {
   ExactWindow window;
-  window.configure({2, 0}, 2, 10, 3);
+  window.configure({2, 0}, 2, 10, {.n_rows = 3, .n_spare = 0});
   for (std::size_t cell = 0; cell < 5; cell++) {
-    EXPECT_GE(window.restore(cell, cell == 0, static_cast<std::int32_t>(cell)), 0);
+    EXPECT_GE(window.restore(cell, {.sink = cell == 0}, static_cast<std::int32_t>(cell)), 0);
   }
   std::vector<bool> exact;
   for (std::size_t cell = 0; cell < 5; cell++) {
     exact.push_back(window.row(cell) != ExactWindow::kNone);
   }
   EXPECT_EQ(exact, std::vector<bool>({true, false, false, true, true})) << "a sink outlives others";
-  EXPECT_EQ(window.restore(12, false, 0), 3) << "streams have their own part of the pool";
+  EXPECT_EQ(window.restore(12, {}, 0), 3) << "streams have their own part of the pool";
   window.drop(3);
   EXPECT_EQ(window.row(3), ExactWindow::kNone);
   window.clear();
   EXPECT_EQ(window.row(0), ExactWindow::kNone);
 }
 
-TEST(ExactWindow, RowsAreBoundedByCells) {
-  EXPECT_EQ(window_rows({128, 4}, 100000, 4), 4U * (128 + 16 + 4));
-  EXPECT_EQ(window_rows({128, 4}, 100, 4), 100U);
-  EXPECT_EQ(window_rows({0, 0}, 100, 4), 0U);
-  EXPECT_EQ(window_rows({0, 4}, 100, 2), 8U);
+// A regenerated answer, an edited message and a rejected draft lead back to places around which
+// rows are marked, however far these are; without room for them the nearest rows are there.
+TEST(ExactWindow, TakingBackFindsTheWindow) {
+  const WindowSpec spec{10, 2};
+  const std::string whole(10, '1');
+  for (const int n_answer : {1, 16, 17, 60, 300}) {
+    Rng rng(8);
+    Host host(spec, 1000, 1, 40);
+    host.evaluate({0}, 100, rng);  // a prompt
+    for (int i = 0; i < 30; i++) {
+      host.evaluate({0}, 1, rng);
+    }
+    host.evaluate({0}, 20, rng);  // the next message
+    for (int i = 0; i < n_answer; i++) {
+      host.evaluate({0}, 1, rng);
+      host.expect_rule({0});
+    }
+    host.take_back(0, n_answer + 1);
+    EXPECT_EQ(host.rows_before_end(0, 10), whole) << "regenerated after " << n_answer;
+    host.evaluate({0}, 1, rng);
+    for (int i = 0; i < n_answer; i++) {
+      host.evaluate({0}, 1, rng);
+    }
+    host.take_back(0, n_answer + 1);
+    EXPECT_EQ(host.rows_before_end(0, 10), whole) << "and once more";
+    host.take_back(0, 19);
+    EXPECT_EQ(host.rows_before_end(0, 10), whole) << "edited after " << n_answer;
+  }
+}
+
+TEST(ExactWindow, RejectedDraftsLeaveTheWindow) {
+  const WindowSpec spec{10, 2};
+  for (const int n_draft : {2, 17, 65}) {
+    Rng rng(9);
+    Host host(spec, 1000, 1, 100);
+    host.evaluate({0}, 100, rng);
+    for (int i = 0; i < 30; i++) {
+      const int n_accepted = i % (n_draft + 1);
+      host.evaluate({0}, n_draft, rng);
+      host.take_back(0, n_draft - n_accepted);
+      ASSERT_EQ(host.rows_before_end(0, 10), std::string(10, '1'))
+          << n_accepted << " of " << n_draft << " accepted";
+    }
+  }
+}
+
+// A prompt in several batches is one prompt: its middle takes no room from what was marked before.
+TEST(ExactWindow, LongPromptsKeepTheirBeginningMarked) {
+  const WindowSpec spec{10, 2};
+  Rng rng(10);
+  Host host(spec, 2000, 1, 2 * 26);
+  host.evaluate({0}, 100, rng);
+  host.evaluate({0}, 1, rng);
+  for (int i = 0; i < 5; i++) {
+    host.evaluate({0}, 200, rng);
+  }
+  for (int i = 0; i < 100; i++) {
+    host.evaluate({0}, 1, rng);
+  }
+  host.take_back(0, 100);
+  EXPECT_EQ(host.rows_before_end(0, 10), std::string(10, '1'));
+  host.take_back(0, 1000);
+  EXPECT_EQ(host.rows_before_end(0, 10), std::string(10, '1'));
+}
+
+// The other sequences' windows are worth more than marks; a sequence that rests keeps its window.
+TEST(ExactWindow, MarksTakeNoWindowAway) {
+  const WindowSpec spec{10, 2};
+  Rng rng(11);
+  Host host(spec, 4000, 3, 30);
+  host.evaluate({0}, 50, rng);
+  host.evaluate({1}, 50, rng);
+  for (int i = 0; i < 20; i++) {
+    host.evaluate({2}, 3 + i, rng);
+    host.evaluate({2}, 1, rng);
+    host.expect_rule({0, 1, 2});
+  }
+  EXPECT_EQ(host.window.n_evicted_in_use(), 0U);
+}
+
+TEST(ExactWindow, SavedMarksComeBackInOrder) {
+  ExactWindow window;
+  window.configure({2, 0}, 1, 20, {.n_rows = 5, .n_spare = 3});
+  for (std::size_t cell = 0; cell < 5; cell++) {
+    const ExactWindow::Saved saved{
+        .sink = false, .needed = cell == 4, .mark_age = static_cast<std::uint16_t>(cell)};
+    window.restore(cell, saved, 10);
+    EXPECT_EQ(window.saved(cell).mark_age, cell);
+    EXPECT_EQ(window.saved(cell).needed, cell == 4);
+  }
+  window.restore(10, {}, 11);
+  EXPECT_EQ(window.row(0), ExactWindow::kNone) << "the row that is neither marked nor needed";
+}
+
+Codebook one_bit() {
+  return testing::random_codebook(2, {8, 8}, {8, 8}, 3, 64);
+}
+
+TEST(WindowPool, IsWhatSequencesNeedAndAQuarterOfTheCodes) {
+  const Codebook codebook = one_bit();
+  // A cell's codes take 24 bytes, a row 192 + 6 * 4.
+  const auto pool = [&](const WindowSpec& spec, std::size_t n_cells, std::size_t n_sequences) {
+    return window_pool(spec, codebook, n_cells, n_sequences);
+  };
+  const std::size_t quarter = 100000 * 24 / 4 / 216;
+  EXPECT_EQ(pool({128, 4}, 100000, 4),
+            (WindowPool{4 * (128 + 4) + quarter, quarter - std::size_t{4 * 16}}));
+  EXPECT_EQ(pool({128, 4}, 1024, 4), (WindowPool{4 * (128 + 16 + 4), 0})) << "never below 16";
+  EXPECT_EQ(pool({128, 4}, 100, 4), (WindowPool{100, 0})) << "no more rows than cells";
+  EXPECT_EQ(pool({128, 4, 0}, 100000, 4), (WindowPool{4 * (128 + 16 + 4), 0}));
+  EXPECT_EQ(pool({128, 4, 100}, 100000, 4), (WindowPool{4 * (128 + 100 + 4), 4 * 84}));
+  EXPECT_EQ(pool({0, 0}, 100000, 4), WindowPool());
+  EXPECT_EQ(pool({0, 4}, 100000, 2), (WindowPool{8, 0})) << "sinks alone need no spare rows";
 }
 
 TEST(ExactWindow, MillionsOfCells) {
   const std::size_t n_cells = std::size_t{1} << 22;
   ExactWindow window;
-  window.configure({128, 4}, 2, n_cells, window_rows({128, 4}, n_cells, 1));
+  window.configure({128, 4}, 2, n_cells, window_pool({128, 4, 0}, one_bit(), n_cells, 1));
   const std::size_t cell = 2 * n_cells - 1;
-  EXPECT_GE(window.restore(cell, false, 1 << 21), 148) << "the second stream's part";
+  EXPECT_GE(window.restore(cell, {}, 1 << 21), 148) << "the second stream's part";
   EXPECT_NE(window.row(cell), ExactWindow::kNone);
   window.drop(cell);
   EXPECT_EQ(window.row(cell), ExactWindow::kNone);

@@ -17,8 +17,9 @@ namespace {
 using testing::TinyModel;
 
 GradientModel load(const std::string& path, int n_threads = 1,
-                   std::size_t activation_bytes = std::size_t{1} << 30U) {
-  auto model = GradientModel::load(path, {n_threads, activation_bytes});
+                   std::size_t activation_bytes = std::size_t{1} << 30U,
+                   std::optional<ExactTokens> exact = std::nullopt) {
+  auto model = GradientModel::load(path, {n_threads, activation_bytes, exact});
   EXPECT_TRUE(model.ok()) << model.status().message();
   return *std::move(model);
 }
@@ -293,6 +294,40 @@ TEST(GradientTest, RefusesBadTokens) {
   EXPECT_EQ(model.loss(std::vector<Token>{1, TinyModel::kVocab}).status().code(),
             StatusCode::kInvalidArgument);
   EXPECT_EQ(model.loss(std::vector<Token>{1, -1}).status().code(), StatusCode::kInvalidArgument);
+}
+
+// What a cache keeps exactly gets no gradient, and without a window all gradients are far; in
+// between they differ from the whole ones. (Against finite differences: attention_pass_test.cpp.)
+TEST(FarGradients, AreThoseThroughQueriesThatReadCodes) {
+  const TinyModel tiny;
+  const std::string path = tiny.write("far.gguf");
+  const std::vector<Token> tokens = testing::random_tokens(40, 5);
+  const auto gradients = [&](std::optional<ExactTokens> exact) {
+    GradientModel model = load(path, 2, std::size_t{1} << 30U, exact);
+    return collect(model, tokens);
+  };
+  const Collected whole = gradients(std::nullopt);
+  const Collected all_exact = gradients(ExactTokens{40, 0});
+  const Collected all_far = gradients(ExactTokens{0, 0});
+  const Collected some = gradients(ExactTokens{8, 2});
+  EXPECT_EQ(all_far.loss, whole.loss);
+  for (const auto& [tensor, full] : whole.gradients) {
+    const auto& far = all_far.gradients.at(tensor);
+    double distance = 0;
+    for (std::size_t i = 0; i < full.size(); i++) {
+      ASSERT_EQ(all_exact.gradients.at(tensor)[i], 0.0F);
+      ASSERT_NEAR(far[i], full[i], 1e-5 * (1 + std::abs(full[i])));
+      distance += std::abs(some.gradients.at(tensor)[i] - full[i]);
+    }
+    EXPECT_GT(distance, 1e-3);
+    // The first 2 and the last 8 tokens are nobody's codes, nor is the one before: only the last
+    // token finds it coded, which predicts nothing.
+    const std::size_t n_channels = full.size() / tokens.size();
+    for (std::size_t i = 0; i < full.size(); i++) {
+      const std::size_t t = i / n_channels;
+      ASSERT_EQ(some.gradients.at(tensor)[i] == 0.0F, t < 2 || t > 30) << t;
+    }
+  }
 }
 
 }  // namespace

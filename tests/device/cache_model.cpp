@@ -58,7 +58,8 @@ struct ModelCell {
   int sequence = -1;  // -1: free
   std::int32_t position = 0;
   bool sink = false;
-  bool exact = false;    // has an exact row
+  bool exact = false;    // has an exact row,
+  bool needed = false;   // which its sequence must keep
   bool damaged = false;  // restored from a damaged row: anything may be in it
   // Not in here: most operations go over all cells for the numbers above.
   std::shared_ptr<const ModelRows> rows;
@@ -189,8 +190,7 @@ struct CacheModel::Impl {
     if (!write_codebook(codebook, path).ok()) {
       std::abort();
     }
-    set_window_choice(
-        {.window = std::nullopt, .sinks = std::nullopt, .n_sequences = pool_sequences});
+    set_window_choice({.window = {}, .n_sequences = pool_sequences});
     set_byte_tables(false);  // whose roundings would hide a wrong row
     set_current_library(*CodebookLibrary::load(path.c_str()));
     unlink(path.c_str());
@@ -437,9 +437,10 @@ struct CacheModel::Impl {
       }
       cells[cell].free();
     }
-    // Which of the others made room is not modelled.
+    // Which of the others made room, or are not needed by what is still there, is not modelled.
     for (std::size_t cell = 0; cell < cells.size(); cell++) {
       cells[cell].exact = kv->window().row(cell) != ExactWindow::kNone;
+      cells[cell].needed = false;
     }
     return "";
   }
@@ -460,16 +461,18 @@ struct CacheModel::Impl {
   void leave_window(int stream, const std::vector<std::size_t>& chosen) {
     for (int t = 0; t < kCells; t++) {
       ModelCell& cell = cells[at(stream, t)];
+      std::int32_t newest = -1;
       for (const std::size_t query : chosen) {
-        if (sees(query, at(stream, t)) && !cell.sink &&
-            cells[query].position - cell.position >= kWindow.kept()) {
-          cell.exact = false;
-        }
+        newest = sees(query, at(stream, t)) ? std::max(newest, cells[query].position) : newest;
+      }
+      if (newest >= 0) {
+        cell.needed = cell.sink || newest - cell.position < kWindow.kept();
       }
     }
   }
 
-  // The rows that the device keeps must be the model's; where it evicts they may be fewer.
+  // The device must keep the rows that are needed, unless it evicts, and may keep others; a row
+  // that is gone does not come back.
   std::string check_rows(int stream) {
     for (int t = 0; t < kCells; t++) {
       ModelCell& cell = cells[at(stream, t)];
@@ -477,7 +480,8 @@ struct CacheModel::Impl {
       if (cell.sequence < 0 || cell.damaged) {
         continue;
       }
-      if (kept != cell.exact && !(may_evict && cell.exact)) {
+      const bool may_go = may_evict || !cell.needed;
+      if (kept != cell.exact && !(may_go && cell.exact)) {
         return text("exact row", stream, t, kept ? 1 : 0, cell.exact ? 1 : 0);
       }
       cell.exact = kept;

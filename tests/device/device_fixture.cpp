@@ -70,8 +70,9 @@ std::string Backend::set_codebook(const std::string& path) const {
   return error == nullptr ? "" : error;
 }
 
-void Backend::set_window(int window, int sinks, int n_sequences) const {
-  proc<void (*)(int, int, int)>(registry, "cqkv_set_window")(window, sinks, n_sequences);
+void Backend::set_window(int window, int sinks, int n_sequences, int spare) const {
+  proc<void (*)(int, int, int, int)>(registry, "cqkv_set_window")(window, sinks, spare,
+                                                                  n_sequences);
 }
 
 void Backend::use_byte_tables(bool wanted) const {
@@ -356,6 +357,33 @@ void TestCache::clear() {
   std::fill(cell_positions_.begin(), cell_positions_.end(), -1);
 }
 
+std::vector<std::uint8_t> record_of(std::span<const std::uint8_t> row) {
+  std::vector<bool> bits;
+  for (std::size_t at = 2; at + 1 < row.size(); at += 2) {
+    const unsigned value = row[at] | static_cast<unsigned>(row[at + 1]) << 8U;
+    for (const unsigned bit : {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15}) {
+      bits.push_back((value >> bit & 1U) != 0);
+    }
+  }
+  std::vector<std::uint8_t> record(bits.size() / 8);
+  for (std::size_t i = 0; i < 8 * record.size(); i++) {
+    record[i / 8] |= static_cast<std::uint8_t>((bits[i] ? 1U : 0U) << i % 8);
+  }
+  return record;
+}
+
+std::vector<std::uint8_t> without_marks(const std::vector<std::uint8_t>& rows,
+                                        std::size_t row_bytes) {
+  std::vector<std::uint8_t> result;
+  for (std::size_t first = 0; first < rows.size(); first += row_bytes) {
+    std::vector<std::uint8_t> record = record_of(std::span(rows).subspan(first, row_bytes));
+    std::fill_n(record.begin() + 16, 4, std::uint8_t{0});  // checksum
+    std::fill_n(record.begin() + 20, 2, std::uint8_t{0});  // mark age
+    result.insert(result.end(), record.begin(), record.end());
+  }
+  return result;
+}
+
 Tokens moved(Tokens tokens, int cells, int sequence) {
   for (auto& cell : tokens.cells) {
     cell += cells;
@@ -407,7 +435,9 @@ void expect_batches_do_not_matter(const CacheShape& shape, int n) {
       }
       for (int layer = 0; layer < shape.n_layers; layer++) {
         for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
-          ASSERT_EQ(cache.save(kind, layer, 0, n), whole.save(kind, layer, 0, n));
+          const std::size_t row_bytes = cache.save(kind, layer, 0, 1).size();
+          ASSERT_EQ(without_marks(cache.save(kind, layer, 0, n), row_bytes),
+                    without_marks(whole.save(kind, layer, 0, n), row_bytes));
         }
       }
     }

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,7 +32,7 @@ struct Backend {
   std::string set_codebook(const std::string& path) const;
   /// For caches made after the next set_codebook.
   void use_byte_tables(bool wanted) const;
-  void set_window(int window, int sinks, int n_sequences = 1) const;
+  void set_window(int window, int sinks, int n_sequences = 1, int spare = -1) const;
   std::string last_error() const;
   std::uint64_t cache_bytes() const;
 };
@@ -125,6 +126,13 @@ class TestCache {
   std::vector<std::int32_t> cell_positions_;  // -1: no token
   std::vector<int> cell_sequences_;
 };
+
+/// The record in a saved row, out of its pieces of 15 bits (src/cache/record.h).
+std::vector<std::uint8_t> record_of(std::span<const std::uint8_t> row);
+
+/// Saved rows as they would be if no row had been marked: which ones are depends on batches.
+std::vector<std::uint8_t> without_marks(const std::vector<std::uint8_t>& rows,
+                                        std::size_t row_bytes);
 
 /// The same tokens at cells that lie `cells` further on, of another sequence.
 Tokens moved(Tokens tokens, int cells, int sequence = 0);

@@ -329,6 +329,54 @@ TEST(Device, RefusesWhatItCannotServe) {
   refused(shape, "follows the rotary embedding");
 }
 
+// llama.cpp's -fit, its default, plans graphs over caches that have a buffer of no bytes, which ggml
+// makes without asking the device. It asks the sizes of the caches afterwards.
+TEST(Device, DryRunsArePlanned) {
+  const CacheShape shape;
+  const std::int64_t n_channels = static_cast<std::int64_t>(shape.n_kv_heads) * shape.head_dim;
+  const ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(Backend::get().device);
+  const auto plan = [&](ggml_type cache_type, std::size_t want_bytes) {
+    const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 64, nullptr, true}));
+    ggml_context* c = context.get();
+    const ggml_backend_buffer_ptr buffer(ggml_backend_buft_alloc_buffer(type, 0));
+    const ggml_context_ptr caches(ggml_init({ggml_tensor_overhead() * 2, nullptr, true}));
+    ggml_tensor* k = ggml_new_tensor_3d(caches.get(), cache_type, n_channels, 256, 1);
+    ggml_tensor* v = ggml_new_tensor_3d(caches.get(), cache_type, n_channels, 256, 1);
+    ggml_set_name(k, "cache_k_l0");
+    ggml_set_name(v, "cache_v_l0");
+    k->buffer = buffer.get();
+    v->buffer = buffer.get();
+    const auto heads = [&](ggml_tensor* cache) {
+      return ggml_permute(c, ggml_view_4d(c, cache, shape.head_dim, shape.n_kv_heads, 256, 1,
+                                          cache->nb[1] / shape.n_kv_heads, cache->nb[1],
+                                          cache->nb[2], 0),
+                          0, 2, 1, 3);
+    };
+    ggml_tensor* rows = ggml_new_tensor_2d(c, GGML_TYPE_F32, n_channels, 1);
+    ggml_tensor* cells = ggml_new_tensor_1d(c, GGML_TYPE_I64, 1);
+    ggml_tensor* q = ggml_new_tensor_4d(c, GGML_TYPE_F32, shape.head_dim, 1, shape.n_heads, 1);
+    ggml_tensor* shift = ggml_new_tensor_1d(c, GGML_TYPE_I32, 256);
+    for (const ggml_tensor* node :
+         {ggml_set_rows(c, k, rows, cells), heads(k), ggml_mul_mat(c, heads(k), q),
+          ggml_flash_attn_ext(c, q, heads(k), heads(v), nullptr, 1.0F, 0.0F, 0.0F),
+          ggml_rope_inplace(c, ggml_view_3d(c, k, shape.head_dim, shape.n_kv_heads, 256,
+                                            k->nb[1] / shape.n_kv_heads, k->nb[1], 0),
+                            shift, shape.head_dim, 0)}) {
+      EXPECT_TRUE(ggml_backend_dev_supports_op(Backend::get().device, node)) << node->name;
+    }
+    EXPECT_EQ(ggml_backend_alloc_ctx_tensors_from_buft_size(caches.get(), type), want_bytes);
+  };
+  const auto nominal = static_cast<std::size_t>(2 * 2 * 256 * n_channels);
+  EXPECT_EQ(Backend::get().set_codebook(""), "");
+  plan(GGML_TYPE_F16, nominal);
+  use_codebook(
+      random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 20), "dry");
+  plan(GGML_TYPE_F16, nominal / 16);
+  plan(GGML_TYPE_Q8_0, nominal / 64 * 34);
+  TestCache next(shape);
+  EXPECT_FALSE(next.evaluate(run_of_tokens(0, 4)).empty()) << "a dry run must refuse nothing";
+}
+
 TEST(Device, SectionsServeTextAndRefuseImages) {
   CacheShape shape;
   shape.rope_mode = GGML_ROPE_TYPE_MROPE;

@@ -195,23 +195,28 @@ CacheRows ModelRun::decoded_rows(const Codebook& codebook, const std::vector<int
   CacheRows result;
   // Where rows lie in a state is libllama's own matter: a record is known by its tag and
   // by the codebook's identity, 80 bits that no other bytes have.
-  for (std::size_t at = 0; at + kRecordHeaderBytes <= state.size(); at++) {
-    const std::uint8_t* record = state.data() + at;
-    if (std::memcmp(record, &kRecordTag, sizeof(kRecordTag)) != 0 ||
-        std::memcmp(record + 8, &identity, sizeof(identity)) != 0) {
+  constexpr std::size_t kHead = 34;  // bytes of a row that hold kind, layer and identity
+  RecordScratch scratch;
+  for (std::size_t at = 0; at + kHead <= state.size(); at++) {
+    const std::uint8_t* row = state.data() + at;
+    if (std::memcmp(row, &kRecordTag, sizeof(kRecordTag)) != 0) {
+      continue;
+    }
+    const std::vector<std::uint8_t> head = record_of({row, kHead});
+    if (std::memcmp(head.data() + 8, &identity, sizeof(identity)) != 0) {
       continue;
     }
     std::uint16_t layer = 0;
-    std::memcpy(&layer, record + 16, sizeof(layer));
+    std::memcpy(&layer, head.data() + 2, sizeof(layer));
     RecordHeader header;
-    header.kind = record[3] == 0 ? KvKind::kKey : KvKind::kValue;
+    header.kind = (head[1] & 1U) == 0 ? KvKind::kKey : KvKind::kValue;
     header.layer = layer;
     header.identity = identity;
     const TensorCodebook& tensor = *codebook.layers.at(layer).get(header.kind);
     const CodeLayout layout{tensor.spec(), tensor.n_kv_heads(), tensor.head_dim()};
     std::vector<std::uint16_t> codes(static_cast<std::size_t>(layout.n_codes()));
     const std::size_t row_bytes = 2 * static_cast<std::size_t>(tensor.n_channels());
-    const auto content = read_record(layout, {record, row_bytes}, header, codes.data());
+    const auto content = read_record(layout, {row, row_bytes}, header, codes.data(), scratch);
     EXPECT_TRUE(content.ok()) << content.status().message();
     auto& rows = result[{header.kind, header.layer}];
     const bool placed = std::count(unplaced.begin(), unplaced.end(), header.layer) == 0;

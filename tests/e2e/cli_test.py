@@ -128,8 +128,9 @@ class CliTest(unittest.TestCase):
         ("perplexity", "-c", 4, 1 << 22), ("perplexity", "-b", 1, 1 << 22),
         ("perplexity", "-ub", 1, 1 << 22), ("perplexity", "-t", 1, 512),
         ("perplexity", "--window", 0, 1 << 20), ("perplexity", "--sinks", 0, 1 << 20),
+        ("perplexity", "--spare", 0, 1 << 20),
         *((command, flag, 0, 1 << 20) for command in ("run", "serve", "info", "bench model")
-          for flag in ("--window", "--sinks")),
+          for flag in ("--window", "--sinks", "--spare")),
         ("info", "-c", 1, 1 << 31), ("info", "-np", 1, 256),
         ("bench attention", "-t", 1, 512), ("bench attention", "--tokens", 1, 1 << 22),
         ("bench attention", "--head-dim", 1, 1024), ("bench attention", "--queries", 1, 65536),
@@ -184,7 +185,7 @@ class CliTest(unittest.TestCase):
 
     def test_options_of_variants(self):
         base = ["perplexity", "-m", self.model, "-f", self.model, "--kv-codebook"]
-        known = ["@ub:N", "@window:N", "@sinks:N", "@bytes:0"]
+        known = ["@ub:N", "@window:N", "@sinks:N", "@spare:N", "@bytes:0"]
         self.expect_all(2, [
             ([*base, "cb.gguf@foo:1"], ["cb.gguf@foo:1", "unknown option '@foo'", *known]),
             ([*base, "a/cb.gguf@windows:1@ub:2"], ["'@windows'", *known]),
@@ -370,7 +371,7 @@ class CliTest(unittest.TestCase):
             result = self.start(command, "-n", "5", "-p", "two words")
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertIn(f"/{program}' '-m' '{self.model}' '-dev' 'CQ0' '-ngl' '99' '-fa' 'on' "
-                          "'-fit' 'off' '-n' '5' '-p' 'two words'", result.stdout)
+                          "'-n' '5' '-p' 'two words'", result.stdout)
             self.assertIn(f"CQKV_CODEBOOK='{self.codebook}'", result.stdout)
             self.assertIn("libggml-cq.so'", result.stdout)
         result = run("run", "-m", self.model, "--kv-codebook", self.codebook, "--chat",
@@ -397,7 +398,7 @@ class CliTest(unittest.TestCase):
         conflicts = [("-fa", "off"), ("--flash-attn", "0"), ("-nkvo",), ("--no-kv-offload",),
                      ("-ctk", "q8_0"), ("--cache-type-k", "q4_0"), ("-ctv", "bf16"),
                      ("--cache-type-v", "f32"), ("-dev", "none"), ("--device", "CUDA0"),
-                     ("-ngl", "0"), ("--n-gpu-layers", "3"), ("-fit", "on"), ("-m", "x")]
+                     ("-ngl", "0"), ("--n-gpu-layers", "3"), ("-m", "x")]
         for conflict in conflicts:
             for command in ("run", "serve"):
                 self.expect(self.start(command, "-n", "1", *conflict), 2, conflict[0],
@@ -405,7 +406,7 @@ class CliTest(unittest.TestCase):
 
     def test_harmless_flags_pass(self):
         for flags in (("-fa", "on"), ("-ctk", "f16"), ("-ctv", "f16"), ("-dev", "CQ0"),
-                      ("-ngl", "99"), ("-kvo",), ("-fit", "off")):
+                      ("-ngl", "99"), ("-kvo",), ("-fit", "off"), ("-fit", "on")):
             self.assertEqual(self.start("run", *flags).returncode, 0, flags)
 
     def test_variables_that_would_switch_coding_off(self):

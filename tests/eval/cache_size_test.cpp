@@ -58,13 +58,19 @@ TEST(CacheSize, LayersWithoutACacheCostNothing) {
 TEST(CacheSize, WindowCounts) {
   const auto codebook = testing::random_codebook(30, {8, 8}, {8, 8}, 3, 64);
   const ModelKvShape model = model_of(30, 3, 64);
-  const WindowSpec window{128, 4};
+  const WindowSpec window{128, 4, 0};
   const CacheSize size = coded_cache_size(codebook, model, 2048, window);
   const std::uint64_t pool = (148U * (192 + 24) + 63) / 64 * 64;
   EXPECT_EQ(size.window_bytes, 60 * pool + ExactWindow::table_bytes(2048, 148));
   EXPECT_EQ(size.cache_bytes(),
             coded_cache_size(codebook, model, 2048, {}).cache_bytes() + size.window_bytes);
   EXPECT_GT(size.bits_all_in, coded_cache_size(codebook, model, 2048, {}).bits_all_in);
+  EXPECT_EQ(size.spare_bytes, 0U);
+  // 2048 * 24 / 4 / 216 = 56 rows weigh a quarter of the codes; 16 of them count as the window's.
+  const CacheSize usual = coded_cache_size(codebook, model, 2048, {128, 4});
+  EXPECT_EQ(usual.spare_bytes, 60U * 40 * 216);
+  EXPECT_LE(usual.spare_bytes + 60 * 16 * 216, usual.code_bytes / 4);
+  EXPECT_GT(usual.bits_all_in, size.bits_all_in);
   // A context shorter than the window has no more rows than cells.
   EXPECT_EQ(coded_cache_size(codebook, model, 64, window).window_bytes,
             60 * (64U * 216) + ExactWindow::table_bytes(64, 64));

@@ -27,10 +27,11 @@ TEST(Variant, MicroBatches) {
   const auto window = Variant::parse("x@y/a.gguf@window:0@ub:32@sinks:7");
   ASSERT_TRUE(window.ok()) << window.status().message();
   EXPECT_EQ(window->codebook_path, "x@y/a.gguf");
-  EXPECT_EQ(window->window, 0);
-  EXPECT_EQ(window->sinks, 7);
+  EXPECT_EQ(window->window.window, 0);
+  EXPECT_EQ(window->window.sinks, 7);
+  EXPECT_EQ(Variant::parse("a.gguf@spare:9")->window.spare, 9);
   EXPECT_EQ(window->n_ubatch, 32);
-  EXPECT_FALSE(Variant::parse("a.gguf")->window.has_value());
+  EXPECT_FALSE(Variant::parse("a.gguf")->window.window.has_value());
   EXPECT_FALSE(Variant::parse("none@window:3").ok());
   const auto coded = Variant::parse("a.gguf@ub:2048");
   ASSERT_TRUE(coded.ok());

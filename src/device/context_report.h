@@ -1,0 +1,20 @@
+// What a person is told of a context, in one line of the host's log at its usual verbosity: what of
+// the cache is coded and what it takes, or what is not coded and which flag is missing. Refusals
+// are refusal.h.
+//
+// The device is not told of contexts. It sees a backend made for one, then caches allocated, then
+// graphs planned; the first planned graph shows where the cache of each layer lies.
+#pragma once
+
+#include <ggml.h>
+
+namespace cqkv::device {
+
+/// A backend was made on this thread: a new context begins.
+void begin_context();
+
+/// A node of a planned graph, in the order of the graph. Reports once a context, with the last
+/// layer that the codebook codes; never in a dry run.
+void watch_planned_node(const ggml_tensor* node);
+
+}  // namespace cqkv::device
