@@ -16,6 +16,7 @@
 #include "codebook/kmeans_kernels.h"
 #include "codebook/learn.h"
 #include "core/rng.h"
+#include "isa/select.h"
 
 namespace {
 
@@ -55,7 +56,7 @@ std::vector<float> make_weights(std::size_t n) {
 
 const cqkv::kmeans::Kernels* find_level(const std::string& name) {
   for (const auto* kernels : cqkv::kmeans::supported_kernels()) {
-    if (name == kernels->name) {
+    if (name == cqkv::isa::level_name(kernels->level)) {
       return kernels;
     }
   }
@@ -101,11 +102,12 @@ int main(int argc, char** argv) {
     return 1;
   }
   const auto& stats = learned->stats;
+  const std::string level(cqkv::isa::level_name(options.kernels->level));
   const int n_problems = learned->codebook.n_codes();
   const double n_model_problems =
       static_cast<double>(kModelTensors) * kModelHeads * kHeadDim / spec->group_dim;
   std::printf("%s %s, %d threads, %d problems of %zu points: %.3f s, %.2f ms CPU a problem\n",
-              spec->name().c_str(), options.kernels->name, n_threads, n_problems, input.n_tokens,
+              spec->name().c_str(), level.c_str(), n_threads, n_problems, input.n_tokens,
               took.count(), 1e3 * cpu_seconds / n_problems);
   std::printf("SmolLM2-135M (%.0f problems): %.1f s at this speed, %.1f s with the cores idle\n",
               n_model_problems, took.count() / n_problems * n_model_problems,

@@ -21,16 +21,20 @@ folder=build/demo/$(basename "$model" .gguf)
 mkdir -p "$folder"
 codebooks=()
 variants=()
+missing=()
 for config in 4c8b 8c8b; do
   codebook=$folder/$config-$weights.gguf
   codebooks+=("$codebook")
   variants+=("$codebook" "$codebook@window:0@sinks:0")
-  if [[ ! -f $codebook ]]; then
-    echo "== Learning a $config codebook ($weights weights, 32,768 tokens of text and code)"
-    "$cqkv" calibrate -m "$model" -f data/wikitext2-train-1200k.txt data/code-calib.txt \
-      -o "$codebook" --config "$config" --weights "$weights" -t "$threads"
-  fi
+  [[ -f $codebook ]] || missing+=("$config")
 done
+if [[ ${#missing[@]} -gt 0 ]]; then
+  echo "== Learning codebooks: ${missing[*]} ($weights weights, 32,768 tokens of text and code)"
+  # One run of the model serves both.
+  "$cqkv" calibrate -m "$model" -f data/wikitext2-train-1200k.txt data/code-calib.txt \
+    -o "$folder/{config}-$weights.gguf" --config "$(IFS=,; echo "${missing[*]}")" \
+    --weights "$weights" -t "$threads"
+fi
 
 echo
 echo "== Comparing with the 16-bit cache on text that was not learned from"

@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-tests=(dispatch_test kernels_test attention_test)
+tests=(isa_test dispatch_test kernels_test attention_test)
 export CQKV_FORCE_ISA=
 
 need() {  # PROGRAM PACKAGE

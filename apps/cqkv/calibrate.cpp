@@ -1,5 +1,5 @@
-// `cqkv calibrate`: learns a codebook for a model from texts. The recipe is
-// src/calibration; here are flags, progress, and leaving nothing behind on Ctrl-C.
+// `cqkv calibrate`: learns codebooks for a model from texts. The recipe is src/calibration;
+// here are flags, the files' names, progress, warnings, and leaving nothing behind on Ctrl-C.
 #include "calibration/calibrate.h"
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <memory>
+#include <string_view>
 #include <thread>
 
 #include "codebook_file/codebook_file.h"
@@ -20,10 +21,12 @@
 namespace cqkv::app {
 namespace {
 
+constexpr std::string_view kPlaceholder = "{config}";
+
 struct Flags {
   CalibrationOptions options;
-  std::string output;
-  std::string config = "8c8b";
+  std::string output;  // with kPlaceholder for the configuration, if there are several
+  std::vector<std::string> configs = {"8c8b"};
   std::string config_k;
   std::string config_v;
   std::string weights = "fisher";
@@ -47,23 +50,54 @@ void catch_interrupts() {
   ::sigaction(SIGTERM, &action, nullptr);
 }
 
-// A configuration that cannot be read is wrong use, not a failure.
-Status parse_flags(Flags& flags) {
-  const auto read = [](const std::string& text, CodecSpec& out) -> Status {
-    const auto spec = CodecSpec::parse(text);
-    if (!spec.ok()) {
-      return spec.status();
-    }
-    out = *spec;
-    return {};
-  };
-  const bool has_k = !flags.config_k.empty();
-  const bool has_v = !flags.config_v.empty();
-  CQKV_RETURN_IF_ERROR(read(has_k ? flags.config_k : flags.config, flags.options.key_spec));
-  CQKV_RETURN_IF_ERROR(read(has_v ? flags.config_v : flags.config, flags.options.value_spec));
-  if (flags.options.key_spec.exact() && flags.options.value_spec.exact()) {
-    return invalid_argument("keys and values are both 'exact': there is nothing to learn");
+// The file of a configuration.
+std::string output_of(const Flags& flags, const KvConfig& config) {
+  std::string path = flags.output;
+  const std::string name = config.name();
+  for (std::size_t at = path.find(kPlaceholder); at != std::string::npos;
+       at = path.find(kPlaceholder, at + name.size())) {
+    path.replace(at, kPlaceholder.size(), name);
   }
+  return path;
+}
+
+// `own` is the side's own flag, which goes before --config.
+Status parse_side(const std::string& own, const std::string& config, CodecSpec& out) {
+  const auto spec = CodecSpec::parse(own.empty() ? config : own);
+  if (!spec.ok()) {
+    return spec.status();
+  }
+  out = *spec;
+  return {};
+}
+
+Status parse_configs(Flags& flags) {
+  auto& configs = flags.options.configs;
+  configs.clear();
+  for (const std::string& text : flags.configs) {
+    KvConfig config;
+    CQKV_RETURN_IF_ERROR(parse_side(flags.config_k, text, config.keys));
+    CQKV_RETURN_IF_ERROR(parse_side(flags.config_v, text, config.values));
+    if (config.keys.exact() && config.values.exact()) {
+      return invalid_argument("keys and values are both 'exact': there is nothing to learn");
+    }
+    if (std::find(configs.begin(), configs.end(), config) != configs.end()) {
+      return invalid_argument("configuration " + config.name() +
+                              " is asked for twice; name each once in --config");
+    }
+    configs.push_back(config);
+  }
+  if (configs.size() > 1 && flags.output.find(kPlaceholder) == std::string::npos) {
+    return invalid_argument("got " + std::to_string(configs.size()) +
+                            " configurations and one name, -o " + flags.output +
+                            "; put {config} into it, as in -o 'model-{config}.gguf'");
+  }
+  return {};
+}
+
+// What cannot be read is wrong use, not a failure.
+Status parse_flags(Flags& flags) {
+  CQKV_RETURN_IF_ERROR(parse_configs(flags));
   const auto weighting = parse_weighting(flags.weights);
   if (!weighting.ok()) {
     return weighting.status();
@@ -74,19 +108,21 @@ Status parse_flags(Flags& flags) {
 
 Result<Calibration> learn(const Flags& flags) {
   ProgressBar bar("calibrate", flags.quiet);
-  return calibrate(
-      flags.options,
-      [&bar](const CalibrationProgress& progress) {
-        const auto total = static_cast<double>(std::max<std::size_t>(progress.n_total, 1));
-        bar.update(static_cast<double>(progress.n_done) / total, std::string(progress.stage));
-      },
-      &interrupted);
+  CalibrationEvents events;
+  events.progress = [&bar](const CalibrationProgress& progress) {
+    const auto total = static_cast<double>(std::max<std::size_t>(progress.n_total, 1));
+    bar.update(static_cast<double>(progress.n_done) / total, std::string(progress.stage));
+  };
+  events.warning = [&bar](const std::string& message) {
+    bar.print("cqkv calibrate: warning: " + message);
+  };
+  return calibrate(flags.options, events, &interrupted);
 }
 
-double mean_relative_error(const CalibrationStats& stats, KvKind kind) {
+double mean_relative_error(const CalibratedCodebook& result, KvKind kind) {
   double sum = 0;
   std::size_t n = 0;
-  for (const auto& tensor : stats.tensors) {
+  for (const auto& tensor : result.tensors) {
     if (tensor.kind == kind) {
       sum += tensor.learning.relative_error;
       n++;
@@ -95,17 +131,32 @@ double mean_relative_error(const CalibrationStats& stats, KvKind kind) {
   return n == 0 ? 0 : sum / static_cast<double>(n);
 }
 
+void print_codebook(const Flags& flags, const CalibratedCodebook& result) {
+  const Codebook& codebook = result.codebook;
+  std::printf("%s: %s, identity %s\n", output_of(flags, result.config).c_str(),
+              codebook.origin.name.c_str(), hex64(codebook.identity()).c_str());
+  std::printf("  %.3f bits a channel, %.2f MiB of centroids\n", codebook.bits_per_channel(),
+              static_cast<double>(codebook.centroid_bytes()) / (1024.0 * 1024.0));
+  std::printf("  variance lost: keys %.1f %%, values %.1f %% (weighted, mean over layers)\n",
+              100 * mean_relative_error(result, KvKind::kKey),
+              100 * mean_relative_error(result, KvKind::kValue));
+  const HeldOutLoss& loss = codebook.origin.held_out;
+  if (loss.n_tokens == 0) {
+    std::printf("  on held-out text: not measured, too few tokens\n");
+    return;
+  }
+  std::printf("  on held-out text: keys %.1f %%, values %.1f %% (%u tokens)\n",
+              100 * static_cast<double>(loss.keys), 100 * static_cast<double>(loss.values),
+              loss.n_tokens);
+}
+
 void print_summary(const Flags& flags, const Calibration& result) {
   const CalibrationStats& stats = result.stats;
-  std::printf("%s: %s, identity %s\n", flags.output.c_str(), result.codebook.origin.name.c_str(),
-              hex64(result.codebook.identity()).c_str());
-  std::printf("  %zu tokens in %zu sequences, %.3f bits a channel, %.2f MiB of centroids\n",
-              stats.n_tokens, stats.n_sequences, result.codebook.bits_per_channel(),
-              static_cast<double>(result.codebook.centroid_bytes()) / (1024.0 * 1024.0));
-  std::printf("  variance lost: keys %.1f %%, values %.1f %% (weighted, mean over layers)\n",
-              100 * mean_relative_error(stats, KvKind::kKey),
-              100 * mean_relative_error(stats, KvKind::kValue));
-  std::printf("  model %s, learning %s\n", clock_text(stats.seconds_model).c_str(),
+  for (const CalibratedCodebook& codebook : result.codebooks) {
+    print_codebook(flags, codebook);
+  }
+  std::printf("%zu tokens in %zu sequences; model %s, learning %s\n", stats.n_tokens,
+              stats.n_sequences, clock_text(stats.seconds_model).c_str(),
               clock_text(stats.seconds_learning).c_str());
 }
 
@@ -114,7 +165,9 @@ Outcome execute(Flags& flags) {
   if (!parsed.ok()) {
     return Usage{parsed.message()};
   }
-  CQKV_RETURN_IF_ERROR(check_output(flags.output));
+  for (const KvConfig& config : flags.options.configs) {
+    CQKV_RETURN_IF_ERROR(check_output(output_of(flags, config)));
+  }
   CQKV_RETURN_IF_ERROR(check_is_model(flags.options.model_path));
   for (const std::string& text : flags.options.text.files) {
     CQKV_RETURN_IF_ERROR(check_text(text));
@@ -130,8 +183,10 @@ Outcome execute(Flags& flags) {
   if (!result.ok()) {
     return result.status();
   }
-  result->codebook.origin.tool_version = "cqkv " CQKV_VERSION;
-  CQKV_RETURN_IF_ERROR(write_codebook(result->codebook, flags.output));
+  for (CalibratedCodebook& learned : result->codebooks) {
+    learned.codebook.origin.tool_version = "cqkv " CQKV_VERSION;
+    CQKV_RETURN_IF_ERROR(write_codebook(learned.codebook, output_of(flags, learned.config)));
+  }
   print_summary(flags, *result);
   return {};
 }
@@ -161,8 +216,10 @@ void add_text_flags(CLI::App* parser, TextOptions& text) {
 
 void add_learning_flags(CLI::App* parser, Flags& flags) {
   parser
-      ->add_option("--config", flags.config,
-                   "<channels>c<bits>b: 1, 2, 4, 8 or 16 channels coded together in 1 to 12 bits")
+      ->add_option("--config", flags.configs,
+                   "<channels>c<bits>b: 1, 2, 4, 8 or 16 channels coded together in 1 to 12 bits; "
+                   "several by commas, with {config} in -o: the model runs once for all")
+      ->delimiter(',')
       ->capture_default_str()
       ->type_name("CONFIG");
   parser->add_option("--config-k", flags.config_k, "Of keys alone, or 'exact'")
@@ -211,7 +268,9 @@ Command add_calibrate(CLI::App& app) {
       ->required()
       ->check(file_name())
       ->type_name("FNAME");
-  parser->add_option("-o,--output", flags->output, "The codebook to write")
+  parser
+      ->add_option("-o,--output", flags->output,
+                   "The codebook to write; {config} in it becomes the configuration's name")
       ->required()
       ->check(file_name())
       ->type_name("FNAME");
@@ -224,6 +283,8 @@ Command add_calibrate(CLI::App& app) {
       "  cqkv calibrate -m model.gguf -f text.txt -o model-8c8b.gguf --config 8c8b\n"
       "  cqkv calibrate -m model.gguf -f wiki.txt chat.jsonl --json-field question,answer "
       "-o model-mixed.gguf --config-k 4c8b --config-v 8c8b\n"
+      "  cqkv calibrate -m model.gguf -f text.txt code.txt -o 'model-{config}.gguf' "
+      "--config 8c8b,4c8b\n"
       "Ctrl-C stops without writing (exit code 130).");
   return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};
 }

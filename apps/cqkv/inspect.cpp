@@ -68,6 +68,15 @@ std::string joined(const std::vector<std::string>& values) {
   return result;
 }
 
+std::string held_out_text(const HeldOutLoss& loss) {
+  if (loss.n_tokens == 0) {
+    return "not measured";
+  }
+  return format("keys %.1f %%, values %.1f %% of the variance, on %u tokens",
+                100 * static_cast<double>(loss.keys), 100 * static_cast<double>(loss.values),
+                loss.n_tokens);
+}
+
 void print_people(const Codebook& codebook) {
   const CodebookOrigin& origin = codebook.origin;
   const auto row = [](const char* name, const std::string& value) {
@@ -90,6 +99,7 @@ void print_people(const Codebook& codebook) {
   row("calibrated on", joined(origin.datasets));
   row("tokens", std::to_string(origin.n_tokens) + " in contexts of " +
                     std::to_string(origin.ctx_size) + ", seed " + std::to_string(origin.seed));
+  row("held-out loss", held_out_text(origin.held_out));
   row("made by", origin.tool_version);
   print_layers(codebook);
 }
@@ -106,6 +116,14 @@ nlohmann::ordered_json side_json(const TensorCodebook* tensor) {
     out["centroid_bytes"] = tensor->centroids().size_bytes();
   }
   return out;
+}
+
+// null where nothing was measured.
+nlohmann::ordered_json held_out_json(const HeldOutLoss& loss) {
+  if (loss.n_tokens == 0) {
+    return nullptr;
+  }
+  return {{"n_tokens", loss.n_tokens}, {"k_loss", loss.keys}, {"v_loss", loss.values}};
 }
 
 nlohmann::ordered_json to_json(const Codebook& codebook, const std::string& path) {
@@ -128,6 +146,7 @@ nlohmann::ordered_json to_json(const Codebook& codebook, const std::string& path
   out["n_tokens"] = origin.n_tokens;
   out["ctx_size"] = origin.ctx_size;
   out["seed"] = origin.seed;
+  out["held_out"] = held_out_json(origin.held_out);
   out["tool_version"] = origin.tool_version;
   out["layers"] = nlohmann::ordered_json::array();
   for (const auto& layer : codebook.layers) {

@@ -55,6 +55,10 @@ void ProgressBar::draw_bar(double fraction, const std::string& left, const std::
   std::fflush(stderr);
 }
 
+void ProgressBar::print(const std::string& line) {
+  std::fprintf(stderr, "%s%s\n", drawn_ && terminal_ ? "\r\033[K" : "", line.c_str());
+}
+
 void ProgressBar::update(double fraction, const std::string& note) {
   if (quiet_) {
     return;

@@ -1,5 +1,5 @@
 // Progress on stderr: a bar with the time left on a terminal, a line now and then
-// otherwise (logs), nothing at all if quiet.
+// otherwise (logs), nothing but printed lines if quiet.
 #pragma once
 
 #include <chrono>
@@ -21,6 +21,9 @@ class ProgressBar {
   /// `fraction` in [0, 1] of the whole; `note` is shown beside it. Cheap to call often.
   /// A fraction below the last one starts the clock anew (a new stage).
   void update(double fraction, const std::string& note);
+
+  /// Shows a line of its own, also if quiet; a bar goes on below it.
+  void print(const std::string& line);
 
  private:
   using Clock = std::chrono::steady_clock;

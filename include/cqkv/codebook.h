@@ -91,6 +91,14 @@ class TensorCodebook {
   std::vector<std::uint16_t> transposed_;  // [kv_head, group, group_dim, padded centroids]
 };
 
+/// What coding loses on calibration text that was held out, so not learned from: shares of the
+/// weighted variance, mean over layers (relative_coding_error in src/codebook/learn.h).
+struct HeldOutLoss {
+  std::uint32_t n_tokens = 0;  ///< Held out; 0: not measured, and the shares say nothing.
+  float keys = 0;              ///< 0 if all are exact.
+  float values = 0;
+};
+
 /// Where a codebook comes from. Strings may be empty.
 struct CodebookOrigin {
   std::string name;          ///< For people: "SmolLM2-135M-Instruct cq-8c8b fisher".
@@ -100,9 +108,10 @@ struct CodebookOrigin {
   std::string weighting;              ///< "uniform" or "fisher".
   std::string tool_version;           ///< The cqkv that made it.
   std::vector<std::string> datasets;  ///< File names of the calibration texts.
-  std::uint32_t n_tokens = 0;
+  std::uint32_t n_tokens = 0;         ///< Held-out ones included.
   std::uint32_t ctx_size = 0;
   std::uint64_t seed = 0;
+  HeldOutLoss held_out;
   /// One hash a layer of blk.<il>.attn_norm.weight (see fingerprint.h); 0 = not known.
   std::vector<std::uint64_t> model_fingerprint;
 };

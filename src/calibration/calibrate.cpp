@@ -14,34 +14,80 @@
 #include "calibration/gguf_file.h"
 #include "calibration/gradient.h"
 #include "calibration/samples.h"
+#include "calibration/text_check.h"
 #include "core/parallel.h"
 
 namespace cqkv {
 namespace {
 
-using Sequences = std::vector<std::vector<Token>>;
+using Sequences = std::vector<Sequence>;
+
+constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
 
 // What every step needs.
 struct Job {
   const CalibrationOptions& options;
-  const CalibrationCallback& progress;
+  const CalibrationEvents& events;
   const std::atomic<bool>* cancel;
 
   void report(std::string_view stage, std::size_t n_done, std::size_t n_total) const {
-    if (progress) {
-      progress({stage, n_done, n_total});
+    if (events.progress) {
+      events.progress({stage, n_done, n_total});
+    }
+  }
+
+  void warn(const std::string& message) const {
+    if (events.warning && !message.empty()) {
+      events.warning(message);
     }
   }
 };
+
+// The different codecs of one side.
+std::vector<CodecSpec> coded_specs(const std::vector<KvConfig>& configs, KvKind kind) {
+  std::vector<CodecSpec> specs;
+  for (const KvConfig& config : configs) {
+    const CodecSpec& spec = config.spec(kind);
+    if (!spec.exact() && std::find(specs.begin(), specs.end(), spec) == specs.end()) {
+      specs.push_back(spec);
+    }
+  }
+  return specs;
+}
+
+// The one with the most centroids.
+CodecSpec finest_spec(const std::vector<KvConfig>& configs) {
+  CodecSpec finest;
+  for (const KvKind kind : kBothKinds) {
+    for (const CodecSpec& spec : coded_specs(configs, kind)) {
+      finest = spec.code_bits > finest.code_bits ? spec : finest;
+    }
+  }
+  return finest;
+}
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-Status check_options(const CalibrationOptions& options) {
-  if (options.key_spec.exact() && options.value_spec.exact()) {
-    return invalid_argument("calibration: keys and values are both exact, nothing to learn");
+Status check_configs(const std::vector<KvConfig>& configs) {
+  if (configs.empty()) {
+    return invalid_argument("calibration: got no configuration, want at least one");
   }
+  for (auto config = configs.begin(); config != configs.end(); config++) {
+    if (config->keys.exact() && config->values.exact()) {
+      return invalid_argument("calibration: keys and values are both exact, nothing to learn");
+    }
+    if (std::find(configs.begin(), config, *config) != config) {
+      return invalid_argument("calibration: got configuration " + config->name() +
+                              " twice, want each once");
+    }
+  }
+  return {};
+}
+
+Status check_options(const CalibrationOptions& options) {
+  CQKV_RETURN_IF_ERROR(check_configs(options.configs));
   if (options.n_threads < 1) {
     return invalid_argument("calibration: got " + std::to_string(options.n_threads) +
                             " threads, want at least 1");
@@ -49,16 +95,36 @@ Status check_options(const CalibrationOptions& options) {
   return {};
 }
 
+// Learning would say the same after the model has run for minutes.
+Status check_enough(const CalibrationStats& stats, const CodecSpec& spec) {
+  const std::size_t n_learned = stats.n_tokens - stats.n_held_out;
+  if (n_learned < static_cast<std::size_t>(spec.n_centroids())) {
+    return invalid_argument("calibration: got " + std::to_string(n_learned) +
+                            " tokens to learn from (" + std::to_string(stats.n_tokens) + " less " +
+                            std::to_string(stats.n_held_out) + " held out), want at least " +
+                            std::to_string(spec.n_centroids()) + ", one for each centroid of " +
+                            spec.name() +
+                            ", and for a good codebook many times that; give more tokens "
+                            "(--n-tokens, more text) or ask for fewer bits");
+  }
+  return {};
+}
+
 Status run_uniform(const Job& job, const Sequences& sequences, SampleCollector& samples) {
+  const auto& configs = job.options.configs;
+  const bool wants_keys = std::any_of(configs.begin(), configs.end(),
+                                      [](const KvConfig& config) { return !config.keys.exact(); });
   auto capture = KvCapture::load(job.options.model_path, static_cast<int>(job.options.text.n_ctx),
-                                 job.options.n_threads, !job.options.key_spec.exact());
+                                 job.options.n_threads, wants_keys);
   if (!capture.ok()) {
     return capture.status();
   }
   for (std::size_t i = 0; i < sequences.size(); i++) {
     job.report("running the model", i, sequences.size());
+    const std::vector<Token>& tokens = sequences[i].tokens;
+    samples.begin_sequence(i, tokens.size());
     CQKV_RETURN_IF_ERROR(capture->run(
-        sequences[i], [&](const KvRows& rows) { return samples.add(rows); }, job.cancel));
+        tokens, [&](const KvRows& rows) { return samples.add(rows); }, job.cancel));
   }
   return {};
 }
@@ -75,13 +141,15 @@ Status run_fisher(const Job& job, const Sequences& sequences, SampleCollector& s
   std::size_t n_predicted = 0;
   for (std::size_t i = 0; i < sequences.size(); i++) {
     job.report("running the model", i, sequences.size());
+    const std::vector<Token>& tokens = sequences[i].tokens;
+    samples.begin_sequence(i, tokens.size());
     const auto mean = model->run(
-        sequences[i], [&](const KvRows& rows) { return samples.add(rows); }, job.cancel);
+        tokens, [&](const KvRows& rows) { return samples.add(rows); }, job.cancel);
     if (!mean.ok()) {
       return mean.status();
     }
-    loss += *mean * static_cast<double>(sequences[i].size() - 1);
-    n_predicted += sequences[i].size() - 1;
+    loss += *mean * static_cast<double>(tokens.size() - 1);
+    n_predicted += tokens.size() - 1;
   }
   stats.mean_loss = loss / static_cast<double>(n_predicted);
   return {};
@@ -99,47 +167,117 @@ Status run_model(const Job& job, const Sequences& sequences, SampleCollector& sa
   return {};
 }
 
+// One side of a layer, learned for one codec.
+struct LearnedSide {
+  LearnedTensor learned;
+  double held_out_error = 0;
+};
+
+LearnInput input_of(const TensorSamples& samples, const SampleRows& rows, const CodecSpec& spec) {
+  LearnInput input;
+  input.spec = spec;
+  input.n_kv_heads = samples.shape.n_kv_heads;
+  input.head_dim = samples.shape.head_dim;
+  input.rows = rows.rows.data();
+  input.n_tokens = rows.n_rows;
+  input.row_stride = static_cast<std::size_t>(samples.shape.n_channels());
+  const auto weights = rows.weights.find(spec.group_dim);
+  if (weights != rows.weights.end()) {
+    input.weights = weights->second;
+  }
+  return input;
+}
+
+Result<LearnedSide> learn_side(const Job& job, const SampleCollector::Key& key,
+                               const TensorSamples& samples, const CodecSpec& spec) {
+  ThreadParallelFor parallel(job.options.n_threads);
+  const auto [layer, kind] = key;
+  LearnOptions options;
+  options.max_iterations = job.options.max_iterations;
+  options.seed = job.options.seed;
+  options.tensor = static_cast<std::uint32_t>(2 * layer + (kind == KvKind::kValue ? 1 : 0));
+  options.cancelled = job.cancel;
+  auto learned = learn_tensor_codebook(input_of(samples, samples.learned, spec), options, parallel);
+  if (!learned.ok()) {
+    return Status(learned.status().code(), "layer " + std::to_string(layer) + ", " +
+                                               std::string(kv_kind_name(kind)) + ": " +
+                                               learned.status().message());
+  }
+  LearnedSide side{*std::move(learned), 0};
+  if (samples.held_out.n_rows > 0) {
+    const auto error = relative_coding_error(side.learned.codebook,
+                                             input_of(samples, samples.held_out, spec), parallel);
+    CQKV_RETURN_IF_ERROR(error.status());
+    side.held_out_error = *error;
+  }
+  return side;
+}
+
+void put_side(const SampleCollector::Key& key, const LearnedSide& side, CalibratedCodebook& out) {
+  const auto [layer, kind] = key;
+  auto& layers = out.codebook.layers;
+  if (layers.size() <= static_cast<std::size_t>(layer)) {
+    layers.resize(static_cast<std::size_t>(layer) + 1);
+  }
+  auto& codebooks = kind == KvKind::kKey ? layers[layer].k : layers[layer].v;
+  codebooks.push_back(side.learned.codebook);
+  out.tensors.push_back({layer, kind, side.learned.stats, side.held_out_error});
+}
+
+// One side of a layer for all configurations; those that code it alike share the work.
+Status learn_tensor(const Job& job, const SampleCollector::Key& key, const TensorSamples& samples,
+                    std::vector<CalibratedCodebook>& codebooks) {
+  for (const CodecSpec& spec : coded_specs(job.options.configs, key.second)) {
+    const auto side = learn_side(job, key, samples, spec);
+    if (!side.ok()) {
+      return side.status();
+    }
+    for (CalibratedCodebook& out : codebooks) {
+      if (out.config.spec(key.second) == spec) {
+        put_side(key, *side, out);
+      }
+    }
+  }
+  return {};
+}
+
 Status learn(const Job& job, SampleCollector& samples, Calibration& calibration) {
   const auto start = std::chrono::steady_clock::now();
-  ThreadParallelFor parallel(job.options.n_threads);
-  auto& layers = calibration.codebook.layers;
   const std::size_t n_total = samples.tensors().size();
   for (std::size_t n_done = 0; !samples.tensors().empty(); n_done++) {
     job.report("learning codebooks", n_done, n_total);
     // Taken out, so that memory falls as codebooks are learned.
     const auto tensor = samples.tensors().extract(samples.tensors().begin());
-    const auto [layer, kind] = tensor.key();
-    const TensorSamples& rows = tensor.mapped();
-    const LearnInput input{samples.spec(kind),
-                           rows.shape.n_kv_heads,
-                           rows.shape.head_dim,
-                           rows.rows.data(),
-                           rows.n_rows,
-                           static_cast<std::size_t>(rows.shape.n_channels()),
-                           std::span(rows.weights)};
-    LearnOptions options;
-    options.max_iterations = job.options.max_iterations;
-    options.seed = job.options.seed;
-    options.tensor = static_cast<std::uint32_t>(2 * layer + (kind == KvKind::kValue ? 1 : 0));
-    options.cancelled = job.cancel;
-    auto learned = learn_tensor_codebook(input, options, parallel);
-    if (!learned.ok()) {
-      return {learned.status().code(), "layer " + std::to_string(layer) + ", " +
-                                           std::string(kv_kind_name(kind)) + ": " +
-                                           learned.status().message()};
-    }
-    if (layers.size() <= static_cast<std::size_t>(layer)) {
-      layers.resize(static_cast<std::size_t>(layer) + 1);
-    }
-    auto& side = kind == KvKind::kKey ? layers[layer].k : layers[layer].v;
-    side.push_back(std::move(learned->codebook));
-    calibration.stats.tensors.push_back({layer, kind, learned->stats});
+    CQKV_RETURN_IF_ERROR(learn_tensor(job, tensor.key(), tensor.mapped(), calibration.codebooks));
   }
   calibration.stats.seconds_learning = seconds_since(start);
   return {};
 }
 
-Status describe(const CalibrationOptions& options, Codebook& codebook) {
+float mean_held_out_error(const CalibratedCodebook& result, KvKind kind) {
+  double sum = 0;
+  std::size_t n = 0;
+  for (const auto& tensor : result.tensors) {
+    sum += tensor.kind == kind ? tensor.held_out_error : 0;
+    n += tensor.kind == kind ? 1 : 0;
+  }
+  return n == 0 ? 0 : static_cast<float>(sum / static_cast<double>(n));
+}
+
+// What is known only at the end.
+void finish(const CalibrationStats& stats, CalibratedCodebook& result) {
+  Codebook& codebook = result.codebook;
+  codebook.origin.n_tokens = static_cast<std::uint32_t>(stats.n_tokens);
+  codebook.origin.held_out = {static_cast<std::uint32_t>(stats.n_held_out),
+                              mean_held_out_error(result, KvKind::kKey),
+                              mean_held_out_error(result, KvKind::kValue)};
+  // A layer without rows (recurrent, or sharing another's cache) has no codebook.
+  codebook.layers.resize(
+      std::max(codebook.layers.size(), codebook.origin.model_fingerprint.size()));
+}
+
+// Where the codebooks come from, but for the name, which tells the configuration.
+Result<CodebookOrigin> describe(const CalibrationOptions& options) {
   auto file = GgufFile::open(options.model_path);
   if (!file.ok()) {
     return file.status();
@@ -153,7 +291,7 @@ Status describe(const CalibrationOptions& options, Codebook& codebook) {
   if (!fingerprint.ok()) {
     return fingerprint.status();
   }
-  CodebookOrigin& origin = codebook.origin;
+  CodebookOrigin origin;
   origin.architecture = *architecture;
   origin.model_name = name.ok() ? name->value_or("") : "";
   if (origin.model_name.empty()) {
@@ -161,27 +299,42 @@ Status describe(const CalibrationOptions& options, Codebook& codebook) {
   }
   origin.license = options.license;
   origin.weighting = weighting_name(options.weighting);
-  const std::string keys = options.key_spec.name();
-  const std::string values = options.value_spec.name();
-  origin.name = origin.model_name + " cq-" + (keys == values ? keys : keys + "-" + values) + " " +
-                origin.weighting;
   for (const auto& path : options.text.files) {
     origin.datasets.push_back(std::filesystem::path(path).filename().string());
   }
   origin.ctx_size = static_cast<std::uint32_t>(options.text.n_ctx);
   origin.seed = options.seed;
   origin.model_fingerprint = *std::move(fingerprint);
-  // A layer without rows (recurrent, or sharing another's cache) has no codebook.
-  codebook.layers.resize(std::max(codebook.layers.size(), origin.model_fingerprint.size()));
-  codebook.window = options.window;
-  codebook.sinks = options.sinks;
+  return origin;
+}
+
+// One empty codebook a configuration.
+Status begin_codebooks(const CalibrationOptions& options, Calibration& calibration) {
+  const auto origin = describe(options);
+  if (!origin.ok()) {
+    return origin.status();
+  }
+  for (const KvConfig& config : options.configs) {
+    CalibratedCodebook& result = calibration.codebooks.emplace_back();
+    result.config = config;
+    result.codebook.origin = *origin;
+    result.codebook.origin.name =
+        origin->model_name + " cq-" + config.name() + " " + origin->weighting;
+    result.codebook.window = options.window;
+    result.codebook.sinks = options.sinks;
+  }
   return {};
 }
 
-Status run_calibration(const Job& job, Calibration& calibration) {
-  CQKV_RETURN_IF_ERROR(check_options(job.options));
-  // Before the long steps, so that a bad model file fails at once.
-  CQKV_RETURN_IF_ERROR(describe(job.options, calibration.codebook));
+void count_tokens(const Sequences& sequences, CalibrationStats& stats) {
+  stats.n_sequences = sequences.size();
+  for (std::size_t i = 0; i < sequences.size(); i++) {
+    stats.n_tokens += sequences[i].tokens.size();
+    stats.n_held_out += held_out_range(i, sequences[i].tokens.size()).size();
+  }
+}
+
+Result<Sequences> read_texts(const Job& job, CalibrationStats& stats) {
   job.report("reading texts", 0, 1);
   auto tokenizer = Tokenizer::load(job.options.model_path);
   if (!tokenizer.ok()) {
@@ -191,15 +344,32 @@ Status run_calibration(const Job& job, Calibration& calibration) {
   if (!sequences.ok()) {
     return sequences.status();
   }
+  count_tokens(*sequences, stats);
+  const CodecSpec finest = finest_spec(job.options.configs);
+  CQKV_RETURN_IF_ERROR(check_enough(stats, finest));
+  job.warn(text_warning(measure_texts(*sequences), finest.n_centroids()));
+  job.warn(vectors_warning(stats.n_tokens - stats.n_held_out, finest));
+  return sequences;
+}
+
+Status run_calibration(const Job& job, Calibration& calibration) {
+  CQKV_RETURN_IF_ERROR(check_options(job.options));
+  // Before the long steps, so that a bad model file fails at once.
+  CQKV_RETURN_IF_ERROR(begin_codebooks(job.options, calibration));
   CalibrationStats& stats = calibration.stats;
-  stats.n_sequences = sequences->size();
-  for (const auto& sequence : *sequences) {
-    stats.n_tokens += sequence.size();
+  const auto sequences = read_texts(job, stats);
+  if (!sequences.ok()) {
+    return sequences.status();
   }
-  calibration.codebook.origin.n_tokens = static_cast<std::uint32_t>(stats.n_tokens);
-  SampleCollector samples(job.options.key_spec, job.options.value_spec, stats.n_tokens);
+  const auto& configs = job.options.configs;
+  SampleCollector samples(coded_specs(configs, KvKind::kKey), coded_specs(configs, KvKind::kValue));
+  samples.expect(stats.n_tokens - stats.n_held_out, stats.n_held_out);
   CQKV_RETURN_IF_ERROR(run_model(job, *sequences, samples, stats));
-  return learn(job, samples, calibration);
+  CQKV_RETURN_IF_ERROR(learn(job, samples, calibration));
+  for (CalibratedCodebook& result : calibration.codebooks) {
+    finish(stats, result);
+  }
+  return {};
 }
 
 }  // namespace
@@ -217,12 +387,15 @@ Result<Weighting> parse_weighting(std::string_view text) {
   return invalid_argument("weights: got '" + std::string(text) + "', want uniform or fisher");
 }
 
-Result<Calibration> calibrate(const CalibrationOptions& options,
-                              const CalibrationCallback& progress,
+std::string KvConfig::name() const {
+  return keys == values ? keys.name() : keys.name() + "-" + values.name();
+}
+
+Result<Calibration> calibrate(const CalibrationOptions& options, const CalibrationEvents& events,
                               const std::atomic<bool>* cancel) {
   try {
     Calibration calibration;
-    CQKV_RETURN_IF_ERROR(run_calibration({options, progress, cancel}, calibration));
+    CQKV_RETURN_IF_ERROR(run_calibration({options, events, cancel}, calibration));
     return calibration;
   } catch (const std::bad_alloc&) {
     return Status(StatusCode::kResourceExhausted,

@@ -1,59 +1,40 @@
-// Which of the tables of dense.h this processor can run.
+// The tables of dense.h and which of them serves a level. Levels themselves, and which is in
+// use, are src/isa's.
 #include "calibration/dense.h"
 
-#include <string>
-#include <vector>
-
-#include "cqkv/isa.h"
+#include "isa/select.h"
 
 namespace cqkv::dense {
 
 extern const Table kPortableTable;
-#if CQKV_HAVE_AVX512 && CQKV_HAVE_AVX2
 extern const Table kAvx2Table;
 extern const Table kAvx512Table;
-#endif
 
 namespace {
 
-std::vector<const Table*> find_tables() {
-  std::vector<const Table*> tables;
-#if CQKV_HAVE_AVX512 && CQKV_HAVE_AVX2
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
-    tables.push_back(&kAvx512Table);
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    tables.push_back(&kAvx2Table);
-  }
+// Those compiled in, best first.
+constexpr const Table* kTables[] = {
+#ifdef CQKV_HAVE_AVX512
+    &kAvx512Table,
 #endif
-  tables.push_back(&kPortableTable);
-  return tables;
-}
-
-const std::vector<const Table*>& tables() {
-  static const std::vector<const Table*> all = find_tables();
-  return all;
-}
+#ifdef CQKV_HAVE_AVX2
+    &kAvx2Table,
+#endif
+    &kPortableTable,
+};
 
 }  // namespace
 
+const Table& table_for(isa::Level level) {
+  return isa::best_of<Table>(kTables, level);
+}
+
 const Table& table() {
-  const std::string level = active_isa();
-  for (const Table* table : tables()) {
-    if (table->name == level) {
-      return *table;
-    }
-  }
-  return *tables().back();  // level "scalar"
+  return table_for(isa::active_level());
 }
 
-std::size_t n_tables() {
-  return tables().size();
-}
-
-const Table& table_at(std::size_t index) {
-  return *tables()[index];
+std::vector<const Table*> supported_tables() {
+  return isa::usable_of<Table>(kTables);
 }
 
 }  // namespace cqkv::dense

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "calibration/dense_table.h"
 
@@ -66,11 +67,14 @@ struct Packed {
   PackedView view() const { return {data.data(), n_inner, n_columns}; }
 };
 
-/// The table of active_isa() (cqkv/isa.h); the portable one for level "scalar".
+/// The table for active_isa() (cqkv/isa.h).
 const Table& table();
 
-/// All tables that this processor can run, the portable one last, for tests.
-std::size_t n_tables();
-const Table& table_at(std::size_t index);
+/// The best table at or below `level` (isa/select.h).
+const Table& table_for(isa::Level level);
+
+/// All tables that this processor can run, best first; the last is the portable one, of
+/// level scalar.
+std::vector<const Table*> supported_tables();
 
 }  // namespace cqkv::dense

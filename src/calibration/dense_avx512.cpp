@@ -12,8 +12,8 @@ constexpr int kTileVectors = 2;
 namespace cqkv::dense {
 
 extern const Table kAvx512Table;
-const Table kAvx512Table = {"avx512",     kPanel,       pack,          multiply,    softmax,
-                            exponentials, softmax_back, swiglu,        swiglu_back, geglu,
-                            geglu_back,   rms_norm,     rms_norm_back, dot};
+const Table kAvx512Table = {isa::Level::kAvx512, kPanel,       pack,          multiply,    softmax,
+                            exponentials,        softmax_back, swiglu,        swiglu_back, geglu,
+                            geglu_back,          rms_norm,     rms_norm_back, dot};
 
 }  // namespace cqkv::dense

@@ -12,8 +12,9 @@ constexpr int kTileVectors = 2;
 namespace cqkv::dense {
 
 extern const Table kPortableTable;
-const Table kPortableTable = {"portable",   kPanel,       pack,          multiply,    softmax,
-                              exponentials, softmax_back, swiglu,        swiglu_back, geglu,
-                              geglu_back,   rms_norm,     rms_norm_back, dot};
+const Table kPortableTable = {
+    isa::Level::kScalar, kPanel,       pack,          multiply,    softmax,
+    exponentials,        softmax_back, swiglu,        swiglu_back, geglu,
+    geglu_back,          rms_norm,     rms_norm_back, dot};
 
 }  // namespace cqkv::dense

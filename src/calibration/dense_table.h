@@ -5,6 +5,8 @@
 
 #include <cstddef>
 
+#include "isa/level.h"
+
 namespace cqkv::dense {
 
 /// A matrix [rows, columns] with any strides, in floats.
@@ -46,7 +48,7 @@ struct Product {
 /// Functions of one instruction set. Numerics: f32 sums in an order that depends on
 /// the instruction set, never on threads or on the rows beside; `exp` is within 2 ulp.
 struct Table {
-  const char* name;
+  isa::Level level;
   std::size_t panel;  ///< Columns of a panel.
 
   /// Packs a part of a right-hand side of `n_inner` rows from `values` [part.n_rows,

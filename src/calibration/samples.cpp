@@ -1,4 +1,4 @@
-// SampleCollector; see samples.h.
+// SampleCollector and what it holds out; see samples.h.
 #include "calibration/samples.h"
 
 #include <string>
@@ -6,13 +6,15 @@
 namespace cqkv {
 namespace {
 
-void append_weights(const KvRows& rows, int group_dim, std::vector<float>& weights) {
-  const std::size_t n_groups = rows.n_tokens * rows.shape.n_channels() / group_dim;
-  for (std::size_t g = 0; g < n_groups; g++) {
+constexpr std::size_t kHeldOutShare = 16;
+
+void append_weights(const float* gradients, std::size_t n_channels, int group_dim,
+                    std::vector<float>& weights) {
+  for (std::size_t first = 0; first < n_channels; first += static_cast<std::size_t>(group_dim)) {
     // In f64: squares of small gradients must not vanish before they are summed.
     double sum = 0.0;
     for (int c = 0; c < group_dim; c++) {
-      const double gradient = rows.gradients[g * group_dim + c];
+      const double gradient = gradients[first + static_cast<std::size_t>(c)];
       sum += gradient * gradient;
     }
     weights.push_back(static_cast<float>(sum));
@@ -21,27 +23,61 @@ void append_weights(const KvRows& rows, int group_dim, std::vector<float>& weigh
 
 }  // namespace
 
-Status SampleCollector::add(const KvRows& rows) {
-  const CodecSpec& codec = spec(rows.kind);
-  if (codec.exact()) {
-    return {};
-  }
-  auto [entry, is_new] = tensors_.try_emplace({rows.layer, rows.kind});
-  TensorSamples& samples = entry->second;
+TokenRange held_out_range(std::size_t sequence, std::size_t n_tokens) {
+  const std::size_t part = 1 + (kHeldOutShare / 2 - 1 + sequence) % (kHeldOutShare - 1);
+  return {n_tokens * part / kHeldOutShare, n_tokens * (part + 1) / kHeldOutShare};
+}
+
+void SampleCollector::expect(std::size_t n_learned, std::size_t n_held_out) {
+  n_learned_ = n_learned;
+  n_held_out_ = n_held_out;
+}
+
+void SampleCollector::reserve(const KvRows& rows, std::size_t n_rows, SampleRows& samples) const {
   const auto n_channels = static_cast<std::size_t>(rows.shape.n_channels());
-  if (is_new) {
-    const Status legal = codec.check(rows.shape.head_dim);
+  samples.rows.reserve(n_rows * n_channels);
+  if (rows.gradients != nullptr) {
+    for (const CodecSpec& spec : specs(rows.kind)) {
+      samples.weights[spec.group_dim].reserve(n_rows * n_channels / spec.group_dim);
+    }
+  }
+}
+
+Status SampleCollector::begin_tensor(const KvRows& rows) {
+  for (const CodecSpec& spec : specs(rows.kind)) {
+    const Status legal = spec.check(rows.shape.head_dim);
     if (!legal.ok()) {
-      tensors_.erase(entry);
       return {legal.code(), "layer " + std::to_string(rows.layer) + ", " +
                                 std::string(kv_kind_name(rows.kind)) + ": " + legal.message()};
     }
-    samples.shape = rows.shape;
-    samples.rows.reserve(n_rows_ * n_channels);
-    if (rows.gradients != nullptr) {
-      samples.weights.reserve(n_rows_ * n_channels / codec.group_dim);
-    }
   }
+  TensorSamples& samples = tensors_[{rows.layer, rows.kind}];
+  samples.shape = rows.shape;
+  reserve(rows, n_learned_, samples.learned);
+  reserve(rows, n_held_out_, samples.held_out);
+  return {};
+}
+
+void SampleCollector::append(const KvRows& rows, std::size_t row, SampleRows& samples) const {
+  const auto n_channels = static_cast<std::size_t>(rows.shape.n_channels());
+  const float* values = rows.rows + row * n_channels;
+  samples.rows.insert(samples.rows.end(), values, values + n_channels);
+  for (auto& [group_dim, weights] : samples.weights) {  // none without gradients
+    append_weights(rows.gradients + row * n_channels, n_channels, group_dim, weights);
+  }
+  samples.n_rows++;
+}
+
+Status SampleCollector::add(const KvRows& rows) {
+  if (specs(rows.kind).empty()) {
+    return {};
+  }
+  auto entry = tensors_.find({rows.layer, rows.kind});
+  if (entry == tensors_.end()) {
+    CQKV_RETURN_IF_ERROR(begin_tensor(rows));
+    entry = tensors_.find({rows.layer, rows.kind});
+  }
+  TensorSamples& samples = entry->second;
   if (!(samples.shape == rows.shape)) {
     return invalid_argument("layer " + std::to_string(rows.layer) + ": got rows of " +
                             std::to_string(rows.shape.n_kv_heads) + " heads of " +
@@ -50,11 +86,11 @@ Status SampleCollector::add(const KvRows& rows) {
                             std::to_string(samples.shape.head_dim));
   }
   CQKV_RETURN_IF_ERROR(check_finite(rows));
-  samples.rows.insert(samples.rows.end(), rows.rows, rows.rows + rows.n_tokens * n_channels);
-  if (rows.gradients != nullptr) {
-    append_weights(rows, codec.group_dim, samples.weights);
+  for (std::size_t row = 0; row < rows.n_tokens; row++) {
+    const std::size_t token = rows.first_token + row;
+    const bool out = token >= held_out_.first && token < held_out_.end;
+    append(rows, row, out ? samples.held_out : samples.learned);
   }
-  samples.n_rows += rows.n_tokens;
   return {};
 }
 

@@ -1,5 +1,6 @@
 // Collecting the rows that a capture or a gradient run delivers, with their weights,
-// until the codebooks are learned from them.
+// until the codebooks are learned from them. Some tokens are held out: a codebook never
+// learns from them, so that they can show what it is worth.
 #pragma once
 
 #include <cstddef>
@@ -14,12 +15,33 @@
 
 namespace cqkv {
 
+/// Tokens [first, end) of a sequence.
+struct TokenRange {
+  std::size_t first = 0;
+  std::size_t end = 0;
+
+  std::size_t size() const { return end - first; }
+};
+
+/// The tokens of a sequence that are held out: one sixteenth of it in one stretch, in the first
+/// sequence the ninth, then the tenth and so on, so that every file has its share and, over the
+/// sequences, all positions. The first sixteenth never is: it begins with what every sequence
+/// begins with, whose keys are large and would be known from the others.
+TokenRange held_out_range(std::size_t sequence, std::size_t n_tokens);
+
+/// Rows of the keys or values of one layer.
+struct SampleRows {
+  std::size_t n_rows = 0;
+  std::vector<float> rows;  ///< [n_rows, n_channels].
+  /// For each group_dim the weights [n_rows, n_channels / group_dim]; empty: all 1.
+  std::map<int, std::vector<float>> weights;
+};
+
 /// All rows of the keys or values of one layer.
 struct TensorSamples {
   KvShape shape;
-  std::size_t n_rows = 0;
-  std::vector<float> rows;     ///< [n_rows, n_channels].
-  std::vector<float> weights;  ///< [n_rows, n_codes], or empty: all 1.
+  SampleRows learned;   ///< To learn from.
+  SampleRows held_out;  ///< Not to learn from.
 };
 
 /// A KvSink that keeps rows and, where gradients come along, one weight per group of
@@ -27,29 +49,44 @@ struct TensorSamples {
 ///
 ///     weight[t][g] = sum over channels c of group g of gradient[t][c]^2
 ///
-/// The gradients themselves are not kept. Tensors whose codec is exact are skipped.
+/// for every group_dim that is asked for. The gradients themselves are not kept. Tensors
+/// of a side without codecs are skipped.
 class SampleCollector {
  public:
   using Key = std::pair<int, KvKind>;  // layer, kind
 
-  /// @param n_rows  Of each tensor in all, to allocate once.
-  SampleCollector(CodecSpec key_spec, CodecSpec value_spec, std::size_t n_rows)
-      : key_spec_(key_spec), value_spec_(value_spec), n_rows_(n_rows) {}
+  /// @param key_specs, value_specs  What will be learned from the rows, none exact.
+  SampleCollector(std::vector<CodecSpec> key_specs, std::vector<CodecSpec> value_specs)
+      : key_specs_(std::move(key_specs)), value_specs_(std::move(value_specs)) {}
+
+  /// Memory for that many rows of each tensor is then taken once.
+  void expect(std::size_t n_learned, std::size_t n_held_out);
+
+  /// The rows that follow are those of this sequence, of n_tokens.
+  void begin_sequence(std::size_t sequence, std::size_t n_tokens) {
+    held_out_ = held_out_range(sequence, n_tokens);
+  }
 
   /// @return kInvalidArgument if groups do not divide the heads, or the shape of a
   ///   layer changed; kCorrupt if a row is not finite.
   Status add(const KvRows& rows);
 
-  const CodecSpec& spec(KvKind kind) const {
-    return kind == KvKind::kKey ? key_spec_ : value_spec_;
-  }
-
   std::map<Key, TensorSamples>& tensors() { return tensors_; }
 
  private:
-  CodecSpec key_spec_;
-  CodecSpec value_spec_;
-  std::size_t n_rows_;
+  const std::vector<CodecSpec>& specs(KvKind kind) const {
+    return kind == KvKind::kKey ? key_specs_ : value_specs_;
+  }
+
+  Status begin_tensor(const KvRows& rows);
+  void reserve(const KvRows& rows, std::size_t n_rows, SampleRows& samples) const;
+  void append(const KvRows& rows, std::size_t row, SampleRows& samples) const;
+
+  std::vector<CodecSpec> key_specs_;
+  std::vector<CodecSpec> value_specs_;
+  std::size_t n_learned_ = 0;
+  std::size_t n_held_out_ = 0;
+  TokenRange held_out_;
   std::map<Key, TensorSamples> tensors_;
 };
 

@@ -152,11 +152,11 @@ Status check_options(const TextOptions& options) {
   return {};
 }
 
-Status too_short(const std::vector<std::vector<Token>>& sequences, std::size_t n_left,
+Status too_short(const std::vector<Sequence>& sequences, std::size_t n_left,
                  const TextOptions& options) {
   std::size_t n_got = 0;
   for (const auto& sequence : sequences) {
-    n_got += sequence.size();
+    n_got += sequence.tokens.size();
   }
   return invalid_argument("calibration texts are too short: got " + std::to_string(n_got) +
                           " tokens in whole sequences of " + std::to_string(options.n_ctx) +
@@ -167,16 +167,18 @@ Status too_short(const std::vector<std::vector<Token>>& sequences, std::size_t n
 
 }  // namespace
 
-Result<std::vector<std::vector<Token>>> read_sequences(const Tokenizer& tokenizer,
-                                                       const TextOptions& options) {
+Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
+                                             const TextOptions& options) {
   CQKV_RETURN_IF_ERROR(check_options(options));
   const auto fields = split_fields(options.json_field);
   std::vector<std::unique_ptr<TokenStream>> streams;
+  std::vector<std::size_t> files;  // of the streams
   for (const auto& file : options.files) {
+    files.push_back(files.size());
     streams.push_back(std::make_unique<TokenStream>(tokenizer, file, fields));
     CQKV_RETURN_IF_ERROR(streams.back()->open());
   }
-  std::vector<std::vector<Token>> sequences;
+  std::vector<Sequence> sequences;
   std::size_t n_wanted = options.n_tokens;
   std::size_t n_left = 0;
   std::size_t turn = 0;
@@ -191,15 +193,16 @@ Result<std::vector<std::vector<Token>>> read_sequences(const Tokenizer& tokenize
       break;
     }
     turn %= streams.size();
-    std::vector<Token> sequence;
+    Sequence sequence{files[turn], {}};
     if (bos) {
-      sequence.push_back(tokenizer.bos());
+      sequence.tokens.push_back(tokenizer.bos());
     }
     bool taken = false;
-    CQKV_RETURN_IF_ERROR(streams[turn]->take(n - sequence.size(), sequence, taken));
+    CQKV_RETURN_IF_ERROR(streams[turn]->take(n - sequence.tokens.size(), sequence.tokens, taken));
     if (!taken) {
       n_left += streams[turn]->n_left();
       streams.erase(streams.begin() + static_cast<std::ptrdiff_t>(turn));
+      files.erase(files.begin() + static_cast<std::ptrdiff_t>(turn));
       continue;
     }
     sequences.push_back(std::move(sequence));

@@ -24,6 +24,12 @@ struct TextOptions {
   std::size_t n_ctx = 2048;      ///< Of one sequence, BOS included.
 };
 
+/// Tokens of one file in their order, BOS before them if the model adds it.
+struct Sequence {
+  std::size_t file = 0;  ///< Index into TextOptions::files.
+  std::vector<Token> tokens;
+};
+
 /// Sequences of n_ctx tokens, the last one shorter if n_ctx does not divide n_tokens.
 ///
 /// Sequence 0 comes from the first file, sequence 1 from the second, and so on in
@@ -36,7 +42,7 @@ struct TextOptions {
 /// @return kInvalidArgument if the files are too short together (got, want), counts
 ///   are illegal or no file is given; kNotFound or kIoError for unreadable files;
 ///   kCorrupt, naming file and line, for bad JSON or a missing field.
-Result<std::vector<std::vector<Token>>> read_sequences(const Tokenizer& tokenizer,
-                                                       const TextOptions& options);
+Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
+                                             const TextOptions& options);
 
 }  // namespace cqkv

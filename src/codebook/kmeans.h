@@ -12,6 +12,8 @@
 
 #include "cqkv/status.h"
 
+#include "isa/level.h"
+
 namespace cqkv {
 
 namespace kmeans {
@@ -101,10 +103,13 @@ class KmeansSolver {
 
 namespace kmeans {
 
-/// The kernels in use unless an option names others: those of cqkv::active_isa().
+/// The kernels in use unless an option names others: those for cqkv::active_isa().
 const Kernels& active_kernels();
 
-/// All compiled levels that this processor can run, best first; the last is scalar.
+/// The best kernels at or below `level` (isa/select.h).
+const Kernels& kernels_for(isa::Level level);
+
+/// All that are compiled in and that this processor can run, best first; the last are scalar.
 std::vector<const Kernels*> supported_kernels();
 
 }  // namespace kmeans

@@ -93,6 +93,6 @@ inline unsigned mask_equal(Lanes a, float value) {
 
 namespace cqkv::kmeans {
 
-const Kernels kAvx2Kernels = {"avx2", seed, assign, sum};
+const Kernels kAvx2Kernels = {isa::Level::kAvx2, seed, assign, sum};
 
 }  // namespace cqkv::kmeans

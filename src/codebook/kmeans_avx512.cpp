@@ -80,6 +80,6 @@ inline unsigned mask_equal(Lanes a, float value) {
 
 namespace cqkv::kmeans {
 
-const Kernels kAvx512Kernels = {"avx512", seed, assign, sum};
+const Kernels kAvx512Kernels = {isa::Level::kAvx512, seed, assign, sum};
 
 }  // namespace cqkv::kmeans

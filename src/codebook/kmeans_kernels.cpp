@@ -1,40 +1,36 @@
-// Chooses the k-means kernels; see kmeans.h and kmeans_kernels.h. The level is that of
-// the attention kernels (cqkv/isa.h), so forcing one forces both.
+// The tables of k-means kernels and which of them serves a level; see kmeans.h and
+// kmeans_kernels.h. Levels themselves, and which is in use, are src/isa's.
 #include "codebook/kmeans_kernels.h"
 
-#include "cqkv/isa.h"
-
 #include "codebook/kmeans.h"
+#include "isa/select.h"
 
 namespace cqkv::kmeans {
 namespace {
 
-const Kernels& level([[maybe_unused]] std::string_view name) {
+// Those compiled in, best first.
+constexpr const Kernels* kTables[] = {
 #ifdef CQKV_HAVE_AVX512
-  if (name == kAvx512Kernels.name) {
-    return kAvx512Kernels;
-  }
+    &kAvx512Kernels,
 #endif
 #ifdef CQKV_HAVE_AVX2
-  if (name == kAvx2Kernels.name) {
-    return kAvx2Kernels;
-  }
+    &kAvx2Kernels,
 #endif
-  return kScalarKernels;
-}
+    &kScalarKernels,
+};
 
 }  // namespace
 
-std::vector<const Kernels*> supported_kernels() {
-  std::vector<const Kernels*> levels;
-  for (const std::string& name : supported_isas()) {
-    levels.push_back(&level(name));
-  }
-  return levels;
+const Kernels& kernels_for(isa::Level level) {
+  return isa::best_of<Kernels>(kTables, level);
 }
 
 const Kernels& active_kernels() {
-  return level(active_isa());
+  return kernels_for(isa::active_level());
+}
+
+std::vector<const Kernels*> supported_kernels() {
+  return isa::usable_of<Kernels>(kTables);
 }
 
 }  // namespace cqkv::kmeans

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "isa/level.h"
+
 namespace cqkv::kmeans {
 
 /// Points of one seeding block and centroids of one table block.
@@ -72,7 +74,7 @@ struct SumArgs {
 /// `dim` of every kernel is 1, 2, 4, 8 or 16; squared distances are summed channel
 /// by channel in f32. Levels differ in whether multiply and add round once or twice.
 struct Kernels {
-  const char* name;
+  isa::Level level;
   void (*seed)(int dim, const SeedArgs& args) noexcept;
   /// Moves each point to its nearest centroid; returns how many changed centroid.
   std::size_t (*assign)(int dim, const AssignArgs& args) noexcept;

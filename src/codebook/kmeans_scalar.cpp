@@ -97,6 +97,6 @@ unsigned mask_equal(const Lanes& a, float value) {
 
 namespace cqkv::kmeans {
 
-const Kernels kScalarKernels = {"scalar", seed, assign, sum};
+const Kernels kScalarKernels = {isa::Level::kScalar, seed, assign, sum};
 
 }  // namespace cqkv::kmeans

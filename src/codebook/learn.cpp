@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "codebook/kmeans.h"
+#include "core/half.h"
 
 namespace cqkv {
 namespace {
@@ -36,6 +37,59 @@ Status check(const LearnInput& input) {
         " weights, want none or tokens * groups = " + std::to_string(input.n_tokens * n_codes));
   }
   return {};
+}
+
+Status check_enough(const LearnInput& input) {
+  const auto n_centroids = static_cast<std::size_t>(input.spec.n_centroids());
+  if (input.n_tokens < n_centroids) {
+    return invalid_argument("learning: got " + std::to_string(input.n_tokens) +
+                            " vectors a group for the " + std::to_string(n_centroids) +
+                            " centroids of " + input.spec.name() +
+                            ", want at least as many; give more tokens or ask for fewer bits");
+  }
+  return {};
+}
+
+// Below this share of the squares rows differ by less than 16-bit floats round.
+constexpr double kAlike = 0x1p-22;
+
+// Of one group: what coding loses, by the variance. See relative_coding_error.
+double group_error(const TensorCodebook& codebook, const LearnInput& input, int g,
+                   const std::uint16_t* codes) {
+  const int dim = input.spec.group_dim;
+  const auto n_codes = static_cast<std::size_t>(codebook.n_codes());
+  const std::uint16_t* centroids = codebook.group(g / codebook.n_groups(), g % codebook.n_groups());
+  double mass = 0;
+  for (std::size_t t = 0; t < input.n_tokens && !input.weights.empty(); t++) {
+    mass += static_cast<double>(input.weights[t * n_codes + g]);
+  }
+  const bool uniform = !(mass > 0);
+  mass = uniform ? static_cast<double>(input.n_tokens) : mass;
+  const auto weight = [&](std::size_t t) {
+    return uniform ? 1.0 : static_cast<double>(input.weights[t * n_codes + g]);
+  };
+  const auto value = [&](std::size_t t, int j) {
+    return static_cast<double>(
+        input.rows[t * input.row_stride + static_cast<std::size_t>(g) * dim + j]);
+  };
+  double lost = 0;
+  double spread = 0;
+  double size = 0;
+  for (int j = 0; j < dim; j++) {
+    double mean = 0;
+    for (std::size_t t = 0; t < input.n_tokens; t++) {
+      mean += weight(t) * value(t, j) / mass;
+    }
+    for (std::size_t t = 0; t < input.n_tokens; t++) {
+      const auto code = static_cast<std::size_t>(codes[t * n_codes + g]);
+      const double error =
+          value(t, j) - static_cast<double>(half_to_float(centroids[code * dim + j]));
+      lost += weight(t) * error * error;
+      spread += weight(t) * (value(t, j) - mean) * (value(t, j) - mean);
+      size += weight(t) * value(t, j) * value(t, j);
+    }
+  }
+  return spread > kAlike * size ? lost / spread : 0;
 }
 
 // The groups of one tensor, learned by several threads.
@@ -142,9 +196,38 @@ class TensorLearner {
 Result<LearnedTensor> learn_tensor_codebook(const LearnInput& input, const LearnOptions& options,
                                             ParallelFor& parallel) {
   CQKV_RETURN_IF_ERROR(check(input));
+  CQKV_RETURN_IF_ERROR(check_enough(input));
   TensorLearner learner(input, options, parallel.n_threads());
   parallel.run(learner.n_codes(), [&](int g, int thread) { learner.learn(g, thread); });
   return learner.finish();
+}
+
+Result<double> relative_coding_error(const TensorCodebook& codebook, const LearnInput& input,
+                                     ParallelFor& parallel) {
+  CQKV_RETURN_IF_ERROR(check(input));
+  if (!(input.spec == codebook.spec()) || input.n_kv_heads != codebook.n_kv_heads() ||
+      input.head_dim != codebook.head_dim()) {
+    return invalid_argument(
+        "coding error: got rows for " + input.spec.name() + " of " +
+        std::to_string(input.n_kv_heads) + " x " + std::to_string(input.head_dim) +
+        " channels, the codebook is " + codebook.spec().name() + " of " +
+        std::to_string(codebook.n_kv_heads()) + " x " + std::to_string(codebook.head_dim()));
+  }
+  if (input.n_tokens == 0) {
+    return invalid_argument("coding error: got no rows, want at least one");
+  }
+  const auto n_codes = static_cast<std::size_t>(codebook.n_codes());
+  std::vector<std::uint16_t> codes(input.n_tokens * n_codes);
+  std::vector<double> errors(n_codes);
+  parallel.run(codebook.n_codes(), [&](int g, int /*thread*/) {
+    codebook.encode_groups(input.rows, input.n_tokens, input.row_stride, g, 1, codes.data());
+    errors[g] = group_error(codebook, input, g, codes.data());
+  });
+  double sum = 0;
+  for (const double error : errors) {
+    sum += error;
+  }
+  return sum / static_cast<double>(n_codes);
 }
 
 Status fisher_weights(const float* gradients, std::size_t n_tokens, std::size_t row_stride,

@@ -68,14 +68,33 @@ struct LearnInput {
 ///
 ///     minimise  sum over tokens t of weights[t][g] |rows[t] of group g - nearest centroid|^2
 ///
-/// @return kInvalidArgument if the shapes disagree, a row or weight is not finite (named
-///   by head, group and token) or a centroid is beyond the 16-bit floats; kCancelled;
+/// @return kInvalidArgument if the shapes disagree, there are fewer tokens than centroids, a
+///   row or weight is not finite (named by head, group and token) or a centroid is beyond
+///   the 16-bit floats; kCancelled;
 ///   kResourceExhausted without memory for the buffers of a thread.
 /// Numerics: see KmeansSolver; the result does not depend on the number of threads.
 /// Memory: one solver a thread; rows are read in place.
 /// Source: Coupled Quantization (arXiv 2405.03917), section 3.2.1, equations 5 and 6.
 Result<LearnedTensor> learn_tensor_codebook(const LearnInput& input, const LearnOptions& options,
                                             ParallelFor& parallel);
+
+/// The share of the variance that a codebook loses on rows, most usefully on rows that it
+/// was not learned from: the mean over groups g of
+///
+///     sum over tokens t of weights[t][g] |rows[t] of group g - its nearest centroid|^2
+///     --------------------------------------------------------------------------------
+///     sum over tokens t of weights[t][g] |rows[t] of group g - the weighted mean|^2
+///
+/// as LearnStats::relative_error is for the rows learned from. A group whose rows are
+/// alike up to the rounding of 16-bit floats counts 0; one whose weights are all zero counts as if
+/// they were all 1.
+///
+/// @param input  of the codebook's shape; at least one token.
+/// @return kInvalidArgument if the shapes disagree or there is no token.
+/// Numerics: centroids are the 16-bit floats that a cache is coded with; sums in f64.
+///   Does not depend on the number of threads.
+Result<double> relative_coding_error(const TensorCodebook& codebook, const LearnInput& input,
+                                     ParallelFor& parallel);
 
 /// Fisher weight of a token for a group: the sum of the diagonal of the Fisher information
 /// over the channels of the group,

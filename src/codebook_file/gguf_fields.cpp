@@ -59,6 +59,14 @@ Result<std::uint32_t> GgufFields::get_u32(const std::string& key) const {
   return gguf_get_val_u32(context_, *id);
 }
 
+Result<float> GgufFields::get_f32(const std::string& key) const {
+  const auto id = find(key, GGUF_TYPE_FLOAT32, false);
+  if (!id.ok()) {
+    return id.status();
+  }
+  return gguf_get_val_f32(context_, *id);
+}
+
 Result<std::uint64_t> GgufFields::get_u64(const std::string& key) const {
   const auto id = find(key, GGUF_TYPE_UINT64, false);
   if (!id.ok()) {

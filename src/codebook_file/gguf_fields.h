@@ -24,6 +24,7 @@ class GgufFields {
 
   Result<std::string> get_string(const std::string& key) const;
   Result<std::uint32_t> get_u32(const std::string& key) const;
+  Result<float> get_f32(const std::string& key) const;
   Result<std::uint64_t> get_u64(const std::string& key) const;
   Result<std::vector<std::string>> get_strings(const std::string& key) const;
   Result<std::vector<std::uint32_t>> get_u32s(const std::string& key) const;

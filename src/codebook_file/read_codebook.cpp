@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <new>
 #include <unordered_set>
@@ -40,6 +41,7 @@ class Reader {
   Status check_only_known_names();
   Status read_origin();
   Status read_counts();
+  Status read_held_out();
   Result<std::vector<CodecSpec>> read_specs(KvKind kind);
   Status read_layers();
   Status read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec);
@@ -106,15 +108,27 @@ Status Reader::check_only_known_names() {
   if (minor_ > kCodebookFileMinor) {
     return {};  // a later minor version may say more than we know
   }
-  static constexpr const char* kKnown[] = {format::kVersion,       format::kMethodKey,
-                                           format::kIdentity,      format::kModelFingerprint,
-                                           format::kModelName,     format::kKeyRopeKey,
-                                           format::kWindow,        format::kSinks,
-                                           format::kDatasets,      format::kNTokens,
-                                           format::kCtxSize,       format::kWeighting,
-                                           format::kSeed,          format::kToolVersion,
-                                           format::kKeyGroupDim,   format::kKeyCodeBits,
-                                           format::kValueGroupDim, format::kValueCodeBits};
+  static constexpr const char* kKnown[] = {format::kVersion,
+                                           format::kMethodKey,
+                                           format::kIdentity,
+                                           format::kModelFingerprint,
+                                           format::kModelName,
+                                           format::kKeyRopeKey,
+                                           format::kWindow,
+                                           format::kSinks,
+                                           format::kDatasets,
+                                           format::kNTokens,
+                                           format::kCtxSize,
+                                           format::kWeighting,
+                                           format::kSeed,
+                                           format::kToolVersion,
+                                           format::kKeyGroupDim,
+                                           format::kKeyCodeBits,
+                                           format::kValueGroupDim,
+                                           format::kValueCodeBits,
+                                           format::kHeldOutTokens,
+                                           format::kHeldOutKeyLoss,
+                                           format::kHeldOutValueLoss};
   for (std::int64_t i = 0; i < gguf_get_n_kv(file_.header.get()); i++) {
     const std::string key = gguf_get_key(file_.header.get(), i);
     const bool ours = key.compare(0, std::strlen(format::kPrefix), format::kPrefix) == 0;
@@ -152,6 +166,26 @@ Status Reader::read_counts() {
   CQKV_RETURN_IF_ERROR(assign(codebook_.window, fields_.get_u32(format::kWindow)));
   CQKV_RETURN_IF_ERROR(assign(codebook_.sinks, fields_.get_u32(format::kSinks)));
   return assign(origin.model_fingerprint, fields_.get_u64s(format::kModelFingerprint));
+}
+
+// Since version 1.1, and only if it was measured.
+Status Reader::read_held_out() {
+  HeldOutLoss& held_out = codebook_.origin.held_out;
+  const auto has = [&](const char* key) { return fields_.has(key); };
+  if (!has(format::kHeldOutTokens) && !has(format::kHeldOutKeyLoss) &&
+      !has(format::kHeldOutValueLoss)) {
+    return {};
+  }
+  CQKV_RETURN_IF_ERROR(assign(held_out.n_tokens, fields_.get_u32(format::kHeldOutTokens)));
+  CQKV_RETURN_IF_ERROR(assign(held_out.keys, fields_.get_f32(format::kHeldOutKeyLoss)));
+  CQKV_RETURN_IF_ERROR(assign(held_out.values, fields_.get_f32(format::kHeldOutValueLoss)));
+  for (const float loss : {held_out.keys, held_out.values}) {
+    if (!std::isfinite(loss) || loss < 0) {
+      return fields_.bad("the loss on held-out text is " + std::to_string(loss) +
+                         ", want a finite number of at least 0");
+    }
+  }
+  return {};
 }
 
 Result<std::vector<CodecSpec>> Reader::read_specs(KvKind kind) {
@@ -267,6 +301,7 @@ Result<Codebook> Reader::run() {
   CQKV_RETURN_IF_ERROR(check_type_and_version());
   CQKV_RETURN_IF_ERROR(read_origin());
   CQKV_RETURN_IF_ERROR(read_counts());
+  CQKV_RETURN_IF_ERROR(read_held_out());
   CQKV_RETURN_IF_ERROR(read_layers());
   CQKV_RETURN_IF_ERROR(check_only_known_names());
   const auto identity = fields_.get_u64(format::kIdentity);

@@ -89,6 +89,14 @@ void set_origin(gguf_context* out, const Codebook& codebook) {
   gguf_set_val_str(out, format::kToolVersion, origin.tool_version.c_str());
 }
 
+void set_held_out(gguf_context* out, const HeldOutLoss& held_out) {
+  if (held_out.n_tokens != 0) {
+    gguf_set_val_u32(out, format::kHeldOutTokens, held_out.n_tokens);
+    gguf_set_val_f32(out, format::kHeldOutKeyLoss, held_out.keys);
+    gguf_set_val_f32(out, format::kHeldOutValueLoss, held_out.values);
+  }
+}
+
 void set_specs(gguf_context* out, const Codebook& codebook, KvKind kind) {
   std::vector<std::uint32_t> group_dims;
   std::vector<std::uint32_t> code_bits;
@@ -141,6 +149,7 @@ Status write_checked(const Codebook& codebook, const std::string& path) {
     return {StatusCode::kResourceExhausted, path + ": not enough memory for its header"};
   }
   set_origin(header.get(), codebook);
+  set_held_out(header.get(), codebook.origin.held_out);
   for (const KvKind kind : kBothKinds) {
     set_specs(header.get(), codebook, kind);
   }

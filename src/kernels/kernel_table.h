@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "isa/level.h"
 #include "kernels/coded_blocks.h"
 
 namespace cqkv::kernels {
@@ -24,7 +25,7 @@ inline constexpr int kChannelLanes = 16;
 inline constexpr int kPairLanes = 8;
 
 struct KernelTable {
-  const char* name;
+  isa::Level level;
 
   /// codes[r * code_stride] = lowest i minimising sum_j (rows[r][j] - table[j][i])^2.
   /// `table` is [group_dim, n_padded] f16; padding holds +inf.

@@ -67,6 +67,6 @@ inline std::int32_t powers_row(const Vec* y, std::uint8_t* out) {
 
 namespace cqkv::kernels {
 
-const KernelTable kAvx2Table = make_table("avx2");
+const KernelTable kAvx2Table = make_table(isa::Level::kAvx2);
 
 }  // namespace cqkv::kernels

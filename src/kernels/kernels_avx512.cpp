@@ -10,6 +10,6 @@
 
 namespace cqkv::kernels {
 
-const KernelTable kAvx512Table = make_table("avx512");
+const KernelTable kAvx512Table = make_table(isa::Level::kAvx512);
 
 }  // namespace cqkv::kernels

@@ -11,6 +11,6 @@
 
 namespace cqkv::kernels {
 
-const KernelTable kAvx512VbmiTable = make_table("avx512_vbmi", &kAvx512Table);
+const KernelTable kAvx512VbmiTable = make_table(isa::Level::kAvx512Vbmi, &kAvx512Table);
 
 }  // namespace cqkv::kernels

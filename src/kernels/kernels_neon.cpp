@@ -45,6 +45,6 @@ template <int kQuad>
 
 namespace cqkv::kernels {
 
-const KernelTable kNeonTable = make_table("neon");
+const KernelTable kNeonTable = make_table(isa::Level::kNeon);
 
 }  // namespace cqkv::kernels

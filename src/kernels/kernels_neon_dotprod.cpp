@@ -39,6 +39,6 @@ template <int kQuad>
 
 namespace cqkv::kernels {
 
-const KernelTable kNeonDotprodTable = make_table("neon_dotprod");
+const KernelTable kNeonDotprodTable = make_table(isa::Level::kNeonDotprod);
 
 }  // namespace cqkv::kernels

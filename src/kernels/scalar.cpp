@@ -46,6 +46,6 @@ std::int32_t powers_row(const Vec* y, std::uint8_t* out);
 
 namespace cqkv::kernels {
 
-const KernelTable kScalarTable = make_table("scalar");
+const KernelTable kScalarTable = make_table(isa::Level::kScalar);
 
 }  // namespace cqkv::kernels

@@ -1,6 +1,7 @@
 // The whole recipe on the tiny model, and the collector of rows and weights.
 #include "calibration/calibrate.h"
 
+#include <algorithm>
 #include <atomic>
 #include <fstream>
 #include <limits>
@@ -30,8 +31,7 @@ class CalibrateTest : public ::testing::Test {
       file << i * i << (i % 10 == 9 ? "\n" : " ");
     }
     result.text = {{text.string()}, "text", 256, 64};
-    result.key_spec = {4, 4};
-    result.value_spec = {8, 3};
+    result.configs = {{{4, 4}, {8, 3}}};
     result.weighting = weighting;
     result.max_iterations = 5;
     return result;
@@ -39,7 +39,8 @@ class CalibrateTest : public ::testing::Test {
 };
 
 void check_codebook(const Calibration& calibration, const std::string& weighting) {
-  const Codebook& codebook = calibration.codebook;
+  ASSERT_EQ(calibration.codebooks.size(), 1U);
+  const Codebook& codebook = calibration.codebooks[0].codebook;
   ASSERT_EQ(codebook.layers.size(), 2U);
   for (const auto& layer : codebook.layers) {
     ASSERT_NE(layer.get(KvKind::kKey), nullptr);
@@ -56,7 +57,7 @@ void check_codebook(const Calibration& calibration, const std::string& weighting
   EXPECT_EQ(codebook.origin.n_tokens, 256U);
   EXPECT_EQ(codebook.origin.model_fingerprint.size(), 2U);
   EXPECT_EQ(calibration.stats.n_sequences, 4U);
-  EXPECT_EQ(calibration.stats.tensors.size(), 4U);
+  EXPECT_EQ(calibration.codebooks[0].tensors.size(), 4U);
 }
 
 TEST_F(CalibrateTest, LearnsWithUniformWeights) {
@@ -78,7 +79,7 @@ TEST_F(CalibrateTest, LearnsWithFisherWeightsForAllArchitectures) {
   for (const TinyModel& tiny : {qwen2, TinyModel::qwen3(), TinyModel::gemma3()}) {
     const auto calibration = calibrate(options(tiny, Weighting::kFisher));
     ASSERT_TRUE(calibration.ok()) << calibration.status().message();
-    const Codebook& codebook = calibration->codebook;
+    const Codebook& codebook = calibration->codebooks[0].codebook;
     EXPECT_EQ(codebook.origin.architecture, tiny.architecture);
     ASSERT_EQ(codebook.layers.size(), static_cast<std::size_t>(tiny.n_layers));
     for (const auto& layer : codebook.layers) {
@@ -97,16 +98,111 @@ TEST_F(CalibrateTest, FisherDoesNotDependOnThreads) {
   chosen.n_threads = 3;
   const auto three = calibrate(chosen);
   ASSERT_TRUE(one.ok() && three.ok());
-  EXPECT_EQ(one->codebook.identity(), three->codebook.identity());
+  EXPECT_EQ(one->codebooks[0].codebook.identity(), three->codebooks[0].codebook.identity());
 }
 
 TEST_F(CalibrateTest, KeepsExactTensorsOut) {
   CalibrationOptions chosen = options({}, Weighting::kUniform);
-  chosen.key_spec = {};
+  chosen.configs[0].keys = {};
   const auto calibration = calibrate(chosen);
   ASSERT_TRUE(calibration.ok()) << calibration.status().message();
-  EXPECT_EQ(calibration->codebook.layers[0].get(KvKind::kKey), nullptr);
-  EXPECT_NE(calibration->codebook.layers[0].get(KvKind::kValue), nullptr);
+  const Codebook& codebook = calibration->codebooks[0].codebook;
+  EXPECT_EQ(codebook.layers[0].get(KvKind::kKey), nullptr);
+  EXPECT_NE(codebook.layers[0].get(KvKind::kValue), nullptr);
+  EXPECT_EQ(codebook.origin.held_out.keys, 0);
+  EXPECT_GT(codebook.origin.held_out.values, 0);
+}
+
+// The model runs once for all, and no codebook may know of the others.
+TEST_F(CalibrateTest, SeveralConfigurationsEqualThoseLearnedOneByOne) {
+  const std::vector<KvConfig> configs = {
+      {{4, 4}, {8, 3}}, {{2, 4}, {2, 4}}, {{}, {8, 3}}, {{4, 3}, {}}};
+  for (const Weighting weighting : {Weighting::kUniform, Weighting::kFisher}) {
+    CalibrationOptions chosen = options({}, weighting);
+    chosen.configs = configs;
+    const auto together = calibrate(chosen);
+    ASSERT_TRUE(together.ok()) << together.status().message();
+    ASSERT_EQ(together->codebooks.size(), configs.size());
+    for (std::size_t i = 0; i < configs.size(); i++) {
+      chosen.configs = {configs[i]};
+      const auto alone = calibrate(chosen);
+      ASSERT_TRUE(alone.ok()) << alone.status().message();
+      const Codebook& one = alone->codebooks[0].codebook;
+      const Codebook& many = together->codebooks[i].codebook;
+      EXPECT_EQ(one.identity(), many.identity()) << configs[i].name();
+      EXPECT_EQ(one.origin.name, many.origin.name);
+      EXPECT_EQ(one.origin.held_out.keys, many.origin.held_out.keys);
+      EXPECT_EQ(one.origin.held_out.values, many.origin.held_out.values);
+      EXPECT_EQ(alone->codebooks[0].tensors.size(), together->codebooks[i].tensors.size());
+    }
+  }
+}
+
+TEST_F(CalibrateTest, RefusesConfigurationsThatMakeNoSense) {
+  CalibrationOptions chosen = options({}, Weighting::kUniform);
+  chosen.configs = {{{4, 4}, {4, 4}}, {{8, 4}, {8, 4}}, {{4, 4}, {4, 4}}};
+  auto calibration = calibrate(chosen);
+  EXPECT_EQ(calibration.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(calibration.status().message().find("4c4b twice"), std::string::npos)
+      << calibration.status().message();
+  chosen.configs = {{{}, {}}};
+  EXPECT_EQ(calibrate(chosen).status().code(), StatusCode::kInvalidArgument);
+  chosen.configs = {};
+  EXPECT_EQ(calibrate(chosen).status().code(), StatusCode::kInvalidArgument);
+}
+
+// Before the model runs: with a few tokens calibration once ended well and lost "0.0 %".
+TEST_F(CalibrateTest, RefusesFewerTokensThanCentroids) {
+  CalibrationOptions chosen = options({}, Weighting::kUniform);
+  chosen.configs = {{{4, 4}, {4, 4}}, {{8, 8}, {8, 4}}};
+  bool ran = false;
+  CalibrationEvents events;
+  events.progress = [&](const CalibrationProgress& progress) {
+    ran = ran || progress.stage != "reading texts";
+  };
+  const auto calibration = calibrate(chosen, events);
+  EXPECT_EQ(calibration.status().code(), StatusCode::kInvalidArgument);
+  for (const char* word :
+       {"got 240 tokens", "256 less 16 held out", "at least 256", "8c8b", "--n-tokens"}) {
+    EXPECT_NE(calibration.status().message().find(word), std::string::npos)
+        << calibration.status().message();
+  }
+  EXPECT_FALSE(ran);
+}
+
+TEST_F(CalibrateTest, WarnsBeforeTheModelRuns) {
+  CalibrationOptions chosen = options({}, Weighting::kUniform);
+  std::ofstream(chosen.text.files[0]) << std::string(300, 'a');
+  std::vector<std::string> order;
+  CalibrationEvents events;
+  events.progress = [&](const CalibrationProgress& progress) {
+    order.emplace_back(progress.stage);
+  };
+  events.warning = [&](const std::string& message) { order.push_back("! " + message); };
+  ASSERT_TRUE(calibrate(chosen, events).ok());
+  ASSERT_GE(order.size(), 4U);
+  EXPECT_NE(order[1].find("! the texts have only"), std::string::npos) << order[1];
+  EXPECT_NE(order[2].find("240 vectors"), std::string::npos) << order[2];
+  EXPECT_EQ(order[3], "running the model");
+}
+
+TEST_F(CalibrateTest, MeasuresTheLossOnHeldOutText) {
+  for (const Weighting weighting : {Weighting::kUniform, Weighting::kFisher}) {
+    const auto calibration = calibrate(options({}, weighting));
+    ASSERT_TRUE(calibration.ok()) << calibration.status().message();
+    EXPECT_EQ(calibration->stats.n_held_out, 16U);
+    const HeldOutLoss& loss = calibration->codebooks[0].codebook.origin.held_out;
+    EXPECT_EQ(loss.n_tokens, 16U);
+    double keys = 0;
+    double learned = 0;
+    for (const auto& tensor : calibration->codebooks[0].tensors) {
+      keys += tensor.kind == KvKind::kKey ? tensor.held_out_error / 2 : 0;
+      learned += tensor.kind == KvKind::kKey ? tensor.learning.relative_error / 2 : 0;
+    }
+    EXPECT_FLOAT_EQ(loss.keys, static_cast<float>(keys));
+    EXPECT_GT(keys, learned);
+    EXPECT_GT(loss.values, 0);
+  }
 }
 
 TEST_F(CalibrateTest, NamesAnArchitectureWithoutGradients) {
@@ -119,7 +215,7 @@ TEST_F(CalibrateTest, NamesAnArchitectureWithoutGradients) {
 
 TEST_F(CalibrateTest, RefusesGroupsThatDoNotDivideHeads) {
   CalibrationOptions chosen = options({}, Weighting::kUniform);
-  chosen.key_spec = {16, 4};
+  chosen.configs[0].keys = {16, 4};
   const auto calibration = calibrate(chosen);
   ASSERT_FALSE(calibration.ok());
   EXPECT_EQ(calibration.status().code(), StatusCode::kInvalidArgument);
@@ -153,19 +249,79 @@ KvRows some_rows(const std::vector<float>& rows, const std::vector<float>& gradi
 }
 
 TEST(SampleCollectorTest, SumsSquaredGradientsOfAGroup) {
-  SampleCollector samples({2, 4}, {}, 2);
+  SampleCollector samples({{2, 4}}, {});
+  samples.begin_sequence(0, 2);
   const std::vector<float> rows(16, 1.0F);
   const std::vector<float> gradients = {1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 1, 0, 0, -2, 1e-20F, 0};
   ASSERT_TRUE(samples.add(some_rows(rows, gradients)).ok());
   const TensorSamples& tensor = samples.tensors().at({3, KvKind::kKey});
-  EXPECT_EQ(tensor.n_rows, 2U);
-  EXPECT_EQ(tensor.rows, rows);
+  EXPECT_EQ(tensor.learned.n_rows, 2U);
+  EXPECT_EQ(tensor.learned.rows, rows);
   const std::vector<float> expected = {5, 25, 61, 113, 0, 1, 4, 1e-40F};
-  EXPECT_EQ(tensor.weights, expected);
+  EXPECT_EQ(tensor.learned.weights.at(2), expected);
+}
+
+// Groups of four sum the gradients anew: the sums of pairs are rounded already.
+TEST(SampleCollectorTest, KeepsWeightsForEveryGroupDim) {
+  SampleCollector samples({{2, 4}, {4, 4}, {2, 6}}, {{8, 8}});
+  samples.begin_sequence(0, 1);
+  const std::vector<float> rows(8, 1.0F);
+  const std::vector<float> gradients = {1, 2, 3, 4, 5, 6, 7, 8};
+  ASSERT_TRUE(samples.add(some_rows(rows, gradients)).ok());
+  const auto& weights = samples.tensors().at({3, KvKind::kKey}).learned.weights;
+  EXPECT_EQ(weights.size(), 2U);
+  EXPECT_EQ(weights.at(2), (std::vector<float>{5, 25, 61, 113}));
+  EXPECT_EQ(weights.at(4), (std::vector<float>{30, 174}));
+}
+
+// A held-out row must not reach learning, in whatever pieces the rows come.
+TEST(SampleCollectorTest, HoldsRowsOut) {
+  constexpr std::size_t kTokens = 64;
+  SampleCollector samples({{2, 4}}, {});
+  samples.begin_sequence(1, kTokens);  // the tenth sixteenth: tokens 36 to 39
+  for (std::size_t first = 0; first < kTokens; first += 8) {
+    std::vector<float> rows;
+    std::vector<float> gradients;
+    for (std::size_t t = first; t < first + 8; t++) {
+      rows.insert(rows.end(), 8, static_cast<float>(t));
+      gradients.insert(gradients.end(), 8, static_cast<float>(t));
+    }
+    KvRows piece = some_rows(rows, gradients);
+    piece.first_token = first;
+    ASSERT_TRUE(samples.add(piece).ok());
+  }
+  const TensorSamples& tensor = samples.tensors().at({3, KvKind::kKey});
+  EXPECT_EQ(tensor.learned.n_rows, kTokens - 4);
+  ASSERT_EQ(tensor.held_out.n_rows, 4U);
+  for (std::size_t i = 0; i < 4; i++) {
+    const auto token = static_cast<float>(36 + i);
+    EXPECT_EQ(tensor.held_out.rows[i * 8], token);
+    EXPECT_EQ(tensor.held_out.weights.at(2)[i * 4], 2 * token * token);
+    const auto& learned = tensor.learned.rows;
+    EXPECT_EQ(std::count(learned.begin(), learned.end(), token), 0) << token;
+  }
+}
+
+// But for the first sixteenth: BOS has the same key everywhere, so it is never unseen.
+TEST(SampleCollectorTest, HeldOutPartsCoverEveryPositionOnce) {
+  for (const std::size_t n_tokens : {16U, 100U, 2048U}) {
+    std::vector<int> n_times(n_tokens);
+    for (std::size_t sequence = 0; sequence < 15; sequence++) {
+      const TokenRange range = held_out_range(sequence, n_tokens);
+      EXPECT_LE(range.size(), n_tokens / 16 + 1);
+      for (std::size_t t = range.first; t < range.end; t++) {
+        n_times[t]++;
+      }
+    }
+    std::vector<int> expected(n_tokens, 1);
+    std::fill_n(expected.begin(), n_tokens / 16, 0);
+    EXPECT_EQ(n_times, expected);
+  }
+  EXPECT_EQ(held_out_range(0, 2).size(), 0U);
 }
 
 TEST(SampleCollectorTest, NamesLayerAndTokenOfBadRows) {
-  SampleCollector samples({2, 4}, {}, 2);
+  SampleCollector samples({{2, 4}}, {});
   std::vector<float> rows(16, 1.0F);
   rows[9] = std::numeric_limits<float>::infinity();
   const Status status = samples.add(some_rows(rows, {}));

@@ -39,7 +39,7 @@ class GemmaTest : public ::testing::Test {
     const auto sequences = read_sequences(
         *tokenizer, {{std::string(CQKV_DATA) + "/wikitext2-test.txt"}, "text", kTokens, kTokens});
     ASSERT_TRUE(sequences.ok()) << sequences.status().message();
-    tokens = (*sequences)[0];
+    tokens = (*sequences)[0].tokens;
     auto loaded = GradientModel::load(path, {2});
     ASSERT_TRUE(loaded.ok()) << loaded.status().message();
     model.emplace(*std::move(loaded));

@@ -48,7 +48,7 @@ class TextTest : public ::testing::Test {
     EXPECT_TRUE(sequences.ok()) << sequences.status().message();
     std::vector<std::string> texts;
     for (std::size_t i = 0; sequences.ok() && i < sequences->size(); i++) {
-      texts.push_back(text_of((*sequences)[i]));
+      texts.push_back(text_of((*sequences)[i].tokens));
     }
     return texts;
   }

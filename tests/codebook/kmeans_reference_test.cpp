@@ -14,6 +14,7 @@
 #include "codebook/kmeans.h"
 #include "codebook/kmeans_kernels.h"
 #include "codebook/kmeans_problems.h"
+#include "isa/select.h"
 
 namespace cqkv {
 namespace {
@@ -102,8 +103,9 @@ INSTANTIATE_TEST_SUITE_P(
                                      Shape{3000, 3, 1024}, Shape{2500, 2, 2048})),
     [](const auto& level) {
       const Shape& shape = std::get<1>(level.param);
-      return std::string(std::get<0>(level.param)->name) + "_" + std::to_string(shape.n_points) +
-             "x" + std::to_string(shape.dim) + "_" + std::to_string(shape.n_centroids);
+      return std::string(isa::level_name(std::get<0>(level.param)->level)) + "_" +
+             std::to_string(shape.n_points) + "x" + std::to_string(shape.dim) + "_" +
+             std::to_string(shape.n_centroids);
     });
 
 // An assignment can differ only where two distances agree to the rounding of f32,
@@ -141,7 +143,9 @@ TEST_P(KmeansReference, HistoryEqualsBruteForce) {
 class KmeansLevels : public testing::TestWithParam<const kmeans::Kernels*> {};
 
 INSTANTIATE_TEST_SUITE_P(Levels, KmeansLevels, testing::ValuesIn(kmeans::supported_kernels()),
-                         [](const auto& level) { return std::string(level.param->name); });
+                         [](const auto& level) {
+                           return std::string(isa::level_name(level.param->level));
+                         });
 
 // The same start (draws hit the same points unless rounding moves a boundary over one,
 // which these seeds do not), then one iteration within rounding as above; at the end,
@@ -173,20 +177,20 @@ TEST_P(KmeansLevels, AgreesWithScalar) {
 // Both fuse products into sums, lane by lane in the same order.
 TEST(KmeansLevelsAvx, Avx512EqualsAvx2) {
   const auto levels = kmeans::supported_kernels();
-  const auto find = [&](const std::string& name) {
+  const auto find = [&](isa::Level wanted) {
     const auto at = std::find_if(levels.begin(), levels.end(),
-                                 [&](const auto* level) { return name == level->name; });
+                                 [&](const auto* level) { return level->level == wanted; });
     return at == levels.end() ? nullptr : *at;
   };
-  if (find("avx512") == nullptr) {
+  if (find(isa::Level::kAvx512) == nullptr) {
     GTEST_SKIP() << "no AVX-512 here";
   }
   const auto points = normal_points(5000, 8, 60);
   KmeansSolver solver;
   KmeansOptions options;
-  options.kernels = find("avx512");
+  options.kernels = find(isa::Level::kAvx512);
   const auto wide = solver.solve(make_problem(points, 8, 256), options);
-  options.kernels = find("avx2");
+  options.kernels = find(isa::Level::kAvx2);
   const auto narrow = solver.solve(make_problem(points, 8, 256), options);
   ASSERT_TRUE(wide.ok() && narrow.ok());
   EXPECT_EQ(wide->centroids, narrow->centroids);

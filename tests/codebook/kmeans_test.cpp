@@ -12,11 +12,10 @@
 
 #include <gtest/gtest.h>
 
-#include "cqkv/isa.h"
-
 #include "codebook/kmeans_kernels.h"
 #include "codebook/kmeans_problems.h"
 #include "core/rng.h"
+#include "isa/select.h"
 
 namespace cqkv {
 namespace {
@@ -38,7 +37,9 @@ class Kmeans : public testing::TestWithParam<const kmeans::Kernels*> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Levels, Kmeans, testing::ValuesIn(kmeans::supported_kernels()),
-                         [](const auto& level) { return std::string(level.param->name); });
+                         [](const auto& level) {
+                           return std::string(isa::level_name(level.param->level));
+                         });
 
 TEST_P(Kmeans, ObjectiveNeverRises) {
   const auto points = normal_points(3000, 8, 1);
@@ -370,15 +371,6 @@ TEST_P(Kmeans, RefusesWhatIsNotFinite) {
   result = solver.solve(make_problem(points, 4, 4, &weights), options);
   EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument);
   EXPECT_NE(result.status().message().find("weight 5"), std::string::npos);
-}
-
-TEST(KmeansDispatch, FollowsTheForcedLevel) {
-  const std::string before = active_isa();
-  for (const std::string& name : supported_isas()) {
-    ASSERT_TRUE(force_isa(name).ok());
-    EXPECT_EQ(kmeans::active_kernels().name, name);
-  }
-  ASSERT_TRUE(force_isa(before).ok());
 }
 
 }  // namespace

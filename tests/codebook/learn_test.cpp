@@ -140,6 +140,95 @@ TEST_F(Learn, CodingErrorIsTheObjective) {
   EXPECT_NEAR(error, learned->stats.objective, 1e-3 * error);
 }
 
+// With fewer vectors than centroids each is its own centroid: nothing is lost, nothing learned.
+TEST_F(Learn, RefusesFewerVectorsThanCentroids) {
+  input.spec = {8, 10};
+  const auto learned = learn(1);
+  EXPECT_EQ(learned.status().code(), StatusCode::kInvalidArgument);
+  for (const char* word : {"got 700 vectors", "1024 centroids of 8c10b", "more tokens"}) {
+    EXPECT_NE(learned.status().message().find(word), std::string::npos)
+        << learned.status().message();
+  }
+  input.spec = {8, 5};
+  input.n_tokens = 32;
+  input.weights = input.weights.first(input.n_tokens * kChannels / 8);
+  EXPECT_TRUE(learn(1).ok());
+}
+
+TEST_F(Learn, ErrorOfTheRowsLearnedFromIsTheReportedOne) {
+  const auto learned = learn(1);
+  ASSERT_TRUE(learned.ok());
+  for (const int n_threads : {1, 3}) {
+    ThreadParallelFor parallel(n_threads);
+    const auto error = relative_coding_error(learned->codebook, input, parallel);
+    ASSERT_TRUE(error.ok());
+    // As above: one assignment further and 16-bit centroids.
+    EXPECT_NEAR(*error, learned->stats.relative_error, 1e-3 * *error);
+  }
+}
+
+// What the figure is for: 32 centroids from 40 vectors fit those and nothing else.
+TEST_F(Learn, ErrorOfOtherRowsShowsAFitByHeart) {
+  auto other = input;
+  other.rows += 40 * kStride;
+  other.n_tokens -= 40;
+  other.weights = other.weights.subspan(40 * kChannels / 8);
+  input.n_tokens = 40;
+  input.weights = input.weights.first(40 * kChannels / 8);
+  const auto learned = learn(1);
+  ASSERT_TRUE(learned.ok());
+  ThreadParallelFor parallel(1);
+  const auto error = relative_coding_error(learned->codebook, other, parallel);
+  ASSERT_TRUE(error.ok());
+  EXPECT_LT(learned->stats.relative_error, 0.1);
+  EXPECT_GT(*error, 0.5);
+}
+
+TEST_F(Learn, ErrorOfGroupsWithoutSpreadOrWeight) {
+  input.spec = {8, 1};
+  std::vector<float> centroids(kChannels * 2, 0.0F);
+  for (std::size_t i = 0; i < centroids.size(); i += 16) {
+    centroids[i] = 1;
+  }
+  const auto codebook = TensorCodebook::create(input.spec, kHeads, kHeadDim, centroids);
+  ASSERT_TRUE(codebook.ok());
+  std::fill(rows.begin(), rows.end(), 0.25F);
+  std::fill(weights.begin(), weights.end(), 0.0F);
+  ThreadParallelFor parallel(1);
+  EXPECT_EQ(*relative_coding_error(*codebook, input, parallel), 0);
+  // Nor do differences that a 16-bit cache would not see: of one text again and again, what
+  // coding loses of them once was a billion per cent.
+  for (std::size_t t = 0; t < kTokens; t++) {
+    rows[t * kStride] = t % 2 == 1 ? 0.25F : 0.25F + 0x1p-16F;
+  }
+  EXPECT_EQ(*relative_coding_error(*codebook, input, parallel), 0);
+  // The first channel of the last group alternates between 0 and 1/2, and codes know 0 only:
+  // 1/4 is lost every other token where the variance is 1/16. One group of eight.
+  const int last = kChannels - 8;
+  for (std::size_t t = 0; t < kTokens; t++) {
+    for (int c = 0; c < kChannels; c++) {
+      rows[t * kStride + c] = c == last && t % 2 == 1 ? 0.5F : 0.0F;
+    }
+  }
+  EXPECT_NEAR(*relative_coding_error(*codebook, input, parallel), 2.0 / 8, 1e-12);
+}
+
+TEST_F(Learn, ErrorRefusesShapesThatDisagree) {
+  const auto learned = learn(1);
+  ASSERT_TRUE(learned.ok());
+  ThreadParallelFor parallel(1);
+  auto bad = input;
+  bad.spec = {4, 5};
+  bad.weights = {};
+  EXPECT_EQ(relative_coding_error(learned->codebook, bad, parallel).status().code(),
+            StatusCode::kInvalidArgument);
+  bad = input;
+  bad.n_tokens = 0;
+  bad.weights = {};
+  EXPECT_EQ(relative_coding_error(learned->codebook, bad, parallel).status().code(),
+            StatusCode::kInvalidArgument);
+}
+
 TEST_F(Learn, ReportsProgress) {
   std::vector<int> done;
   options.progress = [&](int n, int total) {

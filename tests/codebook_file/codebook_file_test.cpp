@@ -34,6 +34,9 @@ void expect_equal(const Codebook& got, const Codebook& want) {
   EXPECT_EQ(got.origin.n_tokens, want.origin.n_tokens);
   EXPECT_EQ(got.origin.ctx_size, want.origin.ctx_size);
   EXPECT_EQ(got.origin.seed, want.origin.seed);
+  EXPECT_EQ(got.origin.held_out.n_tokens, want.origin.held_out.n_tokens);
+  EXPECT_EQ(got.origin.held_out.keys, want.origin.held_out.keys);
+  EXPECT_EQ(got.origin.held_out.values, want.origin.held_out.values);
   EXPECT_EQ(got.origin.model_fingerprint, want.origin.model_fingerprint);
   EXPECT_EQ(got.window, want.window);
   EXPECT_EQ(got.sinks, want.sinks);
@@ -73,6 +76,18 @@ TEST(CodebookFile, RoundTripOfEveryConfiguration) {
       expect_equal(*got, want);
     }
   }
+}
+
+// Not measured is written as nothing at all: 0 % would be a lie.
+TEST(CodebookFile, RoundTripWithoutHeldOutText) {
+  const TempFolder folder;
+  Codebook want = random_codebook(1, {4, 4}, {4, 4}, 1, 16);
+  want.origin.held_out = {};
+  ASSERT_TRUE(write_codebook(want, folder.file("a.gguf")).ok());
+  EXPECT_EQ(contents(folder.file("a.gguf")).find("held_out"), std::string::npos);
+  const auto got = read_codebook(folder.file("a.gguf"));
+  ASSERT_TRUE(got.ok()) << got.status().message();
+  expect_equal(*got, want);
 }
 
 TEST(CodebookFile, RoundTripOfMixedLayers) {

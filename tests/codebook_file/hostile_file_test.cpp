@@ -325,6 +325,33 @@ TEST_F(HostileFile, VersionRule) {
   }
 }
 
+constexpr const char* kHeldOutKeys[] = {
+    "kv_codebook.held_out.n_tokens", "kv_codebook.held_out.k_loss", "kv_codebook.held_out.v_loss"};
+
+// Version 1.0 knew no held-out text.
+TEST_F(HostileFile, FilesOfVersionOneZeroAreRead) {
+  const auto result = read_changed([&](gguf_context* changed) {
+    set_version(1, 0)(changed, "kv_codebook.version");
+    for (const char* key : kHeldOutKeys) {
+      gguf_remove_key(changed, key);
+    }
+  });
+  ASSERT_TRUE(result.ok()) << result.status().message();
+  EXPECT_EQ(result->identity(), codebook.identity());
+  EXPECT_EQ(result->origin.held_out.n_tokens, 0U);
+}
+
+TEST_F(HostileFile, WrongHeldOutLoss) {
+  for (const float value :
+       {-0.5F, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    for (const char* key : {kHeldOutKeys[1], kHeldOutKeys[2]}) {
+      const auto result =
+          read_changed([&](gguf_context* changed) { gguf_set_val_f32(changed, key, value); });
+      EXPECT_EQ(result.status().code(), StatusCode::kCorrupt) << key << " " << value;
+    }
+  }
+}
+
 TEST_F(HostileFile, UnknownTensorNeedsAHigherMinor) {
   const float one = 1;
   for (const std::uint32_t minor : {kCodebookFileMinor, kCodebookFileMinor + 1}) {

@@ -149,6 +149,44 @@ class CliModelTest(unittest.TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn("No such file", result.stderr)
 
+    def calibrate(self, text, output, *arguments):
+        return run("calibrate", "-m", MODEL, "-f", text, "-o", self.path(output), "--weights",
+                   "uniform", "-c", "256", "--max-iterations", "2", *arguments)
+
+    def test_one_run_for_several_configurations(self):
+        result = self.calibrate(self.text, "{config}.gguf", "--config", "8c6b,4c4b", "--config-k",
+                                "8c4b", "--n-tokens", "512")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for values in ("8c6b", "4c4b"):
+            name = f"8c4b-{values}.gguf"
+            self.assertIn(name, result.stdout)
+            shown = json.loads(run("inspect", "--json", self.path(name)).stdout)
+            self.assertEqual(shown["layers"][0]["k"]["config"], "8c4b")
+            self.assertEqual(shown["layers"][0]["v"]["config"], values)
+            self.assertEqual((shown["n_tokens"], shown["held_out"]["n_tokens"]), (512, 32))
+            self.assertGreater(shown["held_out"]["v_loss"], 0)
+
+    def test_calibration_on_too_little_is_refused(self):
+        with open(self.path("two.txt"), "w") as out:
+            out.write("hello world")
+        result = self.calibrate(self.path("two.txt"), "out.gguf", "--n-tokens", "2")
+        self.assertEqual(result.returncode, 1, result.stdout)
+        for word in ("got 2 tokens", "at least 256", "8c8b", "--n-tokens"):
+            self.assertIn(word, result.stderr)
+        self.assertFalse(os.path.exists(self.path("out.gguf")))
+
+    def test_calibration_on_poor_text_warns(self):
+        with open(self.path("poor.txt"), "w") as out:
+            out.write("The quick brown fox jumps over the lazy dog.\n" * 100)
+        result = self.calibrate(self.path("poor.txt"), "out.gguf", "-q", "--config", "8c6b",
+                                "--n-tokens", "512")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        warnings = [line for line in result.stderr.splitlines() if "warning" in line]
+        self.assertEqual(len(warnings), 2, result.stderr)
+        self.assertIn("cqkv calibrate: warning: the texts have only 11 different", warnings[0])
+        self.assertIn("480 vectors for the 64 centroids", warnings[1])
+        self.assertNotIn("warning", result.stdout)
+
     def test_interrupted_calibration_leaves_nothing(self):
         before = sorted(os.listdir(self.folder.name))
         process = subprocess.Popen(

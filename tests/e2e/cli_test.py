@@ -207,12 +207,30 @@ class CliTest(unittest.TestCase):
         base = ["calibrate", "-m", self.model, "-f", text, "-o", self.path("out.gguf")]
         self.expect(run(*base, "--config", "9c9b"), 2, "9c9b", "8c8b")
         self.expect(run(*base, "--config-k", "exact", "--config-v", "exact"), 2, "nothing to learn")
+        self.expect(run(*base, "--config-k", "4c8b", "--config-v", "9c9b"), 2, "9c9b")
         self.expect(run(*base, "--weights", "heavy"), 2, "heavy", "uniform")
         self.expect(run(*base, "-t", "0"), 2)
         base = ["perplexity", "-m", self.model, "-f", text]
         self.expect(run(*base, "--score", "some"), 2, "some")
         self.expect(run(*base, "-c", "many"), 2, "many")
         self.expect(run(*base, "--kv-codebook", "stock-ub:x"), 2, "stock-ub:x")
+
+    def test_several_configurations_used_wrongly(self):
+        def calibrate(output, *flags):
+            return run("calibrate", "-m", self.model, "-f", self.path("text.txt"), "-o",
+                       self.path(output), *flags)
+        self.expect(calibrate("one.gguf", "--config", "8c8b,4c8b"), 2, "2 configurations",
+                    "one.gguf", "{config}")
+        self.expect(calibrate("{config}.gguf", "--config", "8c8b,9c9b"), 2, "'9c9b'", "8c8b")
+        self.expect(calibrate("{config}.gguf", "--config", "8c8b,4c8b,8c8b"), 2, "8c8b", "twice")
+        self.expect(calibrate("{config}.gguf", "--config", "8c8b,4c8b", "--config-k", "8c8b",
+                              "--config-v", "2c8b"), 2, "8c8b-2c8b", "twice")
+        self.expect(calibrate("{config}.gguf", "--config", "8c8b,exact"), 2, "nothing to learn")
+        self.assertEqual(sorted(os.listdir(self.folder.name)), ["codebook.gguf", "model.gguf"])
+        # Each file is checked before the model is read.
+        os.mkdir(self.path("4c8b.gguf"))
+        self.expect(calibrate("{config}.gguf", "--config", "8c8b,4c8b"), 1, "4c8b.gguf",
+                    "is a folder")
 
     def test_passthrough_only_where_it_goes_somewhere(self):
         self.expect(run("inspect", self.codebook, "--", "-n", "1"), 2, "--")
@@ -313,7 +331,8 @@ class CliTest(unittest.TestCase):
     def test_inspect(self):
         result = run("inspect", self.codebook)
         self.assertEqual(result.returncode, 0, result.stderr)
-        for word in ("4c4b", "a model", "uniform", "one.txt", "0-1", "1.0000"):
+        for word in ("4c4b", "a model", "uniform", "one.txt", "0-1", "1.0000",
+                     "keys 12.5 %, values 37.5 %", "2048 tokens"):
             self.assertIn(word, result.stdout)
 
     def test_inspect_json(self):
@@ -325,6 +344,7 @@ class CliTest(unittest.TestCase):
         self.assertEqual(data["layers"][1]["v"]["n_kv_heads"], 2)
         self.assertEqual(data["bits_per_channel"], 1.0)
         self.assertEqual(data["centroid_bytes"], 2 * 2 * 2 * 16 * 16 * 2)
+        self.assertEqual(data["held_out"], {"n_tokens": 2048, "k_loss": 0.125, "v_loss": 0.375})
         self.assertRegex(data["identity"], "^[0-9a-f]{16}$")
 
     def test_info(self):

@@ -49,6 +49,7 @@ inline Codebook random_codebook(int n_layers, CodecSpec k, CodecSpec v, int n_kv
   codebook.origin.n_tokens = 32768;
   codebook.origin.ctx_size = 2048;
   codebook.origin.seed = 0xFEDCBA9876543210ULL;
+  codebook.origin.held_out = {2048, 0.125F, 0.375F};
   for (int il = 0; il < n_layers; il++) {
     LayerCodebook layer;
     if (!k.exact()) {

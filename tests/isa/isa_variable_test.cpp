@@ -17,7 +17,7 @@ std::string forced_name() {
 
 // Without the variable: the best level. With a usable one: that. With another: the
 // best one, and an error for the program to report.
-TEST(DispatchVariable, IsObeyedOrReported) {
+TEST(IsaVariable, IsObeyedOrReported) {
   const std::string forced = forced_name();
   const auto known = supported_isas();
   if (forced.empty() || std::find(known.begin(), known.end(), forced) == known.end()) {
