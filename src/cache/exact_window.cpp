@@ -22,9 +22,9 @@ constexpr std::int32_t kLongestDraft = 65;
 // Which rows outlive others; higher ones do.
 enum class ExactWindow::Tier {
   kRest,
-  kMarked,    // by an older mark, or its sequence is not in the graph
-  kWasNeeded, // by a sequence that is not in the graph
-  kMarkedNow, // among the latest marks of the graph's sequences
+  kMarked,     // by an older mark, or its sequence is not in the graph
+  kWasNeeded,  // by a sequence that is not in the graph
+  kMarkedNow,  // among the latest marks of the graph's sequences
   kNeeded,
 };
 
@@ -274,9 +274,8 @@ void ExactWindow::set_tiers(std::vector<Candidate>& candidates) const {
   }
   if (marked.size() > pool_.n_spare) {
     const auto end = marked.begin() + static_cast<std::ptrdiff_t>(pool_.n_spare);
-    std::nth_element(
-        marked.begin(), end, marked.end(),
-        [](const Candidate* a, const Candidate* b) { return a->rank() > b->rank(); });
+    std::nth_element(marked.begin(), end, marked.end(),
+                     [](const Candidate* a, const Candidate* b) { return a->rank() > b->rank(); });
     std::for_each(end, marked.end(), [](Candidate* candidate) { candidate->tier = Tier::kMarked; });
   }
 }

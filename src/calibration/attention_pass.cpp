@@ -280,8 +280,7 @@ AttentionPass::Sums AttentionPass::part_of(dense::Buffer& keys, dense::Buffer& v
   if (keys.size() == 0) {
     return {nullptr, nullptr};
   }
-  const std::size_t begin =
-      part * shape.n_tokens * shape.kv_stride() + kv_head * shape.head_dim;
+  const std::size_t begin = part * shape.n_tokens * shape.kv_stride() + kv_head * shape.head_dim;
   const Sums sums{keys.data() + begin, values.data() + begin};
   for (std::size_t t = 0; t < shape.n_tokens; t++) {
     std::memset(sums.keys + t * shape.kv_stride(), 0, shape.head_dim * sizeof(float));

@@ -92,10 +92,10 @@ class AttentionPass {
  private:
   // Of one thread.
   struct Scratch {
-    dense::Buffer scores;     // [kBlock, score stride]
-    dense::Buffer gradients;  // the same
+    dense::Buffer scores;                       // [kBlock, score stride]
+    dense::Buffer gradients;                    // the same
     dense::Buffer near_scores, near_gradients;  // [kBlock, near_stride]
-    dense::Packed queries;    // [kBlock, head_dim]
+    dense::Packed queries;                      // [kBlock, head_dim]
     dense::Packed out;
   };
 
@@ -117,8 +117,8 @@ class AttentionPass {
   void score_gradients(const AttentionShape& shape, const AttentionRows& rows,
                        const AttentionGradients& gradients, const Block& block,
                        Scratch& scratch) const;
-  void sum_near(const AttentionShape& shape, const Block& block, std::size_t begin,
-                std::size_t end, Scratch& scratch, const Sums& near_sums) const;
+  void sum_near(const AttentionShape& shape, const Block& block, std::size_t begin, std::size_t end,
+                Scratch& scratch, const Sums& near_sums) const;
   void sum_by_keys(const AttentionShape& shape, const Block& block, std::size_t begin,
                    std::size_t n, dense::View by_score, dense::View by_weight,
                    const Scratch& scratch, const Sums& sums) const;
@@ -135,7 +135,7 @@ class AttentionPass {
   std::vector<Scratch> scratch_;
   // Of each KV head: [head_dim, n_tokens] transposed and [n_tokens, head_dim] plain.
   std::vector<dense::Packed> keys_transposed_, values_transposed_, keys_, values_;
-  dense::Buffer key_parts_, value_parts_;  // [n_parts, n_tokens, n_kv_heads * head_dim]
+  dense::Buffer key_parts_, value_parts_;            // [n_parts, n_tokens, n_kv_heads * head_dim]
   dense::Buffer near_key_parts_, near_value_parts_;  // the same; only with far gradients
   ExactTokens exact_;                                // of the call; window 0 and sinks 0: all far
 };

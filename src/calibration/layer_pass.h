@@ -67,9 +67,7 @@ class LayerPass {
   /// input is always the whole gradient.
   void use_far_gradients(const ExactTokens& exact) { exact_ = exact; }
 
-  const float* key_gradients() const {
-    return exact_ ? far_keys_.data() : key_gradients_.data();
-  }
+  const float* key_gradients() const { return exact_ ? far_keys_.data() : key_gradients_.data(); }
 
   const float* value_gradients() const {
     return exact_ ? far_values_.data() : value_gradients_.data();

@@ -112,12 +112,14 @@ void report(const LoadedCodebook& book) {
   if (context.coded.empty()) {
     const std::string type = context.host_type;
     complain("the cache is NOT coded, although CQKV_CODEBOOK names " + book_text(book) + ": all " +
-        count(n_layers, "layer") + " keep " + type + " rows on the CPU; run with " + kFlags +
-        ", and without --no-kv-offload");
+             count(n_layers, "layer") + " keep " + type + " rows on the CPU; run with " + kFlags +
+             ", and without --no-kv-offload");
   } else if (!context.on_host.empty()) {
     complain("only " + std::to_string(context.coded.size()) + " of " + count(n_layers, "layer") +
-        " are coded with " + book_text(book) + ", the others keep 16-bit rows on the CPU: add "
-        "-ngl 99; coded are " + sizes_text());
+             " are coded with " + book_text(book) +
+             ", the others keep 16-bit rows on the CPU: add "
+             "-ngl 99; coded are " +
+             sizes_text());
   } else {
     say("all " + count(n_layers, "layer") + " are coded with " + book_text(book) + ": " +
         sizes_text());
@@ -161,9 +163,9 @@ void watch_store(const ggml_tensor* cache) {
   if (book == nullptr) {
     complain("no codebook in CQKV_CODEBOOK fits this model's cache: layer " +
              std::to_string(name->layer) + " has " +
-             count(static_cast<std::size_t>(cache->ne[0]), std::string(kv_kind_name(name->kind)) +
-             " channel") + ", want those of " + (*library)->names() +
-             "; it is kept as 16-bit rows");
+             count(static_cast<std::size_t>(cache->ne[0]),
+                   std::string(kv_kind_name(name->kind)) + " channel") +
+             ", want those of " + (*library)->names() + "; it is kept as 16-bit rows");
     return;
   }
   if (book->codebook.layers[static_cast<std::size_t>(name->layer)].get(name->kind) != nullptr) {
@@ -183,7 +185,7 @@ void begin_context() {
 void watch_planned_node(const ggml_tensor* node) {
   if (is_refused()) {
     context.reported = true;  // the reason was
-    }
+  }
   if (!context.reported && node->op == GGML_OP_SET_ROWS) {
     // Nothing to do without memory for a line.
     static_cast<void>(without_exceptions("reporting", [&] { watch_store(root_of(node)); }));

@@ -21,9 +21,9 @@ struct Variant {
   std::string text;           ///< As given.
   std::string codebook_path;  ///< kCoded only.
   bool flash_attention = true;
-  int n_ubatch = 0;           ///< 0: that of the run.
-  WindowOverride window;      ///< kCoded: in the place of the codebook's.
-  bool byte_tables = true;    ///< kCoded: whether attention may use centroids as bytes.
+  int n_ubatch = 0;         ///< 0: that of the run.
+  WindowOverride window;    ///< kCoded: in the place of the codebook's.
+  bool byte_tables = true;  ///< kCoded: whether attention may use centroids as bytes.
 
   bool uses_device() const { return kind != CacheKind::kStock; }
 

@@ -111,9 +111,8 @@ class Host {
       const int behind = next_[held.sequence] - 1 - held.position;
       const bool want = held.position < spec_.sinks || behind < spec_.kept();
       const bool exact = window.row(cell) != ExactWindow::kNone;
-      ASSERT_TRUE(exact || !want)
-          << "sequence " << held.sequence << ", position " << held.position << " of "
-          << next_[held.sequence];
+      ASSERT_TRUE(exact || !want) << "sequence " << held.sequence << ", position " << held.position
+                                  << " of " << next_[held.sequence];
       if (exact) {
         ASSERT_LT(window.row(cell), static_cast<std::int32_t>(window.n_slots()));
         ASSERT_TRUE(slots.insert(window.row(cell)).second) << "two cells in one slot";

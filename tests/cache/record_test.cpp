@@ -118,8 +118,8 @@ TEST(Record, IsARowOfFiniteFloats) {
     const CodeLayout layout = layout_of(group_dim, bits);
     const ExactRowLayout exact{layout.n_channels()};
     Rng rng(bits);
-    std::vector<std::uint8_t> noise(
-        record_holds_exact_row(layout, 384) ? exact.row_bytes() : std::size_t{0});
+    std::vector<std::uint8_t> noise(record_holds_exact_row(layout, 384) ? exact.row_bytes()
+                                                                        : std::size_t{0});
     for (auto& byte : noise) {
       byte = static_cast<std::uint8_t>(rng.uniform() < 0.5 ? 0xFF : rng.below(256));
     }

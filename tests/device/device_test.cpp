@@ -329,8 +329,8 @@ TEST(Device, RefusesWhatItCannotServe) {
   refused(shape, "follows the rotary embedding");
 }
 
-// llama.cpp's -fit, its default, plans graphs over caches that have a buffer of no bytes, which ggml
-// makes without asking the device. It asks the sizes of the caches afterwards.
+// llama.cpp's -fit, its default, plans graphs over caches that have a buffer of no bytes, which
+// ggml makes without asking the device. It asks the sizes of the caches afterwards.
 TEST(Device, DryRunsArePlanned) {
   const CacheShape shape;
   const std::int64_t n_channels = static_cast<std::int64_t>(shape.n_kv_heads) * shape.head_dim;
@@ -347,10 +347,11 @@ TEST(Device, DryRunsArePlanned) {
     k->buffer = buffer.get();
     v->buffer = buffer.get();
     const auto heads = [&](ggml_tensor* cache) {
-      return ggml_permute(c, ggml_view_4d(c, cache, shape.head_dim, shape.n_kv_heads, 256, 1,
-                                          cache->nb[1] / shape.n_kv_heads, cache->nb[1],
-                                          cache->nb[2], 0),
-                          0, 2, 1, 3);
+      return ggml_permute(
+          c,
+          ggml_view_4d(c, cache, shape.head_dim, shape.n_kv_heads, 256, 1,
+                       cache->nb[1] / shape.n_kv_heads, cache->nb[1], cache->nb[2], 0),
+          0, 2, 1, 3);
     };
     ggml_tensor* rows = ggml_new_tensor_2d(c, GGML_TYPE_F32, n_channels, 1);
     ggml_tensor* cells = ggml_new_tensor_1d(c, GGML_TYPE_I64, 1);
@@ -359,8 +360,9 @@ TEST(Device, DryRunsArePlanned) {
     for (const ggml_tensor* node :
          {ggml_set_rows(c, k, rows, cells), heads(k), ggml_mul_mat(c, heads(k), q),
           ggml_flash_attn_ext(c, q, heads(k), heads(v), nullptr, 1.0F, 0.0F, 0.0F),
-          ggml_rope_inplace(c, ggml_view_3d(c, k, shape.head_dim, shape.n_kv_heads, 256,
-                                            k->nb[1] / shape.n_kv_heads, k->nb[1], 0),
+          ggml_rope_inplace(c,
+                            ggml_view_3d(c, k, shape.head_dim, shape.n_kv_heads, 256,
+                                         k->nb[1] / shape.n_kv_heads, k->nb[1], 0),
                             shift, shape.head_dim, 0)}) {
       EXPECT_TRUE(ggml_backend_dev_supports_op(Backend::get().device, node)) << node->name;
     }
@@ -369,8 +371,8 @@ TEST(Device, DryRunsArePlanned) {
   const auto nominal = static_cast<std::size_t>(2 * 2 * 256 * n_channels);
   EXPECT_EQ(Backend::get().set_codebook(""), "");
   plan(GGML_TYPE_F16, nominal);
-  use_codebook(
-      random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 20), "dry");
+  use_codebook(random_codebook(shape.n_layers, k1Bit, k1Bit, shape.n_kv_heads, shape.head_dim, 20),
+               "dry");
   plan(GGML_TYPE_F16, nominal / 16);
   plan(GGML_TYPE_Q8_0, nominal / 64 * 34);
   TestCache next(shape);

@@ -293,7 +293,8 @@ TEST_P(PlainModels, ComputeAsOnTheCpu) {
   ASSERT_FALSE(want.empty());
   ASSERT_TRUE(all_finite(want));
   EXPECT_EQ(got, want);
-  EXPECT_EQ(count(log, kNoCodebook), GetParam().n_caches > 0 ? 1 : 0) << "one line a context:\n" << log;
+  EXPECT_EQ(count(log, kNoCodebook), GetParam().n_caches > 0 ? 1 : 0) << "one line a context:\n"
+                                                                      << log;
 }
 
 INSTANTIATE_TEST_SUITE_P(Coded, PlainModels, ::testing::ValuesIn(kCoded), case_name);

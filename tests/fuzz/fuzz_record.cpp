@@ -71,9 +71,9 @@ void read_made(const cqkv::CodeLayout& layout, const std::vector<std::uint8_t>& 
   std::vector<std::uint16_t> codes_again(codes.size());
   const auto record = cqkv::read_record(layout, row, again, codes_again.data(), scratch);
   require(record.ok() || !exact.empty());
-  require(!record.ok() || (codes_again == codes && again.position == header.position &&
-                           std::equal(exact.begin(), exact.end(), record->exact.begin(),
-                                      record->exact.end())));
+  require(!record.ok() ||
+          (codes_again == codes && again.position == header.position &&
+           std::equal(exact.begin(), exact.end(), record->exact.begin(), record->exact.end())));
   row[numbers.next() % row.size()] ^= static_cast<std::uint8_t>(1U << numbers.next() % 8U);
   require(!cqkv::read_record(layout, row, again, codes_again.data(), scratch).ok());
 }
