@@ -160,10 +160,11 @@ class Bench {
                                               : GGML_TYPE_Q4_0;
       CQKV_RETURN_IF_ERROR(cache->open(options_, stock_model_.get(), ggml, false));
     }
-    const auto device = KvDevice::load(options_.library, {options_.codebook});
+    const auto device = KvDevice::load(options_.library);
     if (!device.ok()) {
       return device.status();
     }
+    CQKV_RETURN_IF_ERROR(device->set_codebook(options_.codebook));
     CQKV_RETURN_IF_ERROR(load({device->device(), nullptr}, 999, coded_model_));
     auto& cache = caches_.emplace_back(std::make_unique<Cache>());
     cache->name = "coded";

@@ -13,6 +13,8 @@
 #include "bench_report.h"
 #include "bench_timing.h"
 #include "command.h"
+#include "flag_values.h"
+#include "places.h"
 
 namespace cqkv::app {
 namespace {
@@ -221,6 +223,7 @@ Outcome execute(const Flags& flags) {
   if (!usable.ok()) {
     return Usage{usable.message()};
   }
+  CQKV_RETURN_IF_ERROR(check_output(flags.json));
   const auto memory = measure_memory(flags.n_threads);
   if (!memory.ok()) {
     return memory.status();
@@ -243,43 +246,21 @@ std::vector<int> default_threads() {
 }
 
 void add_shape_flags(CLI::App* parser, Flags& flags) {
-  const auto number = [&](const char* name, int& value, const char* what) {
-    parser->add_option(name, value, what)
-        ->capture_default_str()
-        ->check(CLI::Range(1, 65536))
-        ->type_name("N");
-  };
-  const auto list = [&](const char* names, std::vector<int>& values, int largest,
-                        const char* what) {
-    parser->add_option(names, values, what)
-        ->capture_default_str()
-        ->delimiter(',')
-        ->check(CLI::Range(1, largest))
-        ->type_name("N,...");
-  };
-  number("--head-dim", flags.shape.head_dim, "Channels of a head");
-  number("--gqa", flags.shape.gqa, "Query heads of one KV head");
-  number("--kv-heads", flags.shape.n_kv_heads, "KV heads");
-  number("--queries", flags.shape.n_queries, "Queries of a sequence: its last tokens");
-  list("--tokens", flags.n_tokens, 1 << 22, "Tokens of a sequence");
-  list("--seqs", flags.n_seq, 1024, "Sequences");
-  list("-t,--threads", flags.n_threads, 1024, "Threads; default: 1 and all");
-  parser
-      ->add_option("--key-heads", flags.n_key_heads,
-                   "KV heads whose keys are summed besides, to predict values from")
-      ->capture_default_str()
-      ->delimiter(',')
-      ->check(CLI::Range(0, 65536))
-      ->type_name("N,...");
-  parser
-      ->add_option("--first-position", flags.shape.first_position,
-                   "Position of a sequence's first token")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1 << 22))
-      ->type_name("N");
+  add_number(parser, "--head-dim", flags.shape.head_dim, kHeadDimRange, "Channels of a head");
+  add_number(parser, "--gqa", flags.shape.gqa, kHeadRange, "Query heads of one KV head");
+  add_number(parser, "--kv-heads", flags.shape.n_kv_heads, kHeadRange, "KV heads");
+  add_number(parser, "--queries", flags.shape.n_queries, kRowRange,
+             "Queries of a sequence: its last tokens");
+  add_numbers(parser, "--tokens", flags.n_tokens, kBatchRange, "Tokens of a sequence");
+  add_numbers(parser, "--seqs", flags.n_seq, kSequenceCountRange, "Sequences");
+  add_numbers(parser, "-t,--threads", flags.n_threads, kThreadRange, "Threads; default: 1 and all");
+  add_numbers(parser, "--key-heads", flags.n_key_heads, kTokenRange,
+              "KV heads whose keys are summed besides, to predict values from");
+  add_number(parser, "--first-position", flags.shape.first_position, kTokenRange,
+             "Position of a sequence's first token");
   parser->add_option("--rope-base", flags.shape.rope_base, "Base of the keys' rotation")
       ->capture_default_str()
-      ->check(CLI::Range(1.0, 1e9))
+      ->check(real_number(1.0, 1e9))
       ->type_name("B");
   parser->add_flag("--unified", flags.shape.unified,
                    "Sequences take turns in one cache, told apart by masks");
@@ -302,14 +283,10 @@ Command add_bench_attention(CLI::App& bench) {
       ->check(CLI::IsMember({"f16", "q8_0", "q4_0"}))
       ->type_name("T");
   add_shape_flags(parser, *flags);
-  parser->add_option("--seconds", flags->seconds, "Time for one shape and number of threads")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 3600.0))
-      ->type_name("S");
+  add_seconds(parser, flags->seconds, "Time for one shape and number of threads");
   parser->add_flag("--check", flags->check,
                    "Compare results: ours with ours in floats, all with ggml's on f32");
-  parser->add_option("--json", flags->json, "Write the figures to this file ('-': standard output)")
-      ->type_name("FNAME");
+  add_json_file(parser, flags->json);
   parser->footer(
       "Examples:\n"
       "  cqkv bench attention --tokens 1024,4096,16384 --json attention.json\n"

@@ -16,6 +16,8 @@
 #include "bench_origin.h"
 #include "bench_timing.h"
 #include "command.h"
+#include "flag_values.h"
+#include "places.h"
 
 namespace cqkv::app {
 namespace {
@@ -168,6 +170,7 @@ Result<std::vector<EncodeRow>> time_codecs(const Flags& flags, int n_rows) {
     encodings.push_back(*std::move(encoding));
   }
   std::vector<std::function<Status()>> runs;
+  runs.reserve(encodings.size());
   for (Encoding& encoding : encodings) {
     runs.emplace_back([&encoding] {
       encoding.run();
@@ -196,6 +199,7 @@ Outcome execute(const Flags& flags) {
   if (!usable.ok()) {
     return Usage{usable.message()};
   }
+  CQKV_RETURN_IF_ERROR(check_output(flags.json));
   const bool table = flags.json != "-";
   if (table) {
     print_header(flags);
@@ -219,19 +223,9 @@ void add_shape_flags(CLI::App* parser, Flags& flags) {
       ->capture_default_str()
       ->delimiter(',')
       ->type_name("C");
-  parser->add_option("--head-dim", flags.head_dim, "Channels of a head")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N");
-  parser->add_option("--kv-heads", flags.n_kv_heads, "KV heads")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 128))
-      ->type_name("N");
-  parser->add_option("--rows", flags.n_rows, "Rows encoded at a time")
-      ->capture_default_str()
-      ->delimiter(',')
-      ->check(CLI::Range(1, 65536))
-      ->type_name("N,...");
+  add_number(parser, "--head-dim", flags.head_dim, kHeadDimRange, "Channels of a head");
+  add_number(parser, "--kv-heads", flags.n_kv_heads, kHeadRange, "KV heads");
+  add_numbers(parser, "--rows", flags.n_rows, kRowRange, "Rows encoded at a time");
 }
 
 }  // namespace
@@ -242,13 +236,8 @@ Command add_bench_encode(CLI::App& bench) {
   add_shape_flags(parser, *flags);
   parser->add_option("--isa", flags->isa, "Instruction set of the kernels; default: as elsewhere")
       ->type_name("NAME");
-  parser
-      ->add_option("--seconds", flags->seconds, "Time for one number of rows, all codecs together")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 3600.0))
-      ->type_name("S");
-  parser->add_option("--json", flags->json, "Write the figures to this file ('-': standard output)")
-      ->type_name("FNAME");
+  add_seconds(parser, flags->seconds, "Time for one number of rows, all codecs together");
+  add_json_file(parser, flags->json);
   parser->footer(
       "Examples:\n"
       "  cqkv bench encode --codec 8c8b,8c10b --rows 1,64,512\n"

@@ -9,6 +9,7 @@
 
 #include "bench_model_report.h"
 #include "command.h"
+#include "flag_values.h"
 #include "llama_bench.h"
 #include "places.h"
 #include "progress_bar.h"
@@ -27,19 +28,16 @@ struct Flags {
   std::string json;
 };
 
-Result<std::vector<CacheKind>> kinds_of(const Flags& flags) {
+std::vector<CacheKind> kinds_of(const Flags& flags) {
   std::vector<CacheKind> kinds;
   for (const std::string& type : flags.types) {
     // llama-bench must not find the device even where the user's own environment names it.
     kinds.push_back({type, "", {{"GGML_BACKEND_PATH", ""}}});
   }
+  kinds.reserve(kinds.size() + flags.codebooks.size());
   for (const std::string& codebook : flags.codebooks) {
-    auto environment = device_environment({{codebook}, flags.window});
-    if (!environment.ok()) {
-      return environment.status();
-    }
-    kinds.push_back(
-        {std::filesystem::path(codebook).stem().string(), codebook, *std::move(environment)});
+    const std::string name = std::filesystem::path(codebook).stem().string();
+    kinds.push_back({name, codebook, device_environment({{codebook}, flags.window})});
   }
   return kinds;
 }
@@ -48,6 +46,7 @@ Result<std::vector<CacheKind>> kinds_of(const Flags& flags) {
 Result<std::vector<ModelRow>> run_depth(const Flags& flags, const std::vector<CacheKind>& kinds,
                                         int depth) {
   std::vector<ModelRow> rows;
+  rows.reserve(kinds.size());
   for (const CacheKind& kind : kinds) {
     rows.push_back({kind, depth, 0, {}, {}});
   }
@@ -76,6 +75,7 @@ Result<std::vector<ModelRow>> run_depth(const Flags& flags, const std::vector<Ca
 
 // What can be known before the first run, which may take long.
 Status check_files(const Flags& flags) {
+  CQKV_RETURN_IF_ERROR(check_output(flags.json));
   CQKV_RETURN_IF_ERROR(check_programs(llama_bench_program()));
   return check_codebooks(flags.work.model, flags.codebooks);
 }
@@ -85,17 +85,14 @@ Outcome execute(const Flags& flags) {
     return Usage{"--prompt, --gen: got 0 and 0, want at least one of them above 0"};
   }
   CQKV_RETURN_IF_ERROR(check_files(flags));
-  const auto kinds = kinds_of(flags);
-  if (!kinds.ok()) {
-    return kinds.status();
-  }
+  const std::vector<CacheKind> kinds = kinds_of(flags);
   const bool table = flags.json != "-";
   if (table) {
     print_model_header(flags.work, flags.n_repeats);
   }
   std::vector<ModelRow> rows;
   for (const int depth : flags.depths) {
-    auto timed = run_depth(flags, *kinds, depth);
+    auto timed = run_depth(flags, kinds, depth);
     if (!timed.ok()) {
       return timed.status();
     }
@@ -108,12 +105,9 @@ Outcome execute(const Flags& flags) {
 }
 
 void add_kind_flags(CLI::App* parser, Flags& flags) {
-  parser->add_option("-m,--model", flags.work.model, "The model (GGUF)")
-      ->required()
-      ->type_name("FNAME");
-  parser->add_option("--kv-codebook", flags.codebooks, "Codebooks of the coded caches to time")
-      ->required()
-      ->type_name("FNAME");
+  add_file(parser, "-m,--model", flags.work.model, "The model (GGUF)")->required();
+  add_files(parser, "--kv-codebook", flags.codebooks, "Codebooks of the coded caches to time")
+      ->required();
   parser->add_option("--type", flags.types, "llama.cpp's own cache types to time")
       ->capture_default_str()
       ->delimiter(',')
@@ -123,25 +117,14 @@ void add_kind_flags(CLI::App* parser, Flags& flags) {
 }
 
 void add_work_flags(CLI::App* parser, Flags& flags) {
-  constexpr int kMaxTokens = 1 << 22;
-  const auto number = [&](const char* names, int& value, int smallest, int largest,
-                          const char* what) {
-    return parser->add_option(names, value, what)
-        ->check(CLI::Range(smallest, largest))
-        ->type_name("N");
-  };
-  parser->add_option("--depths", flags.depths, "Tokens in the cache before what is timed")
-      ->capture_default_str()
-      ->delimiter(',')
-      ->check(CLI::Range(0, kMaxTokens))
-      ->type_name("N,...");
-  number("--prompt", flags.work.n_prompt, 0, kMaxTokens, "Tokens of the prompt; 0: none")
-      ->capture_default_str();
-  number("--gen", flags.work.n_gen, 0, kMaxTokens, "Tokens to generate; 0: none")
-      ->capture_default_str();
-  number("--repeat", flags.n_repeats, 1, 1000, "Runs of each cache at each depth")
-      ->capture_default_str();
-  number("-t,--threads", flags.work.n_threads, 1, 1024, "Threads; default: llama-bench's");
+  add_numbers(parser, "--depths", flags.depths, kTokenRange,
+              "Tokens in the cache before what is timed");
+  add_number(parser, "--prompt", flags.work.n_prompt, kTokenRange, "Tokens of the prompt; 0: none");
+  add_number(parser, "--gen", flags.work.n_gen, kTokenRange, "Tokens to generate; 0: none");
+  add_number(parser, "--repeat", flags.n_repeats, kRepeatRange, "Runs of each cache at each depth");
+  add_number(parser, "-t,--threads", flags.work.n_threads, kThreadRange,
+             "Threads; default: llama-bench's")
+      ->default_str("");
 }
 
 }  // namespace
@@ -153,8 +136,7 @@ Command add_bench_model(CLI::App& bench) {
   add_kind_flags(parser, *flags);
   add_work_flags(parser, *flags);
   parser->add_flag("-q,--quiet", flags->quiet, "No progress");
-  parser->add_option("--json", flags->json, "Write the figures to this file ('-': standard output)")
-      ->type_name("FNAME");
+  add_json_file(parser, flags->json);
   parser->footer(
       "Examples:\n"
       "  cqkv bench model -m model.gguf --kv-codebook model-cq.gguf --json model.json\n"

@@ -4,20 +4,18 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <cstring>
-#include <filesystem>
 #include <memory>
 #include <string_view>
 #include <thread>
 
-#include <unistd.h>
-
 #include "codebook_file/codebook_file.h"
+#include "codebook_file/kv_shape.h"
 #include "command.h"
 #include "eval/llama_objects.h"
+#include "flag_values.h"
+#include "places.h"
 #include "progress_bar.h"
 
 namespace cqkv::app {
@@ -51,22 +49,6 @@ void catch_interrupts() {
   action.sa_flags = static_cast<int>(SA_RESETHAND);
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
-}
-
-// Found now rather than after minutes of work.
-Status check_output(const std::string& path) {
-  namespace fs = std::filesystem;
-  std::error_code ignored;
-  const fs::path parent = fs::path(path).parent_path();
-  const std::string folder = parent.empty() ? "." : parent.string();
-  if (fs::exists(path, ignored) && !fs::is_regular_file(path, ignored)) {
-    return invalid_argument(path + ": exists and is not a file; choose another name for -o");
-  }
-  if (::access(folder.c_str(), W_OK | X_OK) != 0) {
-    return io_error(path + ": cannot write into the folder " + folder + ": " +
-                    std::strerror(errno));
-  }
-  return {};
 }
 
 // The file of a configuration or budget.
@@ -216,6 +198,10 @@ Outcome execute(Flags& flags) {
   for (const std::string& name : output_names(flags)) {
     CQKV_RETURN_IF_ERROR(check_output(output_of(flags, name)));
   }
+  CQKV_RETURN_IF_ERROR(check_is_model(flags.options.model_path));
+  for (const std::string& text : flags.options.text.files) {
+    CQKV_RETURN_IF_ERROR(check_text(text));
+  }
   eval::catch_llama_log(flags.verbose);
   catch_interrupts();
   auto result = learn(flags);
@@ -240,15 +226,21 @@ void add_text_flags(CLI::App* parser, TextOptions& text) {
       ->add_option("-f,--file", text.files,
                    "Calibration texts: .jsonl one object a line, others plain; taken in turns")
       ->required()
+      ->check(file_name())
       ->type_name("FNAME");
   parser->add_option("--json-field", text.json_field, "Fields of a .jsonl object, by commas")
       ->capture_default_str()
+      ->check(CLI::Validator(
+          [](const std::string& names) { return names.empty() ? "got no name" : std::string(); },
+          ""))
       ->type_name("NAMES");
   parser->add_option("--n-tokens", text.n_tokens, "Tokens in all")
       ->capture_default_str()
+      ->check(whole_number(kTextRange))
       ->type_name("N");
   parser->add_option("-c,--ctx-size", text.n_ctx, "Tokens of one sequence")
       ->capture_default_str()
+      ->check(whole_number(kSequenceSizeRange))
       ->type_name("N");
 }
 
@@ -285,22 +277,25 @@ void add_learning_flags(CLI::App* parser, Flags& flags) {
       ->type_name("WEIGHTS");
   parser->add_option("--max-iterations", flags.options.max_iterations, "Of k-means")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber)
+      ->check(whole_number(kIterationRange))
       ->type_name("N");
   parser->add_option("-s,--seed", flags.options.seed, "Of k-means")
       ->capture_default_str()
+      ->check(whole_number(kSeedRange))
       ->type_name("N");
   parser->add_option("-t,--threads", flags.options.n_threads, "Threads")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber)
+      ->check(whole_number(kThreadRange))
       ->type_name("N");
   parser
       ->add_option("--window", flags.options.window,
                    "Most recent tokens that the device keeps exact by default")
       ->capture_default_str()
+      ->check(whole_number(kWindowRange))
       ->type_name("N");
   parser->add_option("--sinks", flags.options.sinks, "First tokens that it keeps exact by default")
       ->capture_default_str()
+      ->check(whole_number(kWindowRange))
       ->type_name("N");
   parser->add_option("--license", flags.options.license, "Licence to note in the codebook")
       ->type_name("NAME");
@@ -314,11 +309,13 @@ Command add_calibrate(CLI::App& app) {
   flags->options.n_threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   parser->add_option("-m,--model", flags->options.model_path, "The model (GGUF)")
       ->required()
+      ->check(file_name())
       ->type_name("FNAME");
   parser
       ->add_option("-o,--output", flags->output,
                    "The codebook to write; {config} in it becomes the configuration's name")
       ->required()
+      ->check(file_name())
       ->type_name("FNAME");
   add_text_flags(parser, flags->options.text);
   add_learning_flags(parser, *flags);

@@ -13,25 +13,19 @@
 
 namespace cqkv::app {
 
-void add_window_flags(CLI::App* parser, WindowOverride& window) {
-  const auto add = [&](const char* name, std::optional<int>& value, const char* what) {
-    parser->add_option(name, value, what)->check(CLI::NonNegativeNumber)->type_name("N");
-  };
-  add("--window", window.window,
-      "Most recent tokens kept exact; default: as stored in the codebook");
-  add("--sinks", window.sinks, "First tokens kept exact");
-  add("--spare", window.spare,
-      "Exact rows of a sequence beyond these, for when tokens are taken back; default: as many as "
-      "weigh a quarter of the codes");
+Status flush_output() {
+  errno = 0;
+  const bool flushed = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  // An earlier write may have failed for a reason that is lost.
+  return flushed ? Status()
+                 : io_error(std::string("standard output: cannot write") +
+                            (errno == 0 ? "" : std::string(": ") + std::strerror(errno)));
 }
 
 Status write_text(const std::string& path, const std::string& text) {
   if (path == "-") {
-    const bool written =
-        std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
-    return written
-               ? Status()
-               : io_error(std::string("standard output: cannot write: ") + std::strerror(errno));
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    return flush_output();
   }
   AtomicFile file(path);
   CQKV_RETURN_IF_ERROR(file.open());

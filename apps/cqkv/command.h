@@ -1,5 +1,5 @@
-// What the subcommands share: how they are registered, how they fail, and the two
-// helpers that make CLI11 accept llama.cpp's flags. One file per subcommand beside this.
+// What the subcommands share: how they are registered, how they fail, and how they write results.
+// What their flags may be is in flag_values.h. One file per subcommand beside this.
 #pragma once
 
 #include <functional>
@@ -10,8 +10,6 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include "cqkv/status.h"
-
-#include "cache/window_pool.h"
 
 namespace cqkv::app {
 
@@ -56,8 +54,8 @@ Command add_bench_attention(CLI::App& bench);
 Command add_bench_encode(CLI::App& bench);
 Command add_bench_model(CLI::App& bench);
 
-/// --window, --sinks and --spare where they override a codebook's own window.
-void add_window_flags(CLI::App* parser, WindowOverride& window);
+/// That what was printed on standard output so far has arrived there.
+Status flush_output();
 
 /// Writes `text` to `path` ("-": standard output) completely or not at all.
 Status write_text(const std::string& path, const std::string& text);

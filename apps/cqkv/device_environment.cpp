@@ -8,13 +8,9 @@
 namespace cqkv::app {
 namespace {
 
-Result<std::string> joined(const std::vector<std::string>& paths) {
+std::string joined(const std::vector<std::string>& paths) {
   std::string result;
   for (const auto& path : paths) {
-    if (path.find(':') != std::string::npos) {
-      return invalid_argument("codebook '" + path +
-                              "': ':' separates paths in CQKV_CODEBOOK; rename the file");
-    }
     result += (result.empty() ? "" : ":") + path;
   }
   return result;
@@ -22,13 +18,9 @@ Result<std::string> joined(const std::vector<std::string>& paths) {
 
 }  // namespace
 
-Result<Environment> device_environment(const DeviceSettings& settings) {
-  const auto codebooks = joined(settings.codebooks);
-  if (!codebooks.ok()) {
-    return codebooks.status();
-  }
+Environment device_environment(const DeviceSettings& settings) {
   Environment environment = {{"GGML_BACKEND_PATH", device_library()},
-                             {"CQKV_CODEBOOK", *codebooks}};
+                             {"CQKV_CODEBOOK", joined(settings.codebooks)}};
   const auto add = [&](const char* name, const std::optional<int>& number) {
     if (number) {
       environment.emplace_back(name, std::to_string(*number));

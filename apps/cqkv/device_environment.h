@@ -6,8 +6,6 @@
 #include <utility>
 #include <vector>
 
-#include "cqkv/status.h"
-
 #include "cache/window_pool.h"
 
 namespace cqkv::app {
@@ -22,8 +20,8 @@ struct DeviceSettings {
   int n_sequences = 1;  ///< Whose windows the device makes room for where they share one cache.
 };
 
-/// kInvalidArgument if a codebook's path has a ':'. The user's own CQKV_SEQUENCES goes first.
-Result<Environment> device_environment(const DeviceSettings& settings);
+/// The user's own CQKV_SEQUENCES goes first.
+Environment device_environment(const DeviceSettings& settings);
 
 /// All variables that device_environment may set.
 const std::vector<std::string>& device_variables();

@@ -16,6 +16,7 @@
 #include "eval/cache_size.h"
 #include "eval/kv_device.h"
 #include "eval/llama_objects.h"
+#include "flag_values.h"
 #include "places.h"
 
 namespace cqkv::app {
@@ -75,7 +76,7 @@ nlohmann::ordered_json collect() {
   out["instruction_sets_supported"] = supported_isas();
   out["device_library"] = device_library();
   eval::catch_llama_log(false);
-  const auto device = eval::KvDevice::load(device_library(), {});
+  const auto device = eval::KvDevice::load(device_library());
   out["device_loads"] = device.ok();
   out["devices"] = nlohmann::ordered_json::array();
   if (!device.ok()) {
@@ -159,17 +160,12 @@ Command add_info(CLI::App& app) {
   CLI::App* parser = app.add_subcommand(
       "info", "Show versions, whether the KV device loads, and what a cache would take");
   const auto flags = std::make_shared<Flags>();
-  parser->add_option("-m,--model", flags->model, "A model, for the size of its coded cache")
-      ->type_name("FNAME");
-  parser->add_option("--kv-codebook", flags->codebook, "Its codebook")->type_name("FNAME");
-  parser->add_option("-c,--ctx-size", flags->n_ctx, "Tokens of the cache, all sequences together")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->type_name("N");
-  parser->add_option("--parallel", flags->n_parallel, "Also -np: sequences that share it")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->type_name("N");
+  add_file(parser, "-m,--model", flags->model, "A model, for the size of its coded cache");
+  add_file(parser, "--kv-codebook", flags->codebook, "Its codebook");
+  add_number(parser, "-c,--ctx-size", flags->n_ctx, kCellRange,
+             "Tokens of the cache, all sequences together");
+  add_number(parser, "--parallel", flags->n_parallel, kSequenceRange,
+             "Also -np: sequences that share it");
   add_window_flags(parser, flags->window);
   parser->add_flag("--json", flags->json, "As JSON");
   parser->footer(

@@ -8,6 +8,7 @@
 #include "codebook_file/codebook_file.h"
 #include "command.h"
 #include "core/hash.h"
+#include "flag_values.h"
 
 namespace cqkv::app {
 namespace {
@@ -179,7 +180,7 @@ Outcome execute(const Flags& flags) {
 Command add_inspect(CLI::App& app) {
   CLI::App* parser = app.add_subcommand("inspect", "Show what a codebook file holds");
   const auto flags = std::make_shared<Flags>();
-  parser->add_option("file", flags->path, "The codebook (GGUF)")->required()->type_name("FILE");
+  add_file(parser, "file", flags->path, "The codebook (GGUF)")->required()->type_name("FILE");
   parser->add_flag("--json", flags->json, "As JSON, every layer apart");
   parser->footer(
       "Examples:\n"

@@ -9,6 +9,7 @@
 #include "cqkv/isa.h"
 
 #include "command.h"
+#include "suggestions.h"
 
 namespace cqkv::app {
 namespace {
@@ -25,7 +26,11 @@ std::string long_form(const std::string& argument) {
   return argument;
 }
 
-int fail(const std::string& command, const Outcome& outcome) {
+// Results that did not arrive are a failure too.
+int finish(const std::string& command, Outcome outcome) {
+  if (outcome.exit_code == kExitOk) {
+    outcome = flush_output();
+  }
   if (outcome.exit_code == kExitOk) {
     return kExitOk;
   }
@@ -74,6 +79,23 @@ const Command* chosen(const std::vector<Command>& commands) {
   return nullptr;
 }
 
+// What to say of words that CLI11 could not parse, in their order.
+std::string parse_failure(const CLI::App& app, const CLI::App& bench, const Command* command,
+                          const std::vector<std::string>& words, const CLI::ParseError& error) {
+  if (command == nullptr) {
+    const bool in_bench = bench.parsed();
+    return no_command_text(in_bench ? bench : app,
+                           {words.begin() + (in_bench ? 1 : 0), words.end()});
+  }
+  for (const CLI::App* parser : {&app, &bench, static_cast<const CLI::App*>(command->parser)}) {
+    const std::vector<std::string> unread = parser->remaining();
+    if (!unread.empty()) {
+      return unexpected_text(*parser, unread.front());
+    }
+  }
+  return error.what();
+}
+
 int run(int argc, char** argv) {
   CLI::App app(
       "cqkv keeps the KV cache of a language model at about 1 bit a channel inside llama.cpp.",
@@ -97,28 +119,29 @@ int run(int argc, char** argv) {
                                          add_bench_attention(*bench),
                                          add_bench_encode(*bench),
                                          add_bench_model(*bench)};
-  Arguments arguments = divide(argc, argv);
-  std::reverse(arguments.own.begin(), arguments.own.end());  // CLI11 pops from the back
+  const Arguments arguments = divide(argc, argv);
   try {
-    app.parse(arguments.own);
+    // CLI11 pops from the back.
+    app.parse(std::vector<std::string>(arguments.own.rbegin(), arguments.own.rend()));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) {
       app.exit(error);  // prints the help or the version
-      return kExitOk;
+      return finish("", {});
     }
     const Command* command = chosen(commands);
-    return fail(command == nullptr ? "" : full_name(command->parser), Usage{error.what()});
+    return finish(command == nullptr ? "" : full_name(command->parser),
+                  Usage{parse_failure(app, *bench, command, arguments.own, error)});
   }
   const Command* command = chosen(commands);
   const std::string name = full_name(command->parser);
   if (arguments.divided && !command->takes_passthrough) {
-    return fail(name, Usage{"takes nothing after '--'"});
+    return finish(name, Usage{"takes nothing after '--'"});
   }
   const Status isa = isa_status();
   if (!isa.ok()) {
-    return fail(name, isa);
+    return finish(name, isa);
   }
-  return fail(name, command->execute(arguments.passthrough));
+  return finish(name, command->execute(arguments.passthrough));
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -12,12 +14,14 @@
 
 #include "command.h"
 #include "eval/llama_objects.h"
+#include "flag_values.h"
 #include "places.h"
 #include "progress_bar.h"
 
 namespace cqkv::app {
 namespace {
 
+namespace fs = std::filesystem;
 using eval::CacheKind;
 using eval::PerplexityReport;
 using eval::VariantReport;
@@ -63,20 +67,50 @@ void print_header(const Flags& flags, const PerplexityReport& report) {
               mebibytes(report.base_size.f16_bytes), report.n_cells);
 }
 
-void print_table(const PerplexityReport& report) {
-  std::size_t width = 5;
+// Codebooks of one configuration have one name: where rows would look alike, what was given for
+// them stands behind, without its folders unless these make the difference.
+std::vector<std::string> row_names(const PerplexityReport& report) {
+  std::vector<std::string> names;
+  std::map<std::string, int> n_rows;
+  const auto tell_apart = [&](const auto& suffix) {
+    n_rows.clear();
+    for (const std::string& name : names) {
+      n_rows[name]++;
+    }
+    for (std::size_t i = 0; i < names.size(); i++) {
+      const VariantReport& variant = report.variants[i];
+      if (n_rows[names[i]] > 1 && !variant.codebook_name.empty()) {
+        names[i] = variant_name(variant) + " [" + suffix(variant.variant.text) + "]";
+      }
+    }
+  };
   for (const VariantReport& variant : report.variants) {
-    width = std::max(width, variant_name(variant).size());
+    names.push_back(variant_name(variant));
+  }
+  tell_apart([](const std::string& given) { return fs::path(given).filename().string(); });
+  tell_apart([](const std::string& given) { return given; });
+  return names;
+}
+
+void print_table(const PerplexityReport& report) {
+  if (report.variants.empty()) {
+    return;
+  }
+  const std::vector<std::string> names = row_names(report);
+  std::size_t width = 5;
+  for (const std::string& name : names) {
+    width = std::max(width, name.size());
   }
   const int w = static_cast<int>(width);
   std::printf("%-*s  %6s  %6s  %9s  %20s  %19s  %19s  %9s  %14s\n", w, "cache", "bits", "all-in",
               "MiB", "perplexity", "ratio", "KL divergence", "99 %", "top-1 %");
-  for (const VariantReport& variant : report.variants) {
+  for (std::size_t i = 0; i < names.size(); i++) {
+    const VariantReport& variant = report.variants[i];
     const eval::PairSummary& s = variant.summary;
     std::printf(
         "%-*s  %6.3f  %6.3f  %9.3f  %9.4f +/- %6.4f  %8.4f +/- %6.4f  %8.5f +/- %6.5f"
         "  %9.5f  %6.2f +/- %4.2f\n",
-        w, variant_name(variant).c_str(), variant.size.bits_codes, variant.size.bits_all_in,
+        w, names[i].c_str(), variant.size.bits_codes, variant.size.bits_all_in,
         mebibytes(variant.size.cache_bytes()), s.ppl, s.ppl_se, s.ratio, s.ratio_se, s.kld_mean,
         s.kld_se, s.kld_p99, 100 * s.top1, 100 * s.top1_se);
   }
@@ -158,9 +192,22 @@ nlohmann::ordered_json report_json(const Flags& flags, const PerplexityReport& r
   return out;
 }
 
+void tell_memory(std::uint64_t n_bytes) {
+  constexpr std::uint64_t kMuch = std::uint64_t{1} << 30U;
+  if (n_bytes > kMuch) {
+    std::fprintf(stderr,
+                 "cqkv perplexity: this takes about %.1f GiB beside the model; less with a smaller "
+                 "-c or -ub, or fewer codebooks at a time\n",
+                 mebibytes(n_bytes) / 1024.0);
+  }
+}
+
 Result<PerplexityReport> measure(const Flags& flags) {
   ProgressBar bar("perplexity", flags.quiet);
-  return measure_perplexity(flags.options, [&bar](const eval::Progress& progress) {
+  return measure_perplexity(flags.options, [&](const eval::Progress& progress) {
+    if (progress.n_done == 0 && !flags.quiet) {
+      tell_memory(progress.n_bytes);
+    }
     const double fraction =
         static_cast<double>(progress.n_done) / static_cast<double>(progress.n_total);
     bar.update(fraction,
@@ -189,17 +236,19 @@ Outcome execute(Flags& flags) {
       paths.push_back(variant->codebook_path);
     }
   }
+  CQKV_RETURN_IF_ERROR(check_output(flags.json));
+  CQKV_RETURN_IF_ERROR(check_text(flags.options.text_path));
   CQKV_RETURN_IF_ERROR(check_codebooks(flags.options.model_path, paths));
   eval::catch_llama_log(flags.verbose);
   const auto report = measure(flags);
   if (!report.ok()) {
     return report.status();
   }
-  print_header(flags, *report);
-  if (!report->variants.empty()) {
+  if (flags.json != "-") {
+    print_header(flags, *report);
     print_table(*report);
+    std::fflush(stdout);
   }
-  std::fflush(stdout);
   warn_about_bytes(*report);
   return write_json(flags.json, report_json(flags, *report));
 }
@@ -211,25 +260,19 @@ Command add_perplexity(CLI::App& app) {
       app.add_subcommand("perplexity", "Measure what coded caches cost against the 16-bit one");
   const auto flags = std::make_shared<Flags>();
   flags->options.n_threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  parser->add_option("-m,--model", flags->options.model_path, "The model (GGUF)")
-      ->required()
-      ->type_name("FNAME");
-  parser
-      ->add_option("--kv-codebook", flags->codebooks,
-                   "Codebooks to compare; 'none' for 16-bit rows through the KV device")
-      ->type_name("FNAME");
-  parser->add_option("-f,--file", flags->options.text_path, "The text to score")
-      ->required()
-      ->type_name("FNAME");
-  const auto number = [&](const char* names, int& value, const char* what) {
-    parser->add_option(names, value, what)->capture_default_str()->type_name("N");
-  };
-  number("-c,--ctx-size", flags->options.n_ctx, "Tokens of a chunk");
-  number("--chunks", flags->options.n_chunks, "At most this many chunks; -1: all");
-  number("-b,--batch-size", flags->options.n_batch, "Logical batch size");
-  number("--ubatch-size", flags->options.n_ubatch, "Also -ub: physical batch size");
-  number("-t,--threads", flags->options.n_threads, "Threads");
-  add_window_flags(parser, flags->options.window);
+  eval::PerplexityOptions& options = flags->options;
+  add_file(parser, "-m,--model", options.model_path, "The model (GGUF)")->required();
+  add_files(parser, "--kv-codebook", flags->codebooks,
+            "Codebooks to compare; 'none' for 16-bit rows through the KV device");
+  add_file(parser, "-f,--file", options.text_path, "The text to score")->required();
+  add_number(parser, "-c,--ctx-size", options.n_ctx, kChunkSizeRange, "Tokens of a chunk");
+  add_number(parser, "--chunks", options.n_chunks, kChunkCountRange,
+             "At most this many chunks; -1: all");
+  add_number(parser, "-b,--batch-size", options.n_batch, kBatchRange, "Logical batch size");
+  add_number(parser, "--ubatch-size", options.n_ubatch, kBatchRange,
+             "Also -ub: physical batch size");
+  add_number(parser, "-t,--threads", options.n_threads, kThreadRange, "Threads");
+  add_window_flags(parser, options.window);
   parser
       ->add_option("--score", flags->score,
                    "half: the second half of each chunk, as llama-perplexity; all: every position "
@@ -238,8 +281,7 @@ Command add_perplexity(CLI::App& app) {
       ->check(CLI::IsMember({"half", "all"}));
   parser->add_flag("--no-bos", flags->no_bos,
                    "Do not begin chunks with BOS, whatever the model wants");
-  parser->add_option("--json", flags->json, "Write the figures to this file ('-': standard output)")
-      ->type_name("FNAME");
+  add_json_file(parser, flags->json);
   parser->add_flag("-v,--verbose", flags->verbose, "Show libllama's log");
   parser->add_flag("-q,--quiet", flags->quiet, "No progress");
   parser->add_option("--base", flags->base)->group("");  // for our own tests

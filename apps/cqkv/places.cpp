@@ -1,10 +1,15 @@
 // See places.h.
 #include "places.h"
 
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 
+#include <unistd.h>
+
 #include "calibration/fingerprint.h"
+#include "codebook_file/atomic_file.h"
 #include "codebook_file/codebook_file.h"
 #include "codebook_file/kv_shape.h"
 #include "command.h"
@@ -13,7 +18,8 @@ namespace cqkv::app {
 namespace {
 
 // Two models of one shape differ in their norms; an unknown hash (0) proves nothing.
-Status check_fingerprint(const Codebook& codebook, const std::string& path, const KvShape& model) {
+Status check_fingerprint(const Codebook& codebook, const std::string& path,
+                         const ModelKvShape& model) {
   const auto& wanted = codebook.origin.model_fingerprint;
   if (wanted.empty()) {
     return {};
@@ -59,12 +65,37 @@ Status check_programs(const std::string& program) {
   return {};
 }
 
+Status check_output(const std::string& path) {
+  if (path.empty() || path == "-") {
+    return {};
+  }
+  AtomicFile trial(path);  // gone again at the end
+  return trial.open();
+}
+
+Status check_text(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    return io_error(path + ": is a folder, want a text file");
+  }
+  if (::access(path.c_str(), R_OK) != 0) {
+    const int reason = errno;
+    return {reason == ENOENT ? StatusCode::kNotFound : StatusCode::kIoError,
+            path + ": cannot open the text: " + std::strerror(reason)};
+  }
+  return {};
+}
+
 Status check_codebooks(const std::string& model_path, const std::vector<std::string>& codebooks) {
   const auto shape = read_kv_shape(model_path);
   if (!shape.ok()) {
     return shape.status();
   }
   for (const auto& path : codebooks) {
+    if (path.find(':') != std::string::npos) {
+      return invalid_argument("codebook '" + path +
+                              "': ':' separates paths for the KV device; rename the file");
+    }
     const auto codebook = read_codebook(path);
     if (!codebook.ok()) {
       return codebook.status();

@@ -18,8 +18,15 @@ std::string device_library();
 /// That a program of llama.cpp's, started from here, and the KV device exist.
 Status check_programs(const std::string& program);
 
-/// That every codebook can be read and was made for this model (names, shapes and, where
-/// known, the fingerprint of the weights). kMismatch names both.
+/// That a file can be written under this name, found out before the work that fills it; "-"
+/// (standard output) and "" (none) always.
+Status check_output(const std::string& path);
+
+/// That a text exists and can be read.
+Status check_text(const std::string& path);
+
+/// That every codebook can be read, has a path that the KV device takes, and was made for this
+/// model (names, shapes and, where known, the fingerprint of the weights). kMismatch names both.
 Status check_codebooks(const std::string& model_path, const std::vector<std::string>& codebooks);
 
 }  // namespace cqkv::app

@@ -11,6 +11,7 @@
 
 #include "command.h"
 #include "device_environment.h"
+#include "flag_values.h"
 #include "host_flags.h"
 #include "places.h"
 
@@ -52,11 +53,8 @@ Outcome start(const Flags& flags, const std::string& name,
   const std::string program = program_folder() + "/" + name;
   CQKV_RETURN_IF_ERROR(check_programs(program));
   const int n_sequences = count_sequences(passthrough, name == "llama-server" ? kServerSlots : 1);
-  const auto environment = device_environment({flags.codebooks, flags.window, n_sequences});
-  if (!environment.ok()) {
-    return environment.status();
-  }
-  for (const auto& [variable, value] : *environment) {
+  for (const auto& [variable, value] :
+       device_environment({flags.codebooks, flags.window, n_sequences})) {
     ::setenv(variable.c_str(), value.c_str(), 1);
   }
   std::vector<std::string> arguments = {program, "-m", flags.model};
@@ -79,12 +77,10 @@ Outcome start(const Flags& flags, const std::string& name,
 }
 
 void add_common(CLI::App* parser, Flags& flags) {
-  parser->add_option("-m,--model", flags.model, "The model (GGUF)")->required()->type_name("FNAME");
-  parser
-      ->add_option("--kv-codebook", flags.codebooks,
-                   "Its codebook; more than one for a model with a draft model")
-      ->required()
-      ->type_name("FNAME");
+  add_file(parser, "-m,--model", flags.model, "The model (GGUF)")->required();
+  add_files(parser, "--kv-codebook", flags.codebooks,
+            "Its codebook; more than one for a model with a draft model")
+      ->required();
   add_window_flags(parser, flags.window);
   parser->add_flag("--print-command", flags.print, "Print what would be started, and stop");
 }

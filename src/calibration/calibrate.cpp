@@ -137,8 +137,11 @@ Status check_enough(const CalibrationStats& stats, const CodecSpec& spec) {
 }
 
 Status run_uniform(const Job& job, const Sequences& sequences, SampleCollector& samples) {
+  const auto& configs = job.options.configs;
+  const bool wants_keys = std::any_of(configs.begin(), configs.end(),
+                                      [](const KvConfig& config) { return !config.keys.exact(); });
   auto capture = KvCapture::load(job.options.model_path, static_cast<int>(job.options.text.n_ctx),
-                                 job.options.n_threads);
+                                 job.options.n_threads, wants_keys);
   if (!capture.ok()) {
     return capture.status();
   }

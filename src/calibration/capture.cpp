@@ -1,16 +1,12 @@
-// KvCapture: the evaluation callback that recognises stores into the cache and
-// follows each back to its RoPE; see capture.h.
+// KvCapture: the evaluation callback that takes rows from stores into the cache; see
+// capture.h. What a graph stores is read in graph/cache_store.h.
 #include "calibration/capture.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <charconv>
-#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <map>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,82 +14,12 @@
 
 #include "calibration/llama_handles.h"
 #include "calibration/unrope.h"
-#include "graph/rope_node.h"
+#include "graph/cache_store.h"
 
 namespace cqkv {
 namespace {
 
 constexpr int kPieceTokens = 512;
-
-// The store of one layer's keys or values, recognised by the cache tensor's name.
-struct CacheStore {
-  int layer;
-  KvKind kind;
-};
-
-bool parse_cache_name(std::string_view name, std::string_view prefix, int& layer) {
-  if (!name.starts_with(prefix)) {
-    return false;
-  }
-  const char* end = name.data() + name.size();
-  const auto [rest, error] = std::from_chars(name.data() + prefix.size(), end, layer);
-  return error == std::errc() && rest == end;
-}
-
-bool find_cache_store(const ggml_tensor* node, CacheStore& store) {
-  if (node->op != GGML_OP_SET_ROWS || node->view_src == nullptr) {
-    return false;
-  }
-  const std::string_view name = node->view_src->name;
-  if (parse_cache_name(name, "cache_k_l", store.layer)) {
-    store.kind = KvKind::kKey;
-    return true;
-  }
-  store.kind = KvKind::kValue;
-  return parse_cache_name(name, "cache_v_l", store.layer);
-}
-
-bool only_reshapes(const ggml_tensor* node) {
-  return node->op == GGML_OP_VIEW || node->op == GGML_OP_RESHAPE || node->op == GGML_OP_CONT ||
-         node->op == GGML_OP_PERMUTE || node->op == GGML_OP_TRANSPOSE;
-}
-
-// The heads behind stored rows: the first 3-dimensional form among their origins.
-KvShape find_shape(const ggml_tensor* stored, int default_heads) {
-  const std::int64_t n_channels = stored->ne[0];
-  const std::int64_t n_tokens = stored->ne[1];
-  for (const ggml_tensor* node = stored->src[0]; node != nullptr; node = node->src[0]) {
-    if (node->ne[2] == n_tokens && node->ne[3] == 1 && node->ne[0] * node->ne[1] == n_channels) {
-      return {static_cast<int>(node->ne[1]), static_cast<int>(node->ne[0])};
-    }
-    if (!only_reshapes(node)) {
-      break;
-    }
-  }
-  return {default_heads, static_cast<int>(n_channels / default_heads)};
-}
-
-// The ROPE node that made `stored`, looked for through reshaping only; nullptr if none.
-const ggml_tensor* find_rope(const ggml_tensor* stored) {
-  const ggml_tensor* node = stored;
-  while (node != nullptr && only_reshapes(node)) {
-    node = node->src[0];
-  }
-  return node != nullptr && node->op == GGML_OP_ROPE ? node : nullptr;
-}
-
-// Whether a rotation lies before `node`, not beyond the projection that made it: then
-// something else was computed after RoPE and keys cannot be rotated back.
-bool rope_before(const ggml_tensor* node, int depth) {
-  if (node == nullptr || depth == 0 || node->op == GGML_OP_MUL_MAT) {
-    return false;
-  }
-  if (node->op == GGML_OP_ROPE) {
-    return true;
-  }
-  return std::any_of(std::begin(node->src), std::end(node->src),
-                     [&](const ggml_tensor* source) { return rope_before(source, depth - 1); });
-}
 
 std::vector<float> read_rows(const ggml_tensor* stored) {
   const auto n_channels = static_cast<std::size_t>(stored->ne[0]);
@@ -133,6 +59,7 @@ struct KvCapture::State {
   std::string path;
   int n_ctx = 0;
   int n_threads = 1;
+  bool wants_keys = true;
 
   // Of the run in progress.
   const KvSink* sink = nullptr;
@@ -141,14 +68,15 @@ struct KvCapture::State {
   std::map<std::pair<int, KvKind>, std::size_t> n_delivered;
 
   static bool on_node(ggml_tensor* node, bool ask, void* state) {
-    CacheStore store{};
     auto& self = *static_cast<State*>(state);
+    const auto cache = stored_cache(node);
+    const bool wanted = cache && (self.wants_keys || cache->kind == KvKind::kValue);
     if (ask) {
-      return find_cache_store(node, store);
+      return wanted;
     }
-    if (self.status.ok() && find_cache_store(node, store)) {
+    if (self.status.ok() && wanted) {
       try {
-        self.status = self.deliver(node, store);
+        self.status = self.deliver(node);
       } catch (const std::exception& error) {
         self.status = {StatusCode::kResourceExhausted, std::string("capture: ") + error.what()};
       }
@@ -163,53 +91,35 @@ struct KvCapture::State {
 
   bool cancelled() const { return cancel != nullptr && cancel->load(std::memory_order_relaxed); }
 
-  Status deliver(const ggml_tensor* node, const CacheStore& store);
-  Status unrope_keys(const ggml_tensor* stored, const KvRows& rows, float* data) const;
+  Status deliver(const ggml_tensor* node);
   Status decode(std::span<const Token> tokens);
 };
 
-Status KvCapture::State::deliver(const ggml_tensor* node, const CacheStore& store) {
-  const ggml_tensor* stored = node->src[0];
-  if (stored->type != GGML_TYPE_F32 || stored->ne[2] != 1 || stored->ne[3] != 1) {
-    return unsupported(path + ": layer " + std::to_string(store.layer) + " stores " +
-                       std::string(kv_kind_name(store.kind)) +
-                       " rows that are not a matrix of f32; this model cannot be captured");
+Status KvCapture::State::deliver(const ggml_tensor* node) {
+  const auto store = read_cache_store(node);
+  if (!store.ok()) {
+    return {store.status().code(), path + ": " + store.status().message()};
   }
+  const auto n_channels = static_cast<int>(store->rows->ne[0]);
+  const int head_dim =
+      store->head_dim > 0 ? store->head_dim : n_channels / llama_model_n_head_kv(model.get());
   KvRows rows;
-  rows.layer = store.layer;
-  rows.kind = store.kind;
-  rows.shape = find_shape(stored, llama_model_n_head_kv(model.get()));
-  rows.n_tokens = static_cast<std::size_t>(stored->ne[1]);
-  auto& n_done = n_delivered[{store.layer, store.kind}];
+  rows.layer = store->cache.layer;
+  rows.kind = store->cache.kind;
+  rows.shape = {n_channels / head_dim, head_dim};
+  rows.n_tokens = static_cast<std::size_t>(store->rows->ne[1]);
+  auto& n_done = n_delivered[{rows.layer, rows.kind}];
   rows.first_token = n_done;
-  std::vector<float> data = read_rows(stored);
+  std::vector<float> data = read_rows(store->rows);
   rows.rows = data.data();
-  if (store.kind == KvKind::kKey) {
-    CQKV_RETURN_IF_ERROR(unrope_keys(stored, rows, data.data()));
+  if (store->rotation != nullptr) {
+    CQKV_RETURN_IF_ERROR(unrope(store->rope, static_cast<std::int32_t>(rows.first_token),
+                                rows.shape.n_kv_heads, head_dim, rows.n_tokens, n_threads,
+                                data.data()));
   }
   CQKV_RETURN_IF_ERROR(check_finite(rows));
   n_done += rows.n_tokens;
   return (*sink)(rows);
-}
-
-Status KvCapture::State::unrope_keys(const ggml_tensor* stored, const KvRows& rows,
-                                     float* data) const {
-  const ggml_tensor* node = find_rope(stored);
-  if (node == nullptr) {
-    constexpr int kDepth = 16;
-    if (rope_before(stored, kDepth)) {
-      return unsupported(path + ": layer " + std::to_string(rows.layer) +
-                         " changes its keys after RoPE, so they have no pre-RoPE form to code");
-    }
-    return {};
-  }
-  auto rope = read_rope(node);
-  if (!rope.ok()) {
-    return {rope.status().code(),
-            path + ": layer " + std::to_string(rows.layer) + ": " + rope.status().message()};
-  }
-  return unrope(*rope, static_cast<std::int32_t>(rows.first_token), rows.shape.n_kv_heads,
-                rows.shape.head_dim, rows.n_tokens, n_threads, data);
 }
 
 Status KvCapture::State::decode(std::span<const Token> tokens) {
@@ -248,7 +158,8 @@ KvCapture::KvCapture(KvCapture&&) noexcept = default;
 KvCapture& KvCapture::operator=(KvCapture&&) noexcept = default;
 KvCapture::~KvCapture() = default;
 
-Result<KvCapture> KvCapture::load(const std::string& model_path, int n_ctx, int n_threads) {
+Result<KvCapture> KvCapture::load(const std::string& model_path, int n_ctx, int n_threads,
+                                  bool wants_keys) {
   if (n_ctx < 2 || n_threads < 1) {
     return invalid_argument("capture: got a context of " + std::to_string(n_ctx) + " tokens and " +
                             std::to_string(n_threads) + " threads, want at least 2 and 1");
@@ -262,6 +173,7 @@ Result<KvCapture> KvCapture::load(const std::string& model_path, int n_ctx, int 
   state->path = model_path;
   state->n_ctx = n_ctx;
   state->n_threads = n_threads;
+  state->wants_keys = wants_keys;
   llama_context_params params = llama_context_default_params();
   params.n_ctx = static_cast<std::uint32_t>(n_ctx);
   params.n_batch = params.n_ctx;

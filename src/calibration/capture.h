@@ -17,8 +17,9 @@ namespace cqkv {
 ///
 /// Rows are taken where the graph stores them (SET_ROWS into cache_k_l<il> and
 /// cache_v_l<il>), so they are what a KV device would code, whatever the
-/// architecture computes before. Keys are rotated back by the inverse of their
-/// ROPE node; layers without RoPE deliver keys as stored.
+/// architecture computes before, and from the same graphs (graph/cache_store.h). Keys
+/// are rotated back by the inverse of their ROPE node; layers without RoPE deliver keys
+/// as stored.
 ///
 /// Numerics: rows are f32, as computed by libllama (quantized weights make it round
 /// activations to 8 bits); rotating back adds a few eps.
@@ -27,8 +28,10 @@ class KvCapture {
  public:
   /// Loads the model on the CPU (memory-mapped) with a context of n_ctx tokens.
   ///
+  /// @param wants_keys  false: values only, from models too whose keys cannot be rotated back.
   /// @return kNotFound or kCorrupt if libllama cannot load it; its reason is in its log.
-  static Result<KvCapture> load(const std::string& model_path, int n_ctx, int n_threads);
+  static Result<KvCapture> load(const std::string& model_path, int n_ctx, int n_threads,
+                                bool wants_keys = true);
 
   KvCapture(KvCapture&&) noexcept;
   KvCapture& operator=(KvCapture&&) noexcept;
@@ -41,8 +44,8 @@ class KvCapture {
   ///
   /// @param tokens  2 to n_ctx tokens of the vocabulary, BOS included if wanted.
   /// @param cancel  may be nullptr; once true, the run ends with kCancelled.
-  /// @return kUnsupported if keys are changed after RoPE or RoPE is of a kind that
-  ///   cannot be undone; kCorrupt, naming layer and token, for values not finite.
+  /// @return kUnsupported for keys that cannot be rotated back (read_cache_store); kCorrupt, naming
+  /// layer and token, for values not finite.
   Status run(std::span<const Token> tokens, const KvSink& sink,
              const std::atomic<bool>* cancel = nullptr);
 

@@ -3,6 +3,7 @@
 
 #include "calibration/gguf_file.h"
 #include "core/hash.h"
+#include "graph/names.h"
 
 namespace cqkv {
 
@@ -26,7 +27,7 @@ Result<std::vector<std::uint64_t>> model_fingerprint(const std::string& model_pa
   }
   std::vector<std::uint64_t> hashes;
   for (std::int64_t il = 0; il < *n_layers; il++) {
-    auto norm = file->tensor("blk." + std::to_string(il) + ".attn_norm.weight");
+    auto norm = file->tensor(fingerprint_weight(static_cast<int>(il)));
     const bool known = norm.ok() && norm->type == GGML_TYPE_F32;
     hashes.push_back(known ? hash_bytes(norm->data, norm->n_bytes) : 0);
   }

@@ -10,7 +10,7 @@
 
 namespace cqkv {
 
-/// For each layer hash_bytes (core/hash.h) of the f32 data of blk.<il>.attn_norm.weight,
+/// For each layer hash_bytes (core/hash.h) of the f32 data of fingerprint_weight (graph/names.h),
 /// or 0 where a layer has no such tensor or it is not f32: not known.
 ///
 /// @return the errors of GgufFile::open; kCorrupt if the file names no architecture or

@@ -44,6 +44,9 @@ class TokenStream {
 
   Status open() {
     std::error_code error;
+    if (std::filesystem::is_directory(path_, error)) {
+      return io_error(path_ + ": is a folder, want a text file");
+    }
     if (!std::filesystem::is_regular_file(path_, error)) {
       return {StatusCode::kNotFound, path_ + ": no such text file"};
     }

@@ -23,7 +23,7 @@ class ShapeReader {
     shape_.path = path;
   }
 
-  Result<KvShape> run();
+  Result<ModelKvShape> run();
 
  private:
   std::string key(const char* name) const { return shape_.architecture + "." + name; }
@@ -38,7 +38,7 @@ class ShapeReader {
 
   GgufFields fields_;
   const gguf_context* header_;
-  KvShape shape_;
+  ModelKvShape shape_;
 };
 
 Result<std::optional<std::vector<std::uint32_t>>> ShapeReader::per_layer(const char* name) const {
@@ -69,16 +69,23 @@ Result<std::uint32_t> ShapeReader::number_or_0(const char* name) const {
   return fields_.has(key(name)) ? fields_.get_u32(key(name)) : Result<std::uint32_t>(0U);
 }
 
-Status ShapeReader::read_names() {
-  if (fields_.has(format::kGeneralType)) {
-    const auto type = fields_.get_string(format::kGeneralType);
-    if (!type.ok()) {
-      return type.status();
-    }
-    if (*type != "model") {
-      return fields_.bad("is a GGUF of type '" + *type + "', want a model");
-    }
+Status check_type(const GgufFields& fields) {
+  if (!fields.has(format::kGeneralType)) {
+    return {};  // old models have none
   }
+  const auto type = fields.get_string(format::kGeneralType);
+  if (!type.ok()) {
+    return type.status();
+  }
+  if (*type == format::kType) {
+    return fields.bad("is a codebook (of type '" + *type + "'), want the model that it is for");
+  }
+  return *type == "model" ? Status()
+                          : fields.bad("is a GGUF of type '" + *type + "', want a model");
+}
+
+Status ShapeReader::read_names() {
+  CQKV_RETURN_IF_ERROR(check_type(fields_));
   auto architecture = fields_.get_string(format::kGeneralArchitecture);
   if (!architecture.ok()) {
     return architecture.status();
@@ -152,7 +159,7 @@ Status ShapeReader::read_heads(std::uint32_t n_layers) {
   return {};
 }
 
-Result<KvShape> ShapeReader::run() {
+Result<ModelKvShape> ShapeReader::run() {
   CQKV_RETURN_IF_ERROR(read_names());
   const auto n_layers = fields_.get_u32(key("block_count"));
   if (!n_layers.ok()) {
@@ -176,7 +183,16 @@ std::string heads_text(int n_kv_heads, int head_dim) {
 
 }  // namespace
 
-Result<KvShape> read_kv_shape(const std::string& path) {
+Status check_is_model(const std::string& path) {
+  try {
+    const auto file = open_gguf(path);
+    return file.ok() ? check_type(GgufFields(file->header.get(), path)) : file.status();
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::kResourceExhausted, path + ": not enough memory for its header"};
+  }
+}
+
+Result<ModelKvShape> read_kv_shape(const std::string& path) {
   try {
     const auto file = open_gguf(path);
     if (!file.ok()) {
@@ -189,7 +205,7 @@ Result<KvShape> read_kv_shape(const std::string& path) {
 }
 
 Status check_fits(const Codebook& codebook, const std::string& codebook_path,
-                  const KvShape& model) {
+                  const ModelKvShape& model) {
   const std::string names = "codebook " + codebook_path + " was made for " +
                             quoted(codebook.origin.model_name) + ", the model is " +
                             quoted(model.name) + ": ";

@@ -21,20 +21,24 @@ struct LayerKvShape {
   }
 };
 
-struct KvShape {
+struct ModelKvShape {
   std::string path;
   std::string architecture;
   std::string name;  ///< general.name; the file's name if absent.
   std::vector<LayerKvShape> layers;
 };
 
+/// kNotFound, kIoError or kCorrupt if the file is no GGUF of a model: a codebook, say.
+Status check_is_model(const std::string& path);
+
 /// kNotFound, kIoError or kCorrupt; the message begins with the path. Layers of a model
 /// with several head sizes (sliding windows) get the common one.
-Result<KvShape> read_kv_shape(const std::string& path);
+Result<ModelKvShape> read_kv_shape(const std::string& path);
 
 /// kMismatch, with the names of both, unless architecture, number of layers and every
 /// coded tensor's heads agree. Equal shapes do not prove the same model: the
 /// fingerprint does.
-Status check_fits(const Codebook& codebook, const std::string& codebook_path, const KvShape& model);
+Status check_fits(const Codebook& codebook, const std::string& codebook_path,
+                  const ModelKvShape& model);
 
 }  // namespace cqkv

@@ -87,9 +87,11 @@ Status Reader::check_constant(const char* key, const char* want) {
 Status Reader::check_type_and_version() {
   const auto type = fields_.get_string(format::kGeneralType);
   if (!type.ok() || *type != format::kType) {
-    return fields_.bad("is not a KV codebook: " + std::string(format::kGeneralType) + " is " +
-                       (type.ok() ? "'" + *type + "'" : "missing") + ", want '" + format::kType +
-                       "'; make one with cqkv calibrate");
+    const bool model =
+        fields_.has(format::kGeneralArchitecture) && (!type.ok() || *type == "model");
+    return fields_.bad("is " + std::string(model ? "a model, " : "") + "not a codebook: " +
+                       format::kGeneralType + " is " + (type.ok() ? "'" + *type + "'" : "missing") +
+                       ", want '" + format::kType + "'; make one with cqkv calibrate");
   }
   const auto version = fields_.get_u32s(format::kVersion);
   if (!version.ok()) {

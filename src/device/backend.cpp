@@ -18,6 +18,7 @@
 #include "device/omp_parallel.h"
 #include "device/refusal.h"
 #include "device/version.h"
+#include "graph/sources.h"
 
 namespace cqkv::device {
 namespace {

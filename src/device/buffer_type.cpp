@@ -8,6 +8,7 @@
 
 #include "device/kv_buffer.h"
 #include "device/refusal.h"
+#include "graph/sources.h"
 
 namespace cqkv::device {
 namespace {

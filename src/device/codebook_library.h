@@ -14,7 +14,7 @@
 #include "cqkv/codebook.h"
 
 #include "cache/exact_window.h"
-#include "device/names.h"
+#include "graph/names.h"
 
 namespace cqkv::device {
 

@@ -10,6 +10,7 @@
 #include <ggml-impl.h>
 
 #include "device/refusal.h"
+#include "graph/sources.h"
 #include "kernels/dispatch.h"
 
 namespace cqkv::device {

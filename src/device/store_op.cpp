@@ -3,7 +3,6 @@
 #include "device/store_op.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <span>
 #include <vector>
@@ -11,26 +10,11 @@
 #include "core/hash.h"
 #include "device/kv_buffer.h"
 #include "device/nodes.h"
-#include "device/rotation.h"
+#include "graph/cache_store.h"
+#include "graph/rope_node.h"
 
 namespace cqkv::device {
 namespace {
-
-const ggml_tensor* find_weight(const ggml_tensor* node, const char* name) {
-  std::vector<const ggml_tensor*> open{node};
-  for (std::size_t i = 0; i < open.size() && i < kMaxWalk; i++) {
-    for (const ggml_tensor* source : open[i]->src) {
-      if (source == nullptr) {
-        continue;
-      }
-      if (std::strcmp(source->name, name) == 0) {
-        return source;
-      }
-      open.push_back(source);
-    }
-  }
-  return nullptr;
-}
 
 // Compares the fingerprint of the layer's norm with the codebook's, once a layer.
 Status verify_model(CodedTensor& tensor, const ggml_tensor* rows) {
@@ -40,9 +24,8 @@ Status verify_model(CodedTensor& tensor, const ggml_tensor* rows) {
       origin.model_fingerprint[layer] == 0) {
     return {};
   }
-  char name[GGML_MAX_NAME];
-  std::snprintf(name, sizeof(name), kFingerprintWeight, tensor.name.layer);
-  const ggml_tensor* weight = find_weight(rows, name);
+  const std::string name = fingerprint_weight(tensor.name.layer);
+  const ggml_tensor* weight = find_source(rows, name);
   if (weight == nullptr || weight->data == nullptr || weight->buffer == nullptr) {
     return {};  // not visible in this graph
   }
@@ -83,21 +66,40 @@ void compute_angles(PositionBatch& batch, const RopeParams& params) {
   }
 }
 
+// The positions of the n tokens that a ROPE node rotates. A token may have one only, but those of
+// an image have more in a rotation in sections.
+Status read_positions(const ggml_tensor* node, std::size_t n,
+                      std::vector<std::int32_t>& positions) {
+  const ggml_tensor* source = node->src[1];
+  positions.resize(n);
+  ggml_backend_tensor_get(source, positions.data(), 0, n * sizeof(std::int32_t));
+  if (!has_sections(node)) {
+    return {};
+  }
+  std::vector<std::int32_t> other(n);
+  for (std::size_t i = 1; i < 4; i++) {
+    ggml_backend_tensor_get(source, other.data(), i * n * sizeof(std::int32_t),
+                            n * sizeof(std::int32_t));
+    if (other != (i < 3 ? positions : std::vector<std::int32_t>(n))) {
+      return unsupported(
+          "a token has several positions, as those of images have; coded keys can be rotated by "
+          "one only: run with exact keys (--config-k exact)");
+    }
+  }
+  return {};
+}
+
 // Takes the graph's positions if this is the first rotated key layer of the buffer,
 // and makes sure that the batch's angles are those of this layer.
-Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, const ggml_tensor* rope,
+Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, CacheStore& store,
                   std::span<const std::size_t> cells) {
-  Result<RopeParams> params = rope_of(rope);
-  if (!params.ok()) {
-    return params.status();
-  }
   if (buffer.position_owner() == nullptr) {
     buffer.set_position_owner(&tensor);
   }
   PositionBatch& batch = buffer.batch();
   bool fresh = false;
   if (buffer.position_owner() == &tensor) {
-    CQKV_RETURN_IF_ERROR(read_positions(rope, cells.size(), batch.positions));
+    CQKV_RETURN_IF_ERROR(read_positions(store.rotation, cells.size(), batch.positions));
     buffer.begin_tokens(batch.positions, cells);
     fresh = true;
   }
@@ -107,11 +109,10 @@ Status begin_keys(KvBuffer& buffer, CodedTensor& tensor, const ggml_tensor* rope
                                        " keys, the first layer stored " +
                                        std::to_string(batch.positions.size())};
   }
-  if (fresh || !(batch.rope == *params)) {
-    compute_angles(batch, *params);
+  if (fresh || !(batch.rope == store.rope)) {
+    compute_angles(batch, store.rope);
   }
-  tensor.rotated = true;
-  tensor.rope = std::move(*params);
+  tensor.rope = std::move(store.rope);
   return {};
 }
 
@@ -209,7 +210,6 @@ Status read_cells(const ggml_tensor* node, const CodedTensor& tensor,
 }  // namespace
 
 Status check_store(const ggml_tensor* node) {
-  const ggml_tensor* rows = node->src[0];
   const ggml_tensor* index = node->src[1];
   CodedTensor& tensor = *buffer_of(node).coded(node);
   tensor.n_views = 0;
@@ -218,47 +218,39 @@ Status check_store(const ggml_tensor* node) {
                        " values, want " + std::to_string(tensor.codebook->n_channels()) +
                        ": coded caches need flash attention; run with -fa on");
   }
-  if (rows->type != GGML_TYPE_F32 || rows->nb[0] != sizeof(float) || rows->ne[2] != 1 ||
-      (index->type != GGML_TYPE_I64 && index->type != GGML_TYPE_I32)) {
-    return unsupported(node_text(node) + ": rows of type " + ggml_type_name(rows->type) +
-                       ", want f32; run without a codebook");
+  if (index->type != GGML_TYPE_I64 && index->type != GGML_TYPE_I32) {
+    return unsupported(node_text(node) + ": cells of type " + ggml_type_name(index->type) +
+                       ", want i64 or i32; run without a codebook");
   }
-  CQKV_RETURN_IF_ERROR(verify_model(tensor, rows));
-  if (tensor.name.kind == KvKind::kValue) {
-    return {};
+  const Result<CacheStore> store = read_cache_store(node);
+  if (!store.ok()) {
+    return store.status();
   }
-  const ggml_tensor* producer = producer_of(rows);
-  if (producer != nullptr && producer->op == GGML_OP_ROPE) {
-    if (producer->ne[0] != tensor.codebook->head_dim()) {
-      return {StatusCode::kMismatch, "codebook " + tensor.book->path + ": head size " +
-                                         std::to_string(tensor.codebook->head_dim()) +
-                                         ", the model's is " + std::to_string(producer->ne[0])};
-    }
-    return rope_of(producer).status();
-  }
-  if (has_rotation_above(producer)) {
-    return unsupported(layer_text(tensor) + ": " + node_text(producer) +
-                       " follows the rotary embedding, so keys cannot be rotated back; run this "
-                       "model without a codebook, or with exact keys (--config-k exact)");
+  CQKV_RETURN_IF_ERROR(verify_model(tensor, store->rows));
+  if (store->rotation != nullptr && store->head_dim != tensor.codebook->head_dim()) {
+    return {StatusCode::kMismatch, "codebook " + tensor.book->path + ": head size " +
+                                       std::to_string(tensor.codebook->head_dim()) +
+                                       ", the model's is " + std::to_string(store->head_dim)};
   }
   return {};
 }
 
 Status run_store(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch) {
-  const ggml_tensor* rows = node->src[0];
   KvBuffer& buffer = buffer_of(node);
   CodedTensor& tensor = *buffer.coded(node);
   CQKV_RETURN_IF_ERROR(read_cells(node, tensor, scratch.cells));
-  const ggml_tensor* producer = producer_of(rows);
-  const bool rotated =
-      tensor.name.kind == KvKind::kKey && producer != nullptr && producer->op == GGML_OP_ROPE;
-  tensor.rotated = rotated;
-  if (rotated) {
-    CQKV_RETURN_IF_ERROR(begin_keys(buffer, tensor, producer, scratch.cells));
+  Result<CacheStore> store = read_cache_store(node);
+  if (!store.ok()) {
+    return store.status();
+  }
+  tensor.rotated = store->rotation != nullptr;
+  if (tensor.rotated) {
+    CQKV_RETURN_IF_ERROR(begin_keys(buffer, tensor, *store, scratch.cells));
   }
   std::uint8_t* exact =
       buffer.uses_window(tensor) ? buffer.begin_exact_rows(tensor, scratch.cells.size()) : nullptr;
-  encode_rows(tensor, rows, rotated ? &buffer.batch() : nullptr, exact, parallel, scratch);
+  encode_rows(tensor, store->rows, tensor.rotated ? &buffer.batch() : nullptr, exact, parallel,
+              scratch);
   const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
   for (std::size_t t = 0; t < scratch.cells.size(); t++) {
     put_codes(tensor.layout, tensor.codes, scratch.cells[t], scratch.codes.data() + t * n_codes);

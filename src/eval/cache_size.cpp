@@ -10,7 +10,7 @@ constexpr std::uint64_t kHalfBytes = 2;
 
 }  // namespace
 
-CacheSize plain_cache_size(const KvShape& model, std::size_t n_cells) {
+CacheSize plain_cache_size(const ModelKvShape& model, std::size_t n_cells) {
   CacheSize result;
   for (const LayerKvShape& layer : model.layers) {
     result.n_channels += layer.n_channels(KvKind::kKey) + layer.n_channels(KvKind::kValue);
@@ -22,7 +22,7 @@ CacheSize plain_cache_size(const KvShape& model, std::size_t n_cells) {
   return result;
 }
 
-CacheSize coded_cache_size(const Codebook& codebook, const KvShape& model, std::size_t n_cells,
+CacheSize coded_cache_size(const Codebook& codebook, const ModelKvShape& model, std::size_t n_cells,
                            const WindowSpec& window, std::size_t n_sequences) {
   CacheSize result = plain_cache_size(model, n_cells);
   result.exact_bytes = 0;

@@ -35,10 +35,10 @@ struct CacheSize {
 
 /// For one cache of `n_cells` cells with room for the windows of n_sequences. A model whose layers
 /// have caches of different sizes (sliding windows) is counted as if all had this one.
-CacheSize coded_cache_size(const Codebook& codebook, const KvShape& model, std::size_t n_cells,
+CacheSize coded_cache_size(const Codebook& codebook, const ModelKvShape& model, std::size_t n_cells,
                            const WindowSpec& window, std::size_t n_sequences = 1);
 
 /// The stock cache.
-CacheSize plain_cache_size(const KvShape& model, std::size_t n_cells);
+CacheSize plain_cache_size(const ModelKvShape& model, std::size_t n_cells);
 
 }  // namespace cqkv::eval

@@ -16,18 +16,13 @@ Function proc(ggml_backend_reg_t registry, const char* name) {
 
 }  // namespace
 
-Result<KvDevice> KvDevice::load(const std::string& library,
-                                const std::vector<std::string>& codebooks) {
+Result<KvDevice> KvDevice::load(const std::string& library) {
   if (!std::filesystem::exists(library)) {
     return Status(
         StatusCode::kNotFound,
         "KV device: " + library + " does not exist; it is built beside cqkv (make build)");
   }
-  std::string joined;
-  for (const auto& path : codebooks) {
-    joined += (joined.empty() ? "" : ":") + path;
-  }
-  ::setenv("CQKV_CODEBOOK", joined.c_str(), 1);
+  ::setenv("CQKV_CODEBOOK", "", 1);
   take_llama_errors();
   KvDevice result;
   result.registry_ = ggml_backend_load(library.c_str());

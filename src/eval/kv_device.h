@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include <ggml-backend.h>
 
@@ -17,11 +16,10 @@ namespace cqkv::eval {
 
 class KvDevice {
  public:
-  /// Loads the library, once a process; ggml never unloads it. `codebooks` become the
-  /// environment variable CQKV_CODEBOOK, which the device reads at start.
+  /// Loads the library, once a process; ggml never unloads it. Caches stay
+  /// 16-bit until set_codebook, whatever the environment says (CQKV_CODEBOOK).
   /// @return kNotFound or kUnsupported with ggml's and the device's reason.
-  static Result<KvDevice> load(const std::string& library,
-                               const std::vector<std::string>& codebooks);
+  static Result<KvDevice> load(const std::string& library);
 
   ggml_backend_dev_t device() const { return device_; }
 

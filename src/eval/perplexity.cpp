@@ -1,11 +1,13 @@
 // measure_perplexity: the order of things (checks before loads, base before variants,
-// compare and drop). The arithmetic is in logit_compare.h and pair_stats.h.
+// compare and drop). The arithmetic is in logit_compare.h and pair_stats.h; how much is in
+// memory at once is planned in memory_plan.h.
 #include "eval/perplexity.h"
 
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <memory>
+#include <span>
 #include <utility>
 
 #include "codebook_file/codebook_file.h"
@@ -13,17 +15,25 @@
 #include "core/parallel.h"
 #include "eval/kv_device.h"
 #include "eval/llama_objects.h"
+#include "eval/memory_plan.h"
 #include "eval/tokens.h"
 
 namespace cqkv::eval {
 namespace {
 
-// One context under comparison.
+// One cache under comparison.
 struct Contender {
   Variant variant;
-  ContextHandle context;
+  ContextHandle context;  // null between rounds, unless contexts stay
   VariantReport report;
   PairStats stats;
+};
+
+// What a context decodes at once: tokens [begin, end) of a chunk.
+struct Step {
+  int chunk = 0;
+  int begin = 0;
+  int end = 0;
 };
 
 std::string with_reason(const std::string& message, const std::string& reason) {
@@ -40,24 +50,34 @@ class Evaluation {
  private:
   Status check_options() const;
   Status check_codebooks();
-  Status check_codebook(const Variant& variant, VariantReport& report) const;
+  Status check_codebook(const Variant& variant, VariantReport& report);
   Status load_model();
   Status load_text();
-  Status make_contexts();
+  void plan();
+  Status check_contexts();
+  Status describe(Contender& contender) const;
   Status make_context(const Variant& variant, ContextHandle& out);
-  Status run_chunk(int chunk);
-  Status run_step(int chunk, int begin, int end);
-  Status decode(llama_context* context, const std::string& name, int chunk, int begin, int end);
-  Status score_base(int chunk, int begin, int end);
-  Status compare(Contender& contender, int chunk, int begin, int end);
+  Status make_again(Contender& contender);
+  Status run_round(std::span<const Step> round);
+  Status run_base(std::span<const Step> round);
+  Status run_contender(Contender& contender, std::span<const Step> round);
+  Status decode(llama_context* context, const std::string& name, const Step& step);
+  Status score_base(const Step& step);
+  Status compare(Contender& contender, const Step& step, const float* base);
   Status report_progress();
   PerplexityReport report();
 
   int first_scored() const { return options_.score == ScoreMode::kHalf ? options_.n_ctx / 2 : 0; }
 
-  // Positions whose logits predict a scored token, within [begin, end).
-  std::pair<int, int> scored(int begin, int end) const {
-    return {std::max(begin, first_scored()), std::min(end, options_.n_ctx - 1)};
+  // Positions of a step whose logits predict a scored token; none if first >= second.
+  std::pair<int, int> scored(const Step& step) const {
+    return {std::max(step.begin, first_scored()), std::min(step.end, options_.n_ctx - 1)};
+  }
+
+  // Logits of the scored tokens of a step.
+  std::size_t n_logits(const Step& step) const {
+    const auto [first, stop] = scored(step);
+    return static_cast<std::size_t>(std::max(0, stop - first)) * n_vocab_;
   }
 
   WindowOverride window(const Variant& variant) const {
@@ -77,7 +97,7 @@ class Evaluation {
   const PerplexityOptions& options_;
   const ProgressCallback& progress_;
   ThreadParallelFor threads_;
-  KvShape shape_;
+  ModelKvShape shape_;
   std::optional<KvDevice> device_;
   ModelHandle model_;
   ContextHandle base_;
@@ -86,7 +106,12 @@ class Evaluation {
   bool bos_ = false;
   std::size_t n_vocab_ = 0;
   int n_chunks_ = 0;
-  int n_step_ = 0;  // tokens per call of llama_decode, of all contexts
+  int n_cells_ = 0;
+  std::uint64_t most_centroid_bytes_ = 0;  // of one codebook's file
+  int n_step_ = 0;                         // tokens per call of llama_decode, of all contexts
+  std::vector<Step> steps_;                // of all chunks
+  MemoryPlan plan_;
+  std::vector<float> base_logits_;  // of the round's scored tokens
   RunningMean nll_base_;
   std::size_t n_done_ = 0;
   std::vector<LogitComparison> compared_;
@@ -127,7 +152,7 @@ Status Evaluation::check_codebooks() {
   return check_codebook(options_.base, unused);
 }
 
-Status Evaluation::check_codebook(const Variant& variant, VariantReport& report) const {
+Status Evaluation::check_codebook(const Variant& variant, VariantReport& report) {
   if (variant.kind != CacheKind::kCoded) {
     return {};
   }
@@ -137,23 +162,20 @@ Status Evaluation::check_codebook(const Variant& variant, VariantReport& report)
   }
   report.codebook_name = codebook->origin.name;
   report.codebook_identity = codebook->identity();
+  most_centroid_bytes_ = std::max<std::uint64_t>(most_centroid_bytes_, codebook->centroid_bytes());
   return check_fits(*codebook, variant.codebook_path, shape_);
 }
 
 Status Evaluation::load_model() {
-  std::vector<std::string> codebooks;
   bool uses_device = options_.base.uses_device();
   for (const Variant& variant : options_.variants) {
     uses_device = uses_device || variant.uses_device();
-    if (variant.kind == CacheKind::kCoded) {
-      codebooks.push_back(variant.codebook_path);
-    }
   }
   ggml_backend_dev_t devices[2] = {nullptr, nullptr};  // ended by a null
   llama_model_params params = llama_model_default_params();
   params.n_gpu_layers = 0;
   if (uses_device) {
-    auto device = KvDevice::load(options_.device_library, codebooks);
+    auto device = KvDevice::load(options_.device_library);
     if (!device.ok()) {
       return device.status();
     }
@@ -221,36 +243,75 @@ Status Evaluation::make_context(const Variant& variant, ContextHandle& out) {
   return unsupported(with_reason(variant.text + ": libllama cannot make a context", reason));
 }
 
-Status Evaluation::make_contexts() {
+void Evaluation::plan() {
   n_step_ = ubatch(options_.base);
   for (const auto& contender : contenders_) {
     n_step_ = std::max(n_step_, ubatch(contender->variant));
   }
+  EvaluationSize size;
+  size.n_variants = static_cast<int>(contenders_.size());
+  size.n_chunks = n_chunks_;
+  for (int begin = 0; begin < options_.n_ctx; begin += n_step_) {
+    steps_.push_back({0, begin, std::min(begin + n_step_, options_.n_ctx)});
+    const std::uint64_t n_bytes = n_logits(steps_.back()) * sizeof(float);
+    size.step_logit_bytes = std::max(size.step_logit_bytes, n_bytes);
+    size.chunk_logit_bytes += n_bytes;
+  }
+  size.steps_per_chunk = static_cast<int>(steps_.size());
+  // A codebook is in memory in three orders, two and a half times its file.
+  size.context_bytes =
+      plain_cache_size(shape_, static_cast<std::size_t>(options_.n_ctx)).f16_bytes +
+      most_centroid_bytes_ * 5 / 2;
+  plan_ = plan_memory(size);
+  for (int chunk = 1; chunk < n_chunks_; chunk++) {
+    for (int i = 0; i < size.steps_per_chunk; i++) {
+      Step step = steps_[static_cast<std::size_t>(i)];
+      step.chunk = chunk;
+      steps_.push_back(step);
+    }
+  }
+}
+
+// Makes every context once, so that what is refused is refused before the work.
+Status Evaluation::check_contexts() {
   CQKV_RETURN_IF_ERROR(make_context(options_.base, base_));
-  const auto n_cells = static_cast<std::size_t>(llama_n_ctx(base_.get()));
+  n_cells_ = static_cast<int>(llama_n_ctx(base_.get()));
   for (const auto& contender : contenders_) {
     CQKV_RETURN_IF_ERROR(make_context(contender->variant, contender->context));
-    VariantReport& report = contender->report;
-    if (contender->variant.uses_device()) {
-      report.device_cache_bytes = device_->cache_bytes();
+    CQKV_RETURN_IF_ERROR(describe(*contender));
+    if (!plan_.keep_contexts) {
+      contender->context.reset();
     }
-    if (contender->variant.kind != CacheKind::kCoded) {
-      report.size = plain_cache_size(shape_, n_cells);
-      continue;
-    }
-    // Read again rather than kept: a large model's codebooks take as much memory as its cache.
-    const auto codebook = read_codebook(contender->variant.codebook_path);
-    if (!codebook.ok()) {
-      return codebook.status();
-    }
-    report.window = window(contender->variant).spec_of(*codebook);
-    report.size = coded_cache_size(*codebook, shape_, n_cells, report.window);
   }
   return {};
 }
 
-Status Evaluation::decode(llama_context* context, const std::string& name, int chunk, int begin,
-                          int end) {
+// What the report says of a cache; its context is the newest one.
+Status Evaluation::describe(Contender& contender) const {
+  const auto n_cells = static_cast<std::size_t>(n_cells_);
+  VariantReport& report = contender.report;
+  if (contender.variant.uses_device()) {
+    report.device_cache_bytes = device_->cache_bytes();
+  }
+  if (contender.variant.kind != CacheKind::kCoded) {
+    report.size = plain_cache_size(shape_, n_cells);
+    return {};
+  }
+  // Read again rather than kept: a large model's codebooks take as much memory as its cache.
+  const auto codebook = read_codebook(contender.variant.codebook_path);
+  if (!codebook.ok()) {
+    return codebook.status();
+  }
+  report.window = window(contender.variant).spec_of(*codebook);
+  report.size = coded_cache_size(*codebook, shape_, n_cells, report.window);
+  return {};
+}
+
+Status Evaluation::decode(llama_context* context, const std::string& name, const Step& step) {
+  const auto [chunk, begin, end] = step;
+  if (begin == 0) {
+    llama_memory_clear(llama_get_memory(context), true);
+  }
   const std::size_t n_tokens = static_cast<std::size_t>(end - begin);
   const auto first = static_cast<std::ptrdiff_t>(chunk) * options_.n_ctx + begin;
   std::vector<llama_token> tokens(tokens_.begin() + first,
@@ -258,7 +319,7 @@ Status Evaluation::decode(llama_context* context, const std::string& name, int c
   if (begin == 0 && bos_) {
     tokens[0] = llama_vocab_bos(llama_model_get_vocab(model_.get()));
   }
-  const auto [first_scored, end_scored] = scored(begin, end);
+  const auto [first_scored, end_scored] = scored(step);
   std::vector<llama_pos> positions(n_tokens);
   std::vector<std::int8_t> wanted(n_tokens);
   for (int position = begin; position < end; position++) {
@@ -292,12 +353,17 @@ Status not_finite(const std::string& name, int chunk, int position) {
                                      " are not finite"};
 }
 
-Status Evaluation::score_base(int chunk, int begin, int end) {
-  const auto [first, stop] = scored(begin, end);
+// Keeps the logits for the variants, unless the context keeps them.
+Status Evaluation::score_base(const Step& step) {
+  const auto [first, stop] = scored(step);
   if (first >= stop) {
     return {};
   }
+  const int chunk = step.chunk;
   const float* logits = llama_get_logits(base_.get());
+  if (!plan_.keep_contexts) {
+    base_logits_.insert(base_logits_.end(), logits, logits + n_logits(step));
+  }
   nll_.resize(static_cast<std::size_t>(stop - first));
   threads_.run(stop - first, [&, first_row = first](int row, int) {
     nll_[static_cast<std::size_t>(row)] =
@@ -313,12 +379,12 @@ Status Evaluation::score_base(int chunk, int begin, int end) {
   return {};
 }
 
-Status Evaluation::compare(Contender& contender, int chunk, int begin, int end) {
-  const auto [first, stop] = scored(begin, end);
+Status Evaluation::compare(Contender& contender, const Step& step, const float* base) {
+  const auto [first, stop] = scored(step);
   if (first >= stop) {
     return {};
   }
-  const float* base = llama_get_logits(base_.get());
+  const int chunk = step.chunk;
   const float* other = llama_get_logits(contender.context.get());
   compared_.resize(static_cast<std::size_t>(stop - first));
   threads_.run(stop - first, [&, first_row = first](int row, int) {
@@ -337,43 +403,72 @@ Status Evaluation::compare(Contender& contender, int chunk, int begin, int end) 
 }
 
 Status Evaluation::report_progress() {
-  const int n_steps = (options_.n_ctx + n_step_ - 1) / n_step_;
   Progress progress;
   progress.n_done = n_done_;
-  progress.n_total = (contenders_.size() + 1) * static_cast<std::size_t>(n_steps) *
-                     static_cast<std::size_t>(n_chunks_);
+  progress.n_total = (contenders_.size() + 1) * steps_.size();
   progress.ppl_base = nll_base_.count() == 0 ? 0 : std::exp(nll_base_.mean());
+  progress.n_bytes = plan_.n_bytes;
   if (progress_ && !progress_(progress)) {
     return {StatusCode::kCancelled, "cancelled"};
   }
   return {};
 }
 
-Status Evaluation::run_step(int chunk, int begin, int end) {
-  CQKV_RETURN_IF_ERROR(decode(base_.get(), "the 16-bit cache", chunk, begin, end));
-  CQKV_RETURN_IF_ERROR(score_base(chunk, begin, end));
-  n_done_++;
-  CQKV_RETURN_IF_ERROR(report_progress());
-  for (const auto& contender : contenders_) {
-    CQKV_RETURN_IF_ERROR(
-        decode(contender->context.get(), contender->variant.text, chunk, begin, end));
-    CQKV_RETURN_IF_ERROR(compare(*contender, chunk, begin, end));
+Status Evaluation::run_base(std::span<const Step> round) {
+  if (base_ == nullptr) {
+    CQKV_RETURN_IF_ERROR(make_context(options_.base, base_));
+  }
+  base_logits_.clear();
+  for (const Step& step : round) {
+    CQKV_RETURN_IF_ERROR(decode(base_.get(), "the 16-bit cache", step));
+    CQKV_RETURN_IF_ERROR(score_base(step));
     n_done_++;
     CQKV_RETURN_IF_ERROR(report_progress());
+  }
+  if (!plan_.keep_contexts) {
+    base_.reset();
   }
   return {};
 }
 
-Status Evaluation::run_chunk(int chunk) {
-  llama_memory_clear(llama_get_memory(base_.get()), true);
-  for (const auto& contender : contenders_) {
-    llama_memory_clear(llama_get_memory(contender->context.get()), true);
+// The context of a later round. Its codebook is read anew and must still be the same one.
+Status Evaluation::make_again(Contender& contender) {
+  CQKV_RETURN_IF_ERROR(make_context(contender.variant, contender.context));
+  VariantReport now;
+  CQKV_RETURN_IF_ERROR(check_codebook(contender.variant, now));
+  return now.codebook_identity == contender.report.codebook_identity
+             ? Status()
+             : Status(StatusCode::kMismatch,
+                      contender.variant.codebook_path +
+                          ": the codebook was replaced while it was measured; run again");
+}
+
+Status Evaluation::run_contender(Contender& contender, std::span<const Step> round) {
+  if (contender.context == nullptr) {
+    CQKV_RETURN_IF_ERROR(make_again(contender));
   }
-  for (int begin = 0; begin < options_.n_ctx; begin += n_step_) {
-    CQKV_RETURN_IF_ERROR(run_step(chunk, begin, std::min(begin + n_step_, options_.n_ctx)));
+  const float* base = plan_.keep_contexts ? llama_get_logits(base_.get()) : base_logits_.data();
+  for (const Step& step : round) {
+    CQKV_RETURN_IF_ERROR(decode(contender.context.get(), contender.variant.text, step));
+    CQKV_RETURN_IF_ERROR(compare(contender, step, base));
+    base += n_logits(step);
+    if (step.end == options_.n_ctx) {
+      contender.stats.end_chunk();
+    }
+    n_done_++;
+    CQKV_RETURN_IF_ERROR(report_progress());
   }
+  if (!plan_.keep_contexts) {
+    contender.context.reset();
+  }
+  return {};
+}
+
+// Steps that the base decodes before every variant does.
+Status Evaluation::run_round(std::span<const Step> round) {
+  CQKV_RETURN_IF_ERROR(run_base(round));
   for (const auto& contender : contenders_) {
-    contender->stats.end_chunk();
+    CQKV_RETURN_IF_ERROR(run_contender(*contender, round));
   }
   return {};
 }
@@ -384,7 +479,7 @@ PerplexityReport Evaluation::report() {
   result.architecture = shape_.architecture;
   result.n_text_tokens = tokens_.size();
   result.n_chunks = n_chunks_;
-  result.n_cells = static_cast<int>(llama_n_ctx(base_.get()));
+  result.n_cells = n_cells_;
   result.bos = bos_;
   result.n_scored = nll_base_.count();
   result.ppl_base = std::exp(nll_base_.mean());
@@ -402,9 +497,13 @@ Result<PerplexityReport> Evaluation::run() {
   CQKV_RETURN_IF_ERROR(check_codebooks());
   CQKV_RETURN_IF_ERROR(load_model());
   CQKV_RETURN_IF_ERROR(load_text());
-  CQKV_RETURN_IF_ERROR(make_contexts());
-  for (int chunk = 0; chunk < n_chunks_; chunk++) {
-    CQKV_RETURN_IF_ERROR(run_chunk(chunk));
+  plan();
+  CQKV_RETURN_IF_ERROR(report_progress());
+  CQKV_RETURN_IF_ERROR(check_contexts());
+  const auto n_round = static_cast<std::size_t>(plan_.steps_per_round);
+  for (std::size_t first = 0; first < steps_.size(); first += n_round) {
+    CQKV_RETURN_IF_ERROR(
+        run_round(std::span(steps_).subspan(first, std::min(n_round, steps_.size() - first))));
   }
   return report();
 }

@@ -1,6 +1,6 @@
 // Perplexity of a text under several caches of one model in one process: the 16-bit
-// base, and every variant against it, token by token. Weights are loaded once and no
-// more logits are kept than one batch of each context.
+// base, and every variant against it, token by token. Weights are loaded once; how many
+// contexts and logits are in memory at a time is planned (memory_plan.h).
 #pragma once
 
 #include <cstddef>
@@ -42,10 +42,11 @@ struct PerplexityOptions {
 struct Progress {
   std::size_t n_done = 0;  ///< Decoded batches of all contexts.
   std::size_t n_total = 0;
-  double ppl_base = 0;  ///< So far; 0 before the first scored token.
+  double ppl_base = 0;        ///< So far; 0 before the first scored token.
+  std::uint64_t n_bytes = 0;  ///< About what it takes beside the model (MemoryPlan).
 };
 
-/// Called from the calling thread; returning false cancels.
+/// Called from the calling thread, first before anything is decoded; returning false cancels.
 using ProgressCallback = std::function<bool(const Progress&)>;
 
 struct VariantReport {

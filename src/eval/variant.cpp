@@ -7,46 +7,75 @@
 namespace cqkv::eval {
 namespace {
 
-Status parse_number(std::string_view digits, const std::string& text, const char* what, int lowest,
-                    int& out) {
+struct Bounds {
+  int lowest;
+  int highest;
+};
+
+constexpr Bounds kUbatch{1, 1 << 22};
+constexpr Bounds kWindow{0, kMaxWindow};
+constexpr Bounds kSwitch{0, 1};
+
+Status parse_number(std::string_view digits, const std::string& text, const char* what,
+                    const Bounds& bounds, int& out) {
   const char* end = digits.data() + digits.size();
   const auto [rest, error] = std::from_chars(digits.data(), end, out);
-  if (error != std::errc() || rest != end || out < lowest) {
+  if (error != std::errc() || rest != end || out < bounds.lowest || out > bounds.highest) {
     return invalid_argument("'" + text + "': got '" + std::string(digits) + "' for " + what +
-                            ", want a number from " + std::to_string(lowest));
+                            ", want a number from " + std::to_string(bounds.lowest) + " to " +
+                            std::to_string(bounds.highest));
   }
   return {};
 }
 
-// Takes "@<key>:<N>" off the end of `name`; false if it ends in none.
+Status set_option(std::string_view key, std::string_view digits, Variant& out) {
+  if (key == "ub") {
+    return parse_number(digits, out.text, "the micro-batch size", kUbatch, out.n_ubatch);
+  }
+  if (key == "window") {
+    return parse_number(digits, out.text, "the window", kWindow, out.window.window.emplace());
+  }
+  if (key == "sinks") {
+    return parse_number(digits, out.text, "the number of sinks", kWindow,
+                        out.window.sinks.emplace());
+  }
+  if (key == "spare") {
+    return parse_number(digits, out.text, "the number of spare rows", kWindow,
+                        out.window.spare.emplace());
+  }
+  if (key == "bytes") {
+    int bytes = 0;
+    CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "byte tables", kSwitch, bytes));
+    out.byte_tables = bytes != 0;
+    return {};
+  }
+  return invalid_argument("'" + out.text + "': unknown option '@" + std::string(key) +
+                          "'; there are @ub:N, @window:N, @sinks:N, @spare:N and @bytes:0");
+}
+
+// Takes "@<key>:<N>" off the end of `name`; false if it ends in none. No path ends so: a ':' would
+// divide it for the device.
 Result<bool> take_suffix(std::string_view& name, Variant& out) {
   const auto at = name.rfind('@');
   const auto colon = name.find(':', at == std::string_view::npos ? 0 : at);
-  if (at == std::string_view::npos || colon == std::string_view::npos) {
+  if (at == std::string_view::npos || colon == std::string_view::npos ||
+      name.find('/', at) != std::string_view::npos) {
     return false;
   }
-  const std::string_view key = name.substr(at + 1, colon - at - 1);
-  const std::string_view digits = name.substr(colon + 1);
-  if (key == "ub") {
-    CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "the micro-batch size", 1, out.n_ubatch));
-  } else if (key == "window") {
-    CQKV_RETURN_IF_ERROR(
-        parse_number(digits, out.text, "the window", 0, out.window.window.emplace()));
-  } else if (key == "sinks") {
-    CQKV_RETURN_IF_ERROR(
-        parse_number(digits, out.text, "the number of sinks", 0, out.window.sinks.emplace()));
-  } else if (key == "spare") {
-    CQKV_RETURN_IF_ERROR(
-        parse_number(digits, out.text, "the number of spare rows", 0, out.window.spare.emplace()));
-  } else if (key == "bytes") {
-    int bytes = 0;
-    CQKV_RETURN_IF_ERROR(parse_number(digits, out.text, "byte tables", 0, bytes));
-    out.byte_tables = bytes != 0;
-  } else {
-    return false;
-  }
+  CQKV_RETURN_IF_ERROR(
+      set_option(name.substr(at + 1, colon - at - 1), name.substr(colon + 1), out));
   name = name.substr(0, at);
   return true;
+}
+
+// A word that looks like one of ours, and not like a file.
+Status check_word(std::string_view name, const std::string& text) {
+  const bool word = name.find_first_of("./") == std::string_view::npos;
+  return word && name.starts_with("stock")
+             ? invalid_argument("'" + text +
+                                "': unknown; besides files there are none, stock, stock-nofa and "
+                                "stock-ub:N")
+             : Status();
 }
 
 }  // namespace
@@ -58,7 +87,7 @@ Result<Variant> Variant::parse(const std::string& text) {
   std::string_view name = text;
   if (name.substr(0, kStockUbatch.size()) == kStockUbatch) {
     CQKV_RETURN_IF_ERROR(parse_number(name.substr(kStockUbatch.size()), text,
-                                      "the micro-batch size", 1, result.n_ubatch));
+                                      "the micro-batch size", kUbatch, result.n_ubatch));
     return result;
   }
   for (bool more = true; more;) {
@@ -73,6 +102,7 @@ Result<Variant> Variant::parse(const std::string& text) {
   } else if (name == "none") {
     result.kind = CacheKind::kUncoded;
   } else {
+    CQKV_RETURN_IF_ERROR(check_word(name, text));
     result.kind = CacheKind::kCoded;
     result.codebook_path = name;
   }

@@ -126,6 +126,29 @@ TEST_F(CaptureTest, RotatesBackFromSections) {
   }
 }
 
+// maincoder has qwen3's tensors, but norms keys after their rotation; the device refuses it in the
+// same words (tests/device/model_matrix_test.cpp). Exact keys need not be taken.
+TEST_F(CaptureTest, KeysThatCannotBeRotatedBackAreRefusedOrLeftOut) {
+  TinyModel tiny = TinyModel::qwen3();
+  tiny.architecture = "maincoder";
+  const std::string path = tiny.write("model.gguf");
+  const auto tokens = testing::random_tokens(30, 1);
+  RowMap rows;
+  const Status status = load(path, 64).run(tokens, append_to(rows));
+  EXPECT_EQ(status.code(), StatusCode::kUnsupported);
+  for (const char* part : {"model.gguf", "keys of layer 0", "follows the rotary embedding"}) {
+    EXPECT_NE(status.message().find(part), std::string::npos) << status.message();
+  }
+  auto values = KvCapture::load(path, 64, 2, /*wants_keys=*/false);
+  ASSERT_TRUE(values.ok()) << values.status().message();
+  rows.clear();
+  const Status without = values->run(tokens, append_to(rows));
+  ASSERT_TRUE(without.ok()) << without.message();
+  EXPECT_EQ(rows.size(), 2U);
+  EXPECT_TRUE(rows.contains({0, KvKind::kValue}));
+  EXPECT_TRUE(rows.contains({1, KvKind::kValue}));
+}
+
 TEST_F(CaptureTest, SequencesAreIndependent) {
   KvCapture capture = load(TinyModel().write("model.gguf"), 64);
   const auto tokens = testing::random_tokens(30, 1);

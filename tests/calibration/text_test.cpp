@@ -149,6 +149,7 @@ TEST_F(TextTest, LeavesSpecialTokensAsText) {
 TEST_F(TextTest, RefusesMissingFilesAndBadCounts) {
   const auto file = write("a.txt", "abcdefghij");
   EXPECT_EQ(read_error({{"/nonexistent.txt"}, "text", 8, 4}).code(), StatusCode::kNotFound);
+  EXPECT_NE(read_error({{"/"}, "text", 8, 4}).message().find("is a folder"), std::string::npos);
   EXPECT_EQ(read_error({{}, "text", 8, 4}).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(read_error({{file}, "text", 8, 1}).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(read_error({{file}, "text", 0, 4}).code(), StatusCode::kInvalidArgument);

@@ -44,7 +44,9 @@ struct TinyModel {
   /// The same with one KV head; layers 0 and 2 with a window of 5 tokens, 1 without.
   static TinyModel gemma3();
 
-  bool has_head_norms() const { return architecture == "qwen3" || architecture == "gemma3"; }
+  bool has_head_norms() const {
+    return architecture == "qwen3" || architecture == "gemma3" || architecture == "maincoder";
+  }
 
   bool has_post_norms() const { return architecture == "gemma3"; }
 

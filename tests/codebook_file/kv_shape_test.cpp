@@ -19,7 +19,7 @@ using testing::TempFolder;
 class KvShapeTest : public ::testing::Test {
  protected:
   // A model header of 2 layers, 4 heads, 2 KV heads of 16, after `change`.
-  Result<KvShape> read(const std::function<void(gguf_context*)>& change = {}) const {
+  Result<ModelKvShape> read(const std::function<void(gguf_context*)>& change = {}) const {
     gguf_context* header = gguf_init_empty();
     gguf_set_val_str(header, "general.architecture", "llama");
     gguf_set_val_str(header, "general.name", "Tiny");

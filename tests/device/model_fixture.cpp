@@ -2,17 +2,15 @@
 #include "device/model_fixture.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
 #include <mutex>
-#include <optional>
-#include <string_view>
 #include <utility>
 
 #include "cache/record.h"
 #include "codebook_file/codebook_file.h"
 #include "core/rng.h"
 #include "device/device_fixture.h"
+#include "graph/cache_store.h"
 #include "support/temp_folder.h"
 
 namespace cqkv::device {
@@ -40,25 +38,6 @@ std::vector<llama_token> random_prompt(int n_tokens) {
     token = static_cast<llama_token>(rng.below(testing::ModelSpec::kVocab));
   }
   return tokens;
-}
-
-// The cache tensor that a node stores rows into.
-std::optional<std::pair<KvKind, int>> stored_cache(const ggml_tensor* node) {
-  if (node->op != GGML_OP_SET_ROWS || node->view_src == nullptr) {
-    return std::nullopt;
-  }
-  const std::string_view name(node->view_src->name);
-  const std::size_t digits = std::string_view("cache_k_l").size();
-  int layer = 0;
-  const auto [end, error] = std::from_chars(name.data() + std::min(digits, name.size()),
-                                            name.data() + name.size(), layer);
-  if (error != std::errc() || end != name.data() + name.size()) {
-    return std::nullopt;
-  }
-  const bool key = name.starts_with("cache_k_l");
-  return key || name.starts_with("cache_v_l")
-             ? std::optional(std::pair(key ? KvKind::kKey : KvKind::kValue, layer))
-             : std::nullopt;
 }
 
 bool is_reshape(const ggml_tensor* node) {
@@ -195,9 +174,13 @@ void ModelRun::watch(const ggml_tensor* node) {
   while (is_reshape(made)) {
     made = made->src[0];
   }
-  const bool rotated = cache->first == KvKind::kKey && made->op == GGML_OP_ROPE;
+  const bool rotated = cache->kind == KvKind::kKey && made->op == GGML_OP_ROPE;
+  // As calibration reads it: what it learns from must be what the device codes.
+  const auto store = read_cache_store(node);
+  ASSERT_TRUE(store.ok()) << store.status().message();
+  EXPECT_EQ(store->rotation != nullptr, rotated);
   const std::vector<float>& rows = computed_.at(rotated ? made->src[0] : node->src[0]);
-  auto& all = watched_[*cache];
+  auto& all = watched_[{cache->kind, cache->layer}];
   for (std::size_t begin = 0; begin < rows.size(); begin += n_channels) {
     const auto token = static_cast<int>(all.size());
     const auto row = rows.begin() + static_cast<std::ptrdiff_t>(begin);

@@ -183,6 +183,18 @@ const std::vector<ModelCase> kRefused = {
     {.name = "mpt_alibi",
      .spec = {.architecture = "mpt", .n_kv_heads = 4, .keys = {{"attention.max_alibi_bias", 8.0F}}},
      .refused = "ALiBi"},
+    {.name = "maincoder_norm_after_rope",
+     .spec = {.architecture = "maincoder"},
+     .refused = "follows the rotary embedding"},
+    // Keys are a part without rotation and, behind it, one with it.
+    {.name = "deepseek2_rotated_part",
+     .spec = {.architecture = "deepseek2",
+              .n_kv_heads = 4,
+              .keys = experts() + MetadataKeys{{"attention.kv_lora_rank", u32(64)},
+                                               {"attention.q_lora_rank", u32(32)},
+                                               {"leading_dense_block_count", u32(1)},
+                                               {"rope.dimension_count", u32(16)}}},
+     .refused = "CONCAT"},
     {.name = "deepseek2_mla",
      .spec = {.architecture = "deepseek2",
               .n_kv_heads = 1,
@@ -194,7 +206,7 @@ const std::vector<ModelCase> kRefused = {
                                                {"attention.q_lora_rank", u32(32)},
                                                {"leading_dense_block_count", u32(1)},
                                                {"rope.dimension_count", u32(16)}}},
-     .refused = "values are a part of the keys"},
+     .refused = "CONCAT 'Kcur-0' follows the rotary embedding"},
 };
 
 /// No cache at all.

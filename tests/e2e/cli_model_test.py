@@ -4,6 +4,8 @@ llama-perplexity, the device's uncoded mode, sizes, errors of texts, and Ctrl-C.
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +94,52 @@ class CliModelTest(unittest.TestCase):
         self.assertAlmostEqual(coded["bits_all_in"], 1 + 32 / N_CHANNELS + 4096 / 256, places=9)
         self.assertIn("perplexity", result.stderr)  # progress
         self.assertNotIn("warning", result.stderr)
+
+    def test_rows_of_one_configuration_can_be_told_apart(self):
+        one, two = self.path("one.gguf"), self.path("two.gguf")
+        other = os.path.join(self.folder.name, "other")
+        os.mkdir(other)
+        subprocess.run([MAKE_CODEBOOK, one, "30", "8c8b", "3", "64", "llama"], check=True)
+        shutil.copy(one, two)
+        shutil.copy(one, other)
+        _, result = self.perplexity("-c", "64", "--chunks", "1", "--kv-codebook", one, two,
+                                    one + "@window:3", "stock")
+        rows = [line.split("  ")[0] for line in result.stdout.splitlines()[-4:]]
+        self.assertEqual(len(set(rows)), 4, rows)
+        self.assertTrue(rows[0].endswith(" [one.gguf]"), rows)
+        self.assertTrue(rows[1].endswith(" [two.gguf]"), rows)
+        self.assertNotIn("[", rows[2] + rows[3], "told apart by the window, the kind")
+        _, result = self.perplexity("-c", "64", "--chunks", "1", "--kv-codebook", one,
+                                    os.path.join(other, "one.gguf"))
+        self.assertIn(f"[{one}]", result.stdout)
+        self.assertIn(f"[{other}/one.gguf]", result.stdout)
+
+    def test_many_codebooks_take_turns_in_memory(self):
+        """All contexts at once would take 1.2 GiB; figures must be those of a codebook alone."""
+        names = [self.path(f"{i}.gguf") for i in range(28)]
+        subprocess.run([MAKE_CODEBOOK, names[0], "30", "8c8b", "3", "64", "llama"], check=True)
+        for name in names[1:]:
+            shutil.copy(names[0], name)
+        flags = ["-c", "128", "--chunks", "2", "-ub", "64", "--score", "all", "-t", "1"]
+        alone, result = self.perplexity(*flags, "--kv-codebook", names[0], "stock-nofa")
+        self.assertNotIn("GiB beside the model", result.stderr)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        many, _ = self.perplexity(*flags, "--kv-codebook", *names, "stock-nofa")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        self.assertLess(after, max(before, 500 * 1024), "KiB of the largest process")
+        entries = many["codebooks"]
+        self.assertEqual(len(entries), 29)
+        for entry in entries[:28]:
+            self.assertEqual({**entry, "path": names[0]}, alone["codebooks"][0])
+        self.assertEqual(entries[28], alone["codebooks"][1])
+        for key in ("ppl_base", "ppl_base_se", "n_scored", "n_cells"):
+            self.assertEqual(many[key], alone[key])
+
+    def test_json_on_standard_output_stands_alone(self):
+        result = run("perplexity", "-m", MODEL, "-f", self.text, "-c", "64", "--chunks", "1", "-q",
+                     "--json", "-")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(json.loads(result.stdout)["n_chunks"], 1)
 
     def test_text_too_short_or_missing(self):
         result = run("perplexity", "-m", MODEL, "-f", self.text, "-c", "100000")

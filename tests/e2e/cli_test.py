@@ -3,6 +3,7 @@ what `run` would start. With a real model see cli_model_test.py."""
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -85,16 +86,115 @@ class CliTest(unittest.TestCase):
         self.assertEqual(result.returncode, 0)
         self.assertRegex(result.stdout, r"^cqkv \d+\.\d+\.\d+\n$")
 
-    # Wrong use: exit code 2
+    # Wrong use: exit code 2. Each line: a command line, and words that its message must have.
+
+    def expect_all(self, code, lines):
+        for line, words in lines:
+            with self.subTest(line=line):
+                result = run(*line)
+                self.expect(result, code, *words)
+                self.assertEqual(result.stdout, "")
+                for text in result.stderr.splitlines():
+                    self.assertLess(len(text), 400, "a message, not a listing")
 
     def test_no_or_unknown_command(self):
-        self.expect(run(), 2)
-        self.expect(run("frobnicate"), 2)
+        self.expect_all(2, [
+            ([], ["no command", *COMMANDS, "bench"]),
+            (["frobnicate"], ["'frobnicate'", *COMMANDS]),
+            (["calibrat", "-m", "x"], ["'calibrat'", "did you mean 'calibrate'?"]),
+            (["perplexty"], ["did you mean 'perplexity'?"]),
+            (["--frobnicate", "info"], ["unknown flag '--frobnicate'"]),
+            (["--frobnicate"], ["unknown flag '--frobnicate'", "calibrate"]),
+            (["bench"], ["no command", "attention, encode, model"]),
+            (["bench", "attentoin", "--check"], ["'attentoin'", "did you mean 'attention'?"]),
+        ])
 
     def test_unknown_flag(self):
-        self.expect(run("inspect", "--frobnicate", self.codebook), 2, "cqkv inspect: ",
-                    "--frobnicate")
-        self.expect(run("info", "-z"), 2, "cqkv info: ")
+        self.expect_all(2, [
+            (["inspect", "--frobnicate", self.codebook], ["cqkv inspect: ", "'--frobnicate'"]),
+            (["info", "-z"], ["cqkv info: ", "'-z'"]),
+            (["run", "-m", self.model, "--kv-codebok", self.codebook],
+             ["'--kv-codebok'", "did you mean '--kv-codebook'?"]),
+            (["bench", "encode", "--row", "3"], ["cqkv bench encode: ", "did you mean '--rows'?"]),
+            (["inspect", self.codebook, "more"], ["unexpected argument 'more'"]),
+        ])
+
+    # Every flag that takes a number: what is too small, too large, and no number.
+    NUMBERS = [
+        ("calibrate", "-c", 2, 1 << 22), ("calibrate", "--n-tokens", 2, 1 << 31),
+        ("calibrate", "-t", 1, 512), ("calibrate", "--max-iterations", 1, 1000000),
+        ("calibrate", "-s", 0, (1 << 63) - 1), ("calibrate", "--window", 0, 1 << 20),
+        ("calibrate", "--sinks", 0, 1 << 20),
+        ("perplexity", "-c", 4, 1 << 22), ("perplexity", "-b", 1, 1 << 22),
+        ("perplexity", "-ub", 1, 1 << 22), ("perplexity", "-t", 1, 512),
+        ("perplexity", "--window", 0, 1 << 20), ("perplexity", "--sinks", 0, 1 << 20),
+        ("perplexity", "--spare", 0, 1 << 20),
+        *((command, flag, 0, 1 << 20) for command in ("run", "serve", "info", "bench model")
+          for flag in ("--window", "--sinks", "--spare")),
+        ("info", "-c", 1, 1 << 31), ("info", "-np", 1, 256),
+        ("bench attention", "-t", 1, 512), ("bench attention", "--tokens", 1, 1 << 22),
+        ("bench attention", "--head-dim", 1, 1024), ("bench attention", "--queries", 1, 65536),
+        ("bench attention", "--seqs", 1, 1024), ("bench attention", "--gqa", 1, 128),
+        ("bench attention", "--kv-heads", 1, 128), ("bench attention", "--key-heads", 0, 1 << 22),
+        ("bench attention", "--first-position", 0, 1 << 22),
+        ("bench encode", "--rows", 1, 65536), ("bench encode", "--head-dim", 1, 1024),
+        ("bench encode", "--kv-heads", 1, 128),
+        ("bench model", "--depths", 0, 1 << 22), ("bench model", "--prompt", 0, 1 << 22),
+        ("bench model", "--gen", 0, 1 << 22), ("bench model", "--repeat", 1, 1000),
+        ("bench model", "-t", 1, 512),
+    ]
+
+    def test_impossible_numbers(self):
+        for command, flag, lowest, highest in self.NUMBERS:
+            for value in (lowest - 1, highest + 1, "many", "1e3", "", "99999999999999999999"):
+                self.expect_all(2, [([*command.split(), flag, str(value)],
+                                     [f"cqkv {command}: ", f"got '{value}'",
+                                      f"from {lowest} to {highest}"])])
+        for command, flag, lowest, highest in (("bench attention", "--seconds", 0, 3600),
+                                               ("bench encode", "--seconds", 0, 3600),
+                                               ("bench attention", "--rope-base", 1, "1e+09")):
+            for value in ("-1", "1e10", "nan", "inf", "long"):
+                self.expect_all(2, [([*command.split(), flag, value],
+                                     [f"got '{value}'", f"from {lowest} to {highest}"])])
+        for value in ("0", "-2"):
+            self.expect_all(2, [(["perplexity", "--chunks", value],
+                                 [f"got '{value}'", "or -1 for all"])])
+
+    def test_no_number_is_forgotten(self):
+        tested = {(command, flag) for command, flag, _, _ in self.NUMBERS}
+        tested.add(("perplexity", "--chunks"))
+        short = {"--ubatch-size": "-ub", "--parallel": "-np"}
+        for command in COMMANDS + ["bench attention", "bench encode", "bench model"]:
+            for names in re.findall(r"^  (-[-\w,]+) N(?:[=, ]|$)",
+                                    run(*command.split(), "--help").stdout, re.MULTILINE):
+                flags = names.split(",")
+                flags += [short[flag] for flag in flags if flag in short]
+                self.assertTrue(any((command, flag) in tested for flag in flags),
+                                f"cqkv {command} {names}: add it to NUMBERS")
+
+    def test_names_that_are_empty(self):
+        for command, flags in (("calibrate", ("-m", "-f", "-o", "--json-field")),
+                               ("perplexity", ("-m", "-f", "--kv-codebook", "--json")),
+                               ("run", ("-m", "--kv-codebook")), ("serve", ("-m",)),
+                               ("info", ("-m", "--kv-codebook")),
+                               ("bench attention", ("--json",)), ("bench encode", ("--json",)),
+                               ("bench model", ("-m", "--kv-codebook", "--json"))):
+            for flag in flags:
+                self.expect_all(2, [([*command.split(), flag, ""], ["got", "name"])])
+        self.expect_all(2, [(["inspect", ""], ["empty name"])])
+
+    def test_options_of_variants(self):
+        base = ["perplexity", "-m", self.model, "-f", self.model, "--kv-codebook"]
+        known = ["@ub:N", "@window:N", "@sinks:N", "@spare:N", "@bytes:0"]
+        self.expect_all(2, [
+            ([*base, "cb.gguf@foo:1"], ["cb.gguf@foo:1", "unknown option '@foo'", *known]),
+            ([*base, "a/cb.gguf@windows:1@ub:2"], ["'@windows'", *known]),
+            ([*base, "cb.gguf@ub:0"], ["'0'", "from 1"]),
+            ([*base, "cb.gguf@window:9999999"], ["'9999999'", "to 1048576"]),
+            ([*base, "cb.gguf@bytes:2"], ["'2'", "from 0 to 1"]),
+            ([*base, "stock-fa"], ["'stock-fa'", "stock-nofa", "stock-ub:N"]),
+            ([*base, "none@window:1"], ["none@window:1", "only a codebook"]),
+        ])
 
     def test_missing_arguments(self):
         self.expect(run("calibrate", "-m", self.model), 2, "cqkv calibrate: ", "required")
@@ -130,12 +230,62 @@ class CliTest(unittest.TestCase):
         # Each file is checked before the model is read.
         os.mkdir(self.path("4c8b.gguf"))
         self.expect(calibrate("{config}.gguf", "--config", "8c8b,4c8b"), 1, "4c8b.gguf",
-                    "not a file")
+                    "is a folder")
 
     def test_passthrough_only_where_it_goes_somewhere(self):
         self.expect(run("inspect", self.codebook, "--", "-n", "1"), 2, "--")
 
     # Failures: exit code 1
+
+    def test_wrong_kinds_of_file(self):
+        text = self.path("text.txt")
+        with open(text, "w") as out:
+            out.write("a text")
+        folder, missing, out = self.folder.name, self.path("missing"), self.path("out.gguf")
+        codebook = ["a codebook", "want the model"]
+        self.expect_all(1, [
+            (["calibrate", "-m", self.codebook, "-f", text, "-o", out], [self.codebook, *codebook]),
+            (["perplexity", "-m", self.codebook, "-f", text], [self.codebook, *codebook]),
+            (["run", "-m", self.codebook, "--kv-codebook", self.codebook], codebook),
+            (["info", "-m", self.codebook, "--kv-codebook", self.codebook], codebook),
+            (["bench", "model", "-m", self.codebook, "--kv-codebook", self.codebook], codebook),
+            (["inspect", self.model], [self.model, "is a model, not a codebook"]),
+            (["serve", "-m", self.model, "--kv-codebook", self.model], ["is a model, not"]),
+            (["calibrate", "-m", self.model, "-f", folder, "-o", out], [folder, "is a folder"]),
+            (["perplexity", "-m", self.model, "-f", folder], [folder, "is a folder"]),
+            (["calibrate", "-m", self.model, "-f", text, missing, "-o", out],
+             [missing, "No such file"]),
+            (["perplexity", "-m", self.model, "-f", missing], [missing, "No such file"]),
+            (["calibrate", "-m", folder, "-f", text, "-o", out], [folder, "folder"]),
+            (["perplexity", "-m", folder, "-f", text], [folder, "folder"]),
+        ])
+        self.assertFalse(os.path.exists(out))
+
+    # A file that cannot be written is found before the work, which without a model would fail first.
+    def test_figures_that_cannot_be_written(self):
+        for figures, words in ((self.path("none/x.json"), ["No such file"]),
+                               (self.folder.name, ["is a folder"]), ("/dev/null", ["a device"])):
+            text = ["-f", self.model, "--json", figures]
+            self.expect_all(1, [(line, [figures, *words]) for line in (
+                ["perplexity", "-m", self.path("missing"), *text],
+                ["bench", "attention", "--json", figures],
+                ["bench", "encode", "--json", figures],
+                ["bench", "model", "-m", self.path("missing"), "--kv-codebook", "x", "--json",
+                 figures])])
+        self.assertEqual(sorted(os.listdir(self.folder.name)), ["codebook.gguf", "model.gguf"])
+
+    def test_results_that_do_not_arrive(self):
+        for line in (["inspect", self.codebook], ["inspect", "--json", self.codebook], ["info"],
+                     ["info", "--json"], ["--version"], ["--help"], ["inspect", "--help"],
+                     ["run", "-m", self.model, "--kv-codebook", self.codebook, "--print-command"],
+                     ["bench", "encode", "--seconds", "0", "--codec", "8c8b", "--rows", "1"],
+                     ["bench", "encode", "--seconds", "0", "--codec", "8c8b", "--json", "-"],
+                     ["bench", "attention", "--seconds", "0", "--tokens", "64", "-t", "1"]):
+            with self.subTest(line=line), open("/dev/full", "w") as full:
+                result = subprocess.run([CQKV, *line], stdout=full, stderr=subprocess.PIPE,
+                                        text=True, timeout=120)
+                self.assertEqual(result.returncode, 1, line)
+                self.assertIn("standard output: cannot write", result.stderr)
 
     def test_wrong_files(self):
         missing = self.path("missing.gguf")
@@ -143,6 +293,8 @@ class CliTest(unittest.TestCase):
         self.expect(run("inspect", missing), 1, "cqkv inspect: ", missing, "No such file")
         self.expect(run("inspect", self.folder.name), 1, "folder")
         self.expect(run("inspect", self.model), 1, "kv_codebook")
+        with open(text, "w") as out:
+            out.write("a text")
         self.expect(run("perplexity", "-m", missing, "-f", text), 1, missing)
         self.expect(run("perplexity", "-m", self.codebook, "-f", text), 1, "kv_codebook", "model")
         self.expect(run("run", "-m", missing, "--kv-codebook", self.codebook), 1, missing)
@@ -167,8 +319,8 @@ class CliTest(unittest.TestCase):
     def test_output_that_cannot_be_written_is_found_at_once(self):
         base = ["calibrate", "-m", self.model, "-f", self.model]
         self.expect(run(*base, "-o", self.path("none/out.gguf")), 1, "none/out.gguf", "No such file")
-        self.expect(run(*base, "-o", self.folder.name), 1, "not a file")
-        self.expect(run(*base, "-o", "/dev/null"), 1, "not a file")
+        self.expect(run(*base, "-o", self.folder.name), 1, "is a folder")
+        self.expect(run(*base, "-o", "/dev/null"), 1, "is a device")
         self.assertEqual(sorted(os.listdir(self.folder.name)), ["codebook.gguf", "model.gguf"])
 
     def test_unusable_instruction_set_is_an_error(self):

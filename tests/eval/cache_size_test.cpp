@@ -8,8 +8,8 @@
 namespace cqkv::eval {
 namespace {
 
-KvShape model_of(int n_layers, int n_kv_heads, int head_dim) {
-  KvShape model;
+ModelKvShape model_of(int n_layers, int n_kv_heads, int head_dim) {
+  ModelKvShape model;
   model.layers.assign(static_cast<std::size_t>(n_layers), {n_kv_heads, head_dim, head_dim});
   return model;
 }
@@ -57,7 +57,7 @@ TEST(CacheSize, LayersWithoutACacheCostNothing) {
 // 32, each tensor's part aligned to 64, and the table.
 TEST(CacheSize, WindowCounts) {
   const auto codebook = testing::random_codebook(30, {8, 8}, {8, 8}, 3, 64);
-  const KvShape model = model_of(30, 3, 64);
+  const ModelKvShape model = model_of(30, 3, 64);
   const WindowSpec window{128, 4, 0};
   const CacheSize size = coded_cache_size(codebook, model, 2048, window);
   const std::uint64_t pool = (148U * (192 + 24) + 63) / 64 * 64;

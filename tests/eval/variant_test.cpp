@@ -37,9 +37,26 @@ TEST(Variant, MicroBatches) {
   ASSERT_TRUE(coded.ok());
   EXPECT_EQ(coded->codebook_path, "a.gguf");
   EXPECT_EQ(coded->n_ubatch, 2048);
-  for (const char* bad :
-       {"stock-ub:", "stock-ub:x", "stock-ub:0", "none@ub:-1", "a@ub:3x", "stock-ub:99999999999"}) {
+  for (const char* bad : {"stock-ub:", "stock-ub:x", "stock-ub:0", "none@ub:-1", "a@ub:3x",
+                          "stock-ub:99999999999", "a@window:1048577", "a@bytes:2"}) {
     EXPECT_EQ(Variant::parse(bad).status().code(), StatusCode::kInvalidArgument) << bad;
+  }
+}
+
+TEST(Variant, UnknownOptionsAreNoPaths) {
+  const Status option = Variant::parse("a.gguf@ub:2@foo:1").status();
+  EXPECT_EQ(option.code(), StatusCode::kInvalidArgument);
+  for (const char* part : {"'@foo'", "@ub:N", "@window:N", "@sinks:N", "@bytes:0"}) {
+    EXPECT_NE(option.message().find(part), std::string::npos) << option.message();
+  }
+  for (const char* word : {"stock-fa", "stocks", "stock-ub32"}) {
+    const Status status = Variant::parse(word).status();
+    EXPECT_NE(status.message().find("stock-nofa"), std::string::npos) << status.message();
+  }
+  for (const char* path : {"model@v2.gguf", "stock.gguf", "stock-models/a.gguf", "a@b:c/d.gguf"}) {
+    const auto variant = Variant::parse(path);
+    ASSERT_TRUE(variant.ok()) << variant.status().message();
+    EXPECT_EQ(variant->codebook_path, path);
   }
 }
 

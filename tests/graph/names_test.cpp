@@ -1,11 +1,9 @@
-// llama.cpp's names of caches, and the version check.
-#include "device/names.h"
+// llama.cpp's names of caches and weights.
+#include "graph/names.h"
 
 #include <gtest/gtest.h>
 
-#include "device/version.h"
-
-namespace cqkv::device {
+namespace cqkv {
 namespace {
 
 TEST(Names, AttentionCachesAreExactNames) {
@@ -17,6 +15,7 @@ TEST(Names, AttentionCachesAreExactNames) {
   ASSERT_TRUE(value);
   EXPECT_EQ(value->kind, KvKind::kValue);
   EXPECT_EQ(value->layer, 127);
+  EXPECT_EQ(cache_text(*value), "values of layer 127");
   for (const char* name : {"cache_r_l0", "cache_s_l0", "cache_idx_k_l0", "cache_k_l", "cache_k_l1x",
                            "cache_k_l-1", "cache_k_l0 (view)", "blk.0.attn_k.weight", ""}) {
     EXPECT_FALSE(parse_cache_name(name)) << name;
@@ -25,14 +24,10 @@ TEST(Names, AttentionCachesAreExactNames) {
   EXPECT_FALSE(is_cache_like("blk.0.attn_k.weight"));
 }
 
-TEST(Version, OnlyTheOneCompiledAgainst) {
-  EXPECT_TRUE(check_ggml_version(ggml_version()).ok());
-  const Status other = check_ggml_version("0.1.2");
-  EXPECT_EQ(other.code(), StatusCode::kMismatch);
-  EXPECT_NE(other.message().find("0.1.2"), std::string::npos);
-  EXPECT_NE(other.message().find(ggml_version()), std::string::npos);
-  EXPECT_FALSE(check_ggml_version(nullptr).ok());
+// Codebooks in use were made with it.
+TEST(Names, TheFingerprintsWeightStays) {
+  EXPECT_EQ(fingerprint_weight(12), "blk.12.attn_norm.weight");
 }
 
 }  // namespace
-}  // namespace cqkv::device
+}  // namespace cqkv

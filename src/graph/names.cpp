@@ -1,11 +1,11 @@
 // See names.h.
-#include "device/names.h"
+#include "graph/names.h"
 
 #include <charconv>
 #include <cstring>
 #include <string_view>
 
-namespace cqkv::device {
+namespace cqkv {
 
 std::optional<CacheName> parse_cache_name(const char* name) {
   std::string_view rest(name);
@@ -26,13 +26,16 @@ std::optional<CacheName> parse_cache_name(const char* name) {
   return result;
 }
 
+std::string cache_text(const CacheName& name) {
+  return std::string(kv_kind_name(name.kind)) + "s of layer " + std::to_string(name.layer);
+}
+
 bool is_cache_like(const char* name) {
   return std::strncmp(name, "cache_", 6) == 0;
 }
 
-bool is_noop(ggml_op op) {
-  return op == GGML_OP_NONE || op == GGML_OP_VIEW || op == GGML_OP_RESHAPE ||
-         op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
+std::string fingerprint_weight(int layer) {
+  return "blk." + std::to_string(layer) + ".attn_norm.weight";
 }
 
-}  // namespace cqkv::device
+}  // namespace cqkv
