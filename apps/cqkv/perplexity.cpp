@@ -59,7 +59,9 @@ void print_header(const Flags& flags, const PerplexityReport& report) {
   std::printf("text    %s: %d chunks of %d tokens%s, %s, %zu predictions\n",
               flags.options.text_path.c_str(), report.n_chunks, flags.options.n_ctx,
               report.bos ? " (BOS first)" : "",
-              half ? "second halves scored" : "all positions but the first scored",
+              flags.options.repeat ? "first halves said twice, the second time scored"
+              : half               ? "second halves scored"
+                                   : "all positions but the first scored",
               report.n_scored);
   const bool stock = flags.base == "stock";
   std::printf("base    %s: perplexity %.4f +/- %.5f, cache %.2f MiB (%d cells)\n\n",
@@ -181,6 +183,7 @@ nlohmann::ordered_json report_json(const Flags& flags, const PerplexityReport& r
   out["n_ubatch"] = flags.options.n_ubatch;
   out["n_threads"] = flags.options.n_threads;
   out["score"] = flags.score;
+  out["repeat"] = flags.options.repeat;
   out["bos"] = report.bos;
   out["n_scored"] = report.n_scored;
   out["ppl_base"] = report.ppl_base;
@@ -217,6 +220,9 @@ Result<PerplexityReport> measure(const Flags& flags) {
 }
 
 Outcome execute(Flags& flags) {
+  if (flags.options.repeat && flags.score != "half") {
+    return Usage{"--repeat scores the second halves; leave out --score " + flags.score};
+  }
   flags.options.score = flags.score == "half" ? eval::ScoreMode::kHalf : eval::ScoreMode::kAll;
   flags.options.add_bos = !flags.no_bos;
   flags.options.device_library = device_library();
@@ -279,6 +285,9 @@ Command add_perplexity(CLI::App& app) {
                    "but the first")
       ->capture_default_str()
       ->check(CLI::IsMember({"half", "all"}));
+  parser->add_flag("--repeat", options.repeat,
+                   "Measure copying: each chunk says its first half twice, and the second time is "
+                   "scored, with the first -c / 2 tokens back");
   parser->add_flag("--no-bos", flags->no_bos,
                    "Do not begin chunks with BOS, whatever the model wants");
   add_json_file(parser, flags->json);
@@ -293,9 +302,10 @@ Command add_perplexity(CLI::App& app) {
       "wiki.test.raw\n"
       "  cqkv perplexity -m model.gguf --kv-codebook one.gguf one.gguf@window:0@sinks:0 -f "
       "wiki.test.raw\n"
+      "  cqkv perplexity -m model.gguf --kv-codebook one.gguf -f wiki.test.raw -c 2048 --repeat\n"
       "The second shows the spread of llama.cpp's own 16-bit variants beside the codebook:\n"
       "stock-nofa without flash attention, stock-ub:<N> with another -ub. The third compares\n"
-      "with and without the exact window.");
+      "with and without the exact window; the fourth copying from 1024 tokens back.");
   return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};
 }
 

@@ -24,8 +24,7 @@ std::vector<std::size_t> hull_of(const std::vector<RateOption>& options) {
     if (!hull.empty() && options[next].loss >= options[hull.back()].loss) {
       continue;  // more bits for nothing
     }
-    while (hull.size() > 1 &&
-           gain(hull[hull.size() - 2], hull.back()) <= gain(hull.back(), next)) {
+    while (hull.size() > 1 && gain(hull[hull.size() - 2], hull.back()) <= gain(hull.back(), next)) {
       hull.pop_back();
     }
     hull.push_back(next);

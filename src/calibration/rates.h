@@ -1,5 +1,5 @@
-// Rates by KV head: what coding a head costs the model at each rate, and which rates to choose under
-// a budget. Learning the codebooks of all rates, and putting the chosen ones together, is
+// Rates by KV head: what coding a head costs the model at each rate, and which rates to choose
+// under a budget. Learning the codebooks of all rates, and putting the chosen ones together, is
 // calibrate.h's.
 #pragma once
 
@@ -20,7 +20,8 @@ struct RateOption {
 
 /// What coding with this codebook costs each KV head, to second order:
 ///
-///     loss[h] = 1 / n_rows  sum over rows t of (sum over channels d of head h of g[t][d] e[t][d])^2
+///     loss[h] = 1 / n_rows  sum over rows t of (sum over channels d of head h of g[t][d]
+///     e[t][d])^2
 ///
 /// with g the gradients of the loss by the rows and e what coding changes. It is the Fisher
 /// information of the error's direction (paper, equation 4, not only its diagonal).

@@ -134,6 +134,8 @@ Status Reader::check_only_known_names() {
                                            format::kKeyCodeBits,
                                            format::kValueGroupDim,
                                            format::kValueCodeBits,
+                                           format::kKeyHeadGroupDims,
+                                           format::kValueHeadGroupDims,
                                            format::kHeldOutTokens,
                                            format::kHeldOutKeyLoss,
                                            format::kHeldOutValueLoss};

@@ -196,12 +196,26 @@ Status Evaluation::load_model() {
   return {};
 }
 
+// Chunks of n_ctx tokens whose second half is the first again. An odd chunk begins its copy with
+// its last token.
+std::vector<llama_token> said_twice(const std::vector<llama_token>& tokens, std::size_t n_ctx) {
+  const std::size_t n = (n_ctx + 1) / 2;
+  std::vector<llama_token> result;
+  for (std::size_t first = 0; first + n <= tokens.size(); first += n) {
+    for (std::size_t i = 0; i < n_ctx; i++) {
+      result.push_back(tokens[first + i % n]);
+    }
+  }
+  return result;
+}
+
 Status Evaluation::load_text() {
   auto tokens = tokenize_file(llama_model_get_vocab(model_.get()), options_.text_path, bos_);
   if (!tokens.ok()) {
     return tokens.status();
   }
-  tokens_ = *std::move(tokens);
+  tokens_ = options_.repeat ? said_twice(*tokens, static_cast<std::size_t>(options_.n_ctx))
+                            : *std::move(tokens);
   const auto n_whole = static_cast<int>(tokens_.size() / static_cast<std::size_t>(options_.n_ctx));
   if (n_whole == 0) {
     return invalid_argument(options_.text_path + ": the text has " +

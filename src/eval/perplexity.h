@@ -35,6 +35,9 @@ struct PerplexityOptions {
   int n_ubatch = 512;
   int n_threads = 1;
   ScoreMode score = ScoreMode::kHalf;
+  /// Each chunk is half a chunk of text, said twice; the second time is scored (ScoreMode::kHalf).
+  /// It measures copying from n_ctx / 2 tokens back.
+  bool repeat = false;
   WindowOverride window;  ///< Of variants that name none.
   bool add_bos = true;    ///< If the model wants one: in place of each chunk's first token.
 };

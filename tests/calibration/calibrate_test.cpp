@@ -138,6 +138,51 @@ TEST_F(CalibrateTest, SeveralConfigurationsEqualThoseLearnedOneByOne) {
   }
 }
 
+// One byte for 2 to 64 channels; heads of a budget differ, and budgets are kept. A byte has 256
+// centroids, which want as many tokens.
+TEST_F(CalibrateTest, ChoosesRatesUnderABudget) {
+  TinyModel tiny;
+  tiny.head_dim = 64;
+  CalibrationOptions wanted = options(tiny, Weighting::kFisher);
+  wanted.text.n_tokens = 640;
+  wanted.text.repeat = true;
+  wanted.bits = {0.25, 1, 2};
+  wanted.far_gradients = true;
+  wanted.window = 8;
+  wanted.n_threads = 2;
+  const auto result = calibrate(wanted);
+  ASSERT_TRUE(result.ok()) << result.status().message();
+  ASSERT_EQ(result->codebooks.size(), 3U);
+  for (std::size_t i = 0; i < 3; i++) {
+    const CalibratedCodebook& got = result->codebooks[i];
+    EXPECT_EQ(got.name, budget_name(wanted.bits[i]));
+    EXPECT_LE(got.codebook.bits_per_channel(), wanted.bits[i]);
+    EXPECT_GT(got.codebook.bits_per_channel(), 0.5 * wanted.bits[i]);
+    for (const LayerCodebook& layer : got.codebook.layers) {
+      EXPECT_EQ(layer.get(KvKind::kKey)->spec().code_bits(), 8);
+      EXPECT_EQ(layer.get(KvKind::kValue)->head_dim(), 64);
+    }
+  }
+  // The budget does not change what a head's codebook at a rate is.
+  wanted.bits = {1};
+  wanted.n_threads = 1;
+  const auto alone = calibrate(wanted);
+  ASSERT_TRUE(alone.ok()) << alone.status().message();
+  EXPECT_EQ(alone->codebooks[0].codebook.identity(), result->codebooks[1].codebook.identity());
+}
+
+TEST_F(CalibrateTest, RefusesBudgetsThatMakeNoSense) {
+  const auto code = [&](std::vector<double> bits, Weighting weighting) {
+    CalibrationOptions wanted = options(TinyModel(), weighting);
+    wanted.bits = std::move(bits);
+    return calibrate(wanted).status().code();
+  };
+  EXPECT_EQ(code({0}, Weighting::kFisher), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({5}, Weighting::kFisher), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({1, 2, 1}, Weighting::kFisher), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code({1}, Weighting::kUniform), StatusCode::kInvalidArgument);
+}
+
 TEST_F(CalibrateTest, RefusesConfigurationsThatMakeNoSense) {
   CalibrationOptions chosen = options({}, Weighting::kUniform);
   chosen.configs = {{{4, 4}, {4, 4}}, {{8, 4}, {8, 4}}, {{4, 4}, {4, 4}}};

@@ -82,6 +82,19 @@ TEST_F(TextTest, MakesTheLastSequenceShorter) {
   EXPECT_EQ(read({{file}, "text", 6, 4}), (std::vector<std::string>{"abcd", "ef"}));
 }
 
+// Every second sequence of each file, whatever the number of files.
+TEST_F(TextTest, RepeatsEverySecondSequence) {
+  const auto a = write("a.txt", "abcdefghijklmnop");
+  const auto b = write("b.txt", "ABCDEFGHIJKLMNOP");
+  TextOptions options{{a}, "text", 20, 8};
+  options.repeat = true;
+  EXPECT_EQ(read(options), (std::vector<std::string>{"abcdefgh", "ijklijkl", "mnop"}));
+  options = {{a, b}, "text", 32, 8};
+  options.repeat = true;
+  EXPECT_EQ(read(options),
+            (std::vector<std::string>{"abcdefgh", "ABCDEFGH", "ijklijkl", "IJKLIJKL"}));
+}
+
 TEST_F(TextTest, KeepsLineBreaksOfText) {
   const auto file = write("a.txt", "a\n\nbc\r\nd");
   EXPECT_EQ(read({{file}, "text", 8, 8}), (std::vector<std::string>{"a\n\nbc\r\nd"}));

@@ -105,6 +105,20 @@ TEST(CodebookFile, RoundTripOfMixedLayers) {
   EXPECT_EQ(folder.n_files(), 1U);
 }
 
+// Rates by head in some layers and sides, beside layers whose heads are alike and exact ones.
+TEST(CodebookFile, RoundTripOfRatesByHead) {
+  const TempFolder folder;
+  Codebook want = random_codebook(4, {8, 8}, {4, 8}, 3, 64);
+  want.layers[0].k = {testing::random_mixed_tensor(8, {2, 64, 8}, 64, 1)};
+  want.layers[2].k = {testing::random_mixed_tensor(5, {32, 16, 1}, 64, 2)};
+  want.layers[2].v = {testing::random_mixed_tensor(8, {64, 4, 4}, 64, 3)};
+  want.layers[3].k.clear();
+  ASSERT_TRUE(write_codebook(want, folder.file("a.gguf")).ok());
+  const auto got = read_codebook(folder.file("a.gguf"));
+  ASSERT_TRUE(got.ok()) << got.status().message();
+  expect_equal(*got, want);
+}
+
 TEST(CodebookFile, RoundTripOfEmptyStringsAndNoFingerprint) {
   const TempFolder folder;
   Codebook want = random_codebook(1, {}, {}, 1, 16);

@@ -27,6 +27,7 @@ class HostileFile : public ::testing::Test {
  protected:
   void SetUp() override {
     codebook = random_codebook(2, {4, 4}, {2, 3}, 2, 16);
+    codebook.layers[1].k = {testing::random_mixed_tensor(4, {2, 8}, 16, 5)};
     ASSERT_TRUE(write_codebook(codebook, path()).ok());
     std::ifstream in(path(), std::ios::binary);
     bytes.assign(std::istreambuf_iterator<char>(in), {});

@@ -35,6 +35,18 @@ inline TensorCodebook grid_tensor(int n_kv_heads, int head_dim, float range) {
   return TensorCodebook::create(kSpec, n_kv_heads, head_dim, values).value();
 }
 
+/// KV heads with groups of the sizes given.
+inline TensorCodebook random_mixed_tensor(int code_bits, const std::vector<int>& group_dims,
+                                          int head_dim, std::uint64_t seed) {
+  Rng rng(seed);
+  std::vector<float> values(group_dims.size() * static_cast<std::size_t>(head_dim)
+                            << static_cast<unsigned>(code_bits));
+  for (auto& value : values) {
+    value = static_cast<float>(rng.normal());
+  }
+  return TensorCodebook::create(TensorSpec(code_bits, group_dims, head_dim), values).value();
+}
+
 /// All layers alike; an exact spec leaves its side empty.
 inline Codebook random_codebook(int n_layers, CodecSpec k, CodecSpec v, int n_kv_heads,
                                 int head_dim) {
