@@ -201,7 +201,7 @@ Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
     }
     turn %= streams.size();
     const std::size_t n_of_file = n_sequences[files[turn]];
-    Sequence sequence{files[turn], options.repeat && n_of_file % 2 == 1, {}};
+    Sequence sequence{files[turn], {}, options.repeat && n_of_file % 2 == 1};
     if (bos) {
       sequence.tokens.push_back(tokenizer.bos());
     }

@@ -31,8 +31,8 @@ struct TextOptions {
 /// Tokens of one file in their order, BOS before them if the model adds it.
 struct Sequence {
   std::size_t file = 0;  ///< Index into TextOptions::files.
-  bool repeats = false;  ///< The second half is the first again.
   std::vector<Token> tokens;
+  bool repeats = false;  ///< The second half is the first again.
 };
 
 /// Sequences of n_ctx tokens, the last one shorter if n_ctx does not divide n_tokens.
