@@ -305,6 +305,11 @@ Result<RatedTensor> learn_rates(const Job& job, const SampleCollector::Key& key,
           {spec.group_dim, static_cast<double>(n_codes * spec.code_bits), losses[head]});
     }
   }
+  if (result.codebooks.empty()) {
+    return unsupported("layer " + std::to_string(key.first) + ": heads of " +
+                       std::to_string(samples.shape.head_dim) +
+                       " channels have no groups of 2 to 64; use --config 1c8b");
+  }
   return result;
 }
 
@@ -501,7 +506,7 @@ SampleCollector collector_of(const CalibrationOptions& options) {
   }
   const std::vector<CodecSpec> rates(std::begin(kRates), std::end(kRates));
   SampleCollector samples(rates, rates);
-  samples.keep_held_out_gradients();
+  samples.collect_for_rates();
   return samples;
 }
 

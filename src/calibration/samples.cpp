@@ -38,7 +38,9 @@ void SampleCollector::reserve(const KvRows& rows, std::size_t n_rows, SampleRows
   samples.rows.reserve(n_rows * n_channels);
   if (rows.gradients != nullptr) {
     for (const CodecSpec& spec : specs(rows.kind)) {
-      samples.weights[spec.group_dim].reserve(n_rows * n_channels / spec.group_dim);
+      if (spec.check(rows.shape.head_dim).ok()) {
+        samples.weights[spec.group_dim].reserve(n_rows * n_channels / spec.group_dim);
+      }
     }
   }
 }
@@ -46,7 +48,7 @@ void SampleCollector::reserve(const KvRows& rows, std::size_t n_rows, SampleRows
 Status SampleCollector::begin_tensor(const KvRows& rows) {
   for (const CodecSpec& spec : specs(rows.kind)) {
     const Status legal = spec.check(rows.shape.head_dim);
-    if (!legal.ok()) {
+    if (!legal.ok() && !for_rates_) {
       return {legal.code(), "layer " + std::to_string(rows.layer) + ", " +
                                 std::string(kv_kind_name(rows.kind)) + ": " + legal.message()};
     }
@@ -66,7 +68,7 @@ void SampleCollector::append(const KvRows& rows, std::size_t row, bool out,
   for (auto& [group_dim, weights] : samples.weights) {  // none without gradients
     append_weights(rows.gradients + row * n_channels, n_channels, group_dim, weights);
   }
-  if (out && keeps_gradients_ && rows.gradients != nullptr) {
+  if (out && for_rates_ && rows.gradients != nullptr) {
     const float* gradients = rows.gradients + row * n_channels;
     samples.gradients.insert(samples.gradients.end(), gradients, gradients + n_channels);
   }

@@ -63,15 +63,16 @@ class SampleCollector {
   /// Memory for that many rows of each tensor is then taken once.
   void expect(std::size_t n_learned, std::size_t n_held_out);
 
-  /// Held-out rows keep their gradients.
-  void keep_held_out_gradients() { keeps_gradients_ = true; }
+  /// For rates by head: held-out rows keep their gradients, and codecs whose groups do not divide a
+  /// layer's heads are passed over there.
+  void collect_for_rates() { for_rates_ = true; }
 
   /// The rows that follow are those of this sequence, of n_tokens.
   void begin_sequence(std::size_t sequence, std::size_t n_tokens) {
     held_out_ = held_out_range(sequence, n_tokens);
   }
 
-  /// @return kInvalidArgument if groups do not divide the heads, or the shape of a
+  /// @return kInvalidArgument if groups do not divide the heads (but for rates), or the shape of a
   ///   layer changed; kCorrupt if a row is not finite.
   Status add(const KvRows& rows);
 
@@ -91,7 +92,7 @@ class SampleCollector {
   std::size_t n_learned_ = 0;
   std::size_t n_held_out_ = 0;
   TokenRange held_out_;
-  bool keeps_gradients_ = false;
+  bool for_rates_ = false;
   std::map<Key, TensorSamples> tensors_;
 };
 

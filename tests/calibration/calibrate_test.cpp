@@ -171,6 +171,22 @@ TEST_F(CalibrateTest, ChoosesRatesUnderABudget) {
   EXPECT_EQ(alone->codebooks[0].codebook.identity(), result->codebooks[1].codebook.identity());
 }
 
+// Groups of 64, 32 and 16 channels do not divide heads of 24.
+TEST_F(CalibrateTest, BudgetsOfOddHeads) {
+  TinyModel tiny;
+  tiny.head_dim = 24;
+  CalibrationOptions wanted = options(tiny, Weighting::kFisher);
+  wanted.text.n_tokens = 320;
+  wanted.bits = {2};
+  const auto result = calibrate(wanted);
+  ASSERT_TRUE(result.ok()) << result.status().message();
+  for (const LayerCodebook& layer : result->codebooks[0].codebook.layers) {
+    for (const int dim : layer.get(KvKind::kValue)->spec().group_dims()) {
+      EXPECT_LE(dim, 8);
+    }
+  }
+}
+
 TEST_F(CalibrateTest, RefusesBudgetsThatMakeNoSense) {
   const auto code = [&](std::vector<double> bits, Weighting weighting) {
     CalibrationOptions wanted = options(TinyModel(), weighting);
