@@ -191,7 +191,7 @@ std::vector<ExactWindow::Run> ExactWindow::runs_of(std::span<const Candidate> ca
                                                    const MaskView& mask,
                                                    std::span<const std::int32_t> query_positions) {
   std::vector<Run> runs;
-  if (candidates.size() < query_positions.size() ||
+  if (query_positions.empty() || candidates.size() < query_positions.size() ||
       !candidates[query_positions.size() - 1].is_token) {
     return runs;
   }
