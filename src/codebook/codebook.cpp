@@ -38,14 +38,48 @@ std::vector<std::uint16_t> transpose(const std::vector<std::uint16_t>& centroids
   for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
     const auto dim = static_cast<std::size_t>(spec.group_dim(kv_head));
     for (int g = 0; g < spec.n_groups(kv_head); g++, channel += dim) {
-      for (std::size_t i = 0; i < n; i++) {
-        for (std::size_t j = 0; j < dim; j++) {
-          out[(channel + j) * padded + i] = centroids[channel * n + i * dim + j];
-        }
+      for (std::size_t i = 0; i < n * dim; i++) {
+        out[(channel + i % dim) * padded + i / dim] = centroids[channel * n + i];
       }
     }
   }
   return out;
+}
+
+// Some groups at a time, since they are short.
+void decode_head(const TensorCodebook& codebook, int kv_head, const std::uint16_t* codes,
+                 float* row) {
+  std::uint16_t halves[kMaxGroupDim * 4];
+  const auto dim = static_cast<std::size_t>(codebook.spec().group_dim(kv_head));
+  const int most = static_cast<int>(std::size(halves) / dim);
+  const int n_groups = codebook.spec().n_groups(kv_head);
+  for (int first = 0; first < n_groups; first += most) {
+    const int n = std::min(most, n_groups - first);
+    for (int g = 0; g < n; g++) {
+      std::copy_n(codebook.group(kv_head, first + g) + codes[first + g] * dim, dim,
+                  halves + g * dim);
+    }
+    kernels::active().half_to_float_n(halves, n * dim, row + first * dim);
+  }
+}
+
+// The hash of a side, after that of those before it; null: exact.
+std::uint64_t hash_side(const TensorCodebook* tensor, std::uint64_t hash) {
+  if (tensor == nullptr) {
+    const std::int32_t nothing[4] = {0, 0, 0, 0};
+    return hash_bytes(nothing, sizeof(nothing), hash);
+  }
+  const TensorSpec& spec = tensor->spec();
+  const std::int32_t shape[4] = {spec.group_dim(0), spec.code_bits(), spec.n_kv_heads(),
+                                 spec.head_dim()};
+  hash = hash_bytes(shape, sizeof(shape), hash);
+  if (!spec.uniform()) {  // heads that are alike were known before others were
+    hash = hash_bytes(spec.group_dims().data(), spec.group_dims().size() * sizeof(int), hash);
+  }
+  // As 32-bit floats, by which codebooks have always been known.
+  std::vector<float> values(tensor->centroids().size());
+  kernels::active().half_to_float_n(tensor->centroids().data(), values.size(), values.data());
+  return hash_bytes(values.data(), values.size() * sizeof(float), hash);
 }
 
 Status check_spec(const TensorSpec& spec) {
@@ -130,25 +164,11 @@ void TensorCodebook::encode_groups(const float* rows, std::size_t n_rows, std::s
 
 void TensorCodebook::decode(const std::uint16_t* codes, std::size_t n_rows, float* rows,
                             std::size_t row_stride) const {
-  const auto& kernel = kernels::active();
-  // A head at a time, since groups are short.
-  std::uint16_t halves[kMaxGroupDim * 4];
   for (std::size_t r = 0; r < n_rows; r++) {
-    const std::uint16_t* code = codes + r * static_cast<std::size_t>(n_codes());
+    const std::uint16_t* row_codes = codes + r * static_cast<std::size_t>(n_codes());
     for (int kv_head = 0; kv_head < n_kv_heads(); kv_head++) {
-      const auto dim = static_cast<std::size_t>(spec_.group_dim(kv_head));
-      const std::size_t most = std::size(halves) / dim;
-      const auto n_groups = static_cast<std::size_t>(spec_.n_groups(kv_head));
-      for (std::size_t first = 0; first < n_groups; first += most) {
-        const std::size_t n = std::min(most, n_groups - first);
-        for (std::size_t g = 0; g < n; g++) {
-          std::copy_n(group(kv_head, static_cast<int>(first + g)) + *code++ * dim, dim,
-                      halves + g * dim);
-        }
-        kernel.half_to_float_n(
-            halves, n * dim,
-            rows + r * row_stride + first_channel(kv_head, static_cast<int>(first)));
-      }
+      decode_head(*this, kv_head, row_codes + spec_.first_code(kv_head),
+                  rows + r * row_stride + first_channel(kv_head, 0));
     }
   }
 }
@@ -156,27 +176,8 @@ void TensorCodebook::decode(const std::uint16_t* codes, std::size_t n_rows, floa
 std::uint64_t Codebook::identity() const {
   std::uint64_t hash = hash_bytes("cqkv", 4);
   for (const auto& layer : layers) {
-    for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
-      const TensorCodebook* tensor = layer.get(kind);
-      const std::int32_t shape[4] = {
-          tensor == nullptr ? 0 : tensor->spec().group_dim(0),
-          tensor == nullptr ? 0 : tensor->spec().code_bits(),
-          tensor == nullptr ? 0 : tensor->n_kv_heads(),
-          tensor == nullptr ? 0 : tensor->head_dim(),
-      };
-      hash = hash_bytes(shape, sizeof(shape), hash);
-      if (tensor != nullptr) {
-        // Not of heads that are alike, which were known before others were.
-        const std::vector<int>& group_dims = tensor->spec().group_dims();
-        if (!tensor->spec().uniform()) {
-          hash = hash_bytes(group_dims.data(), group_dims.size() * sizeof(int), hash);
-        }
-        // As 32-bit floats, by which codebooks have always been known.
-        std::vector<float> values(tensor->centroids().size());
-        kernels::active().half_to_float_n(tensor->centroids().data(), values.size(), values.data());
-        hash = hash_bytes(values.data(), values.size() * sizeof(float), hash);
-      }
-    }
+    hash = hash_side(layer.get(KvKind::kKey), hash);
+    hash = hash_side(layer.get(KvKind::kValue), hash);
   }
   return hash;
 }
