@@ -116,7 +116,7 @@ Status check_coded(const ggml_tensor* node) {
 }
 
 Status run_coded(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scratch) {
-  const Status status =
+  Status status =
       without_exceptions("computing a graph", [&] { return run_checked(node, parallel, scratch); });
   if (!status.ok()) {
     buffer_of(node->op == GGML_OP_FLASH_ATTN_EXT ? node->src[1] : node).abandon();
