@@ -398,7 +398,6 @@ KvBuffer::Contents KvBuffer::contents() const {
   if (tensors_.empty()) {
     return result;
   }
-  result.book = state_owner_->book;
   result.window = window_.spec();
   result.pool = window_.pool();
   result.table_bytes = extra_bytes();

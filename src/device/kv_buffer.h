@@ -73,11 +73,8 @@ class KvBuffer {
 
   void* base() const { return memory_; }
 
-  const CodebookLibrary& library() const { return *library_; }
-
-  /// What a user is told of the coded caches in this buffer.
+  /// What a user is told of the coded caches in this buffer; zeros if nothing is coded.
   struct Contents {
-    const LoadedCodebook* book = nullptr;  ///< Null: nothing is coded.
     std::size_t n_cells = 0;
     std::size_t code_bytes = 0;
     std::size_t nominal_bytes = 0;  ///< Of the same tensors with 16-bit rows.
