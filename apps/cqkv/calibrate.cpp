@@ -222,26 +222,17 @@ Outcome execute(Flags& flags) {
 }
 
 void add_text_flags(CLI::App* parser, TextOptions& text) {
-  parser
-      ->add_option("-f,--file", text.files,
-                   "Calibration texts: .jsonl one object a line, others plain; taken in turns")
-      ->required()
-      ->check(file_name())
-      ->type_name("FNAME");
+  add_files(parser, "-f,--file", text.files,
+            "Calibration texts: .jsonl one object a line, others plain; taken in turns")
+      ->required();
   parser->add_option("--json-field", text.json_field, "Fields of a .jsonl object, by commas")
       ->capture_default_str()
       ->check(CLI::Validator(
           [](const std::string& names) { return names.empty() ? "got no name" : std::string(); },
           ""))
       ->type_name("NAMES");
-  parser->add_option("--n-tokens", text.n_tokens, "Tokens in all")
-      ->capture_default_str()
-      ->check(whole_number(kTextRange))
-      ->type_name("N");
-  parser->add_option("-c,--ctx-size", text.n_ctx, "Tokens of one sequence")
-      ->capture_default_str()
-      ->check(whole_number(kSequenceSizeRange))
-      ->type_name("N");
+  add_number(parser, "--n-tokens", text.n_tokens, kTextRange, "Tokens in all");
+  add_number(parser, "-c,--ctx-size", text.n_ctx, kSequenceSizeRange, "Tokens of one sequence");
 }
 
 void add_learning_flags(CLI::App* parser, Flags& flags) {
@@ -275,28 +266,14 @@ void add_learning_flags(CLI::App* parser, Flags& flags) {
                    "gemma3); uniform: all alike (any architecture)")
       ->capture_default_str()
       ->type_name("WEIGHTS");
-  parser->add_option("--max-iterations", flags.options.max_iterations, "Of k-means")
-      ->capture_default_str()
-      ->check(whole_number(kIterationRange))
-      ->type_name("N");
-  parser->add_option("-s,--seed", flags.options.seed, "Of k-means")
-      ->capture_default_str()
-      ->check(whole_number(kSeedRange))
-      ->type_name("N");
-  parser->add_option("-t,--threads", flags.options.n_threads, "Threads")
-      ->capture_default_str()
-      ->check(whole_number(kThreadRange))
-      ->type_name("N");
-  parser
-      ->add_option("--window", flags.options.window,
-                   "Most recent tokens that the device keeps exact by default")
-      ->capture_default_str()
-      ->check(whole_number(kWindowRange))
-      ->type_name("N");
-  parser->add_option("--sinks", flags.options.sinks, "First tokens that it keeps exact by default")
-      ->capture_default_str()
-      ->check(whole_number(kWindowRange))
-      ->type_name("N");
+  CalibrationOptions& options = flags.options;
+  add_number(parser, "--max-iterations", options.max_iterations, kIterationRange, "Of k-means");
+  add_number(parser, "-s,--seed", options.seed, kSeedRange, "Of k-means");
+  add_number(parser, "-t,--threads", options.n_threads, kThreadRange, "Threads");
+  add_number(parser, "--window", options.window, kWindowRange,
+             "Most recent tokens that the device keeps exact by default");
+  add_number(parser, "--sinks", options.sinks, kWindowRange,
+             "First tokens that it keeps exact by default");
   parser->add_option("--license", flags.options.license, "Licence to note in the codebook")
       ->type_name("NAME");
 }
@@ -307,16 +284,10 @@ Command add_calibrate(CLI::App& app) {
   CLI::App* parser = app.add_subcommand("calibrate", "Learn a codebook for a model from texts");
   const auto flags = std::make_shared<Flags>();
   flags->options.n_threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  parser->add_option("-m,--model", flags->options.model_path, "The model (GGUF)")
-      ->required()
-      ->check(file_name())
-      ->type_name("FNAME");
-  parser
-      ->add_option("-o,--output", flags->output,
-                   "The codebook to write; {config} in it becomes the configuration's name")
-      ->required()
-      ->check(file_name())
-      ->type_name("FNAME");
+  add_file(parser, "-m,--model", flags->options.model_path, "The model (GGUF)")->required();
+  add_file(parser, "-o,--output", flags->output,
+           "The codebook to write; {config} in it becomes the configuration's name")
+      ->required();
   add_text_flags(parser, flags->options.text);
   add_learning_flags(parser, *flags);
   parser->add_flag("-v,--verbose", flags->verbose, "Show libllama's log");
