@@ -14,6 +14,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "command.h"
+
 namespace cqkv::app {
 namespace {
 
@@ -162,14 +164,6 @@ std::string how_it_ended(int state) {
                             : "got exit code " + std::to_string(WEXITSTATUS(state)) + ", want 0";
 }
 
-std::string command_line(const std::vector<std::string>& arguments) {
-  std::string line;
-  for (const std::string& argument : arguments) {
-    line += (line.empty() ? "" : " ") + argument;
-  }
-  return line;
-}
-
 }  // namespace
 
 std::string last_lines(const std::string& text, int n_lines) {
@@ -208,7 +202,7 @@ Result<std::string> run_child(const std::vector<std::string>& arguments,
   }
   if (!WIFEXITED(*state) || WEXITSTATUS(*state) != 0) {
     return Status(StatusCode::kInternal,
-                  command_line(arguments) + ": " + how_it_ended(*state) +
+                  joined(arguments, " ") + ": " + how_it_ended(*state) +
                       last_lines(err_text.empty() ? out_text : err_text, kShownLines));
   }
   return out_text;

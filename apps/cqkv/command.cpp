@@ -41,6 +41,14 @@ std::string hex64(unsigned long long value) {
   return format("%016llx", value);
 }
 
+std::string joined(const std::vector<std::string>& words, const char* separator) {
+  std::string result;
+  for (const std::string& word : words) {
+    result += (result.empty() ? "" : separator) + word;
+  }
+  return result;
+}
+
 std::string format(const char* pattern, ...) {
   std::array<char, 512> buffer{};
   std::va_list arguments;

@@ -66,6 +66,9 @@ Status write_json(const std::string& path, const nlohmann::ordered_json& json);
 /// 16 hexadecimal digits.
 std::string hex64(unsigned long long value);
 
+/// The words one after the other, `separator` between them.
+std::string joined(const std::vector<std::string>& words, const char* separator);
+
 /// printf into a string.
 [[gnu::format(printf, 1, 2)]] std::string format(const char* pattern, ...);
 

@@ -3,24 +3,14 @@
 
 #include <cstdlib>
 
+#include "command.h"
 #include "places.h"
 
 namespace cqkv::app {
-namespace {
-
-std::string joined(const std::vector<std::string>& paths) {
-  std::string result;
-  for (const auto& path : paths) {
-    result += (result.empty() ? "" : ":") + path;
-  }
-  return result;
-}
-
-}  // namespace
 
 Environment device_environment(const DeviceSettings& settings) {
   Environment environment = {{"GGML_BACKEND_PATH", device_library()},
-                             {"CQKV_CODEBOOK", joined(settings.codebooks)}};
+                             {"CQKV_CODEBOOK", joined(settings.codebooks, ":")}};
   const auto add = [&](const char* name, const std::optional<int>& number) {
     if (number) {
       environment.emplace_back(name, std::to_string(*number));

@@ -97,12 +97,9 @@ void print_people(const nlohmann::ordered_json& info) {
   std::printf("cqkv              %s\n", text("cqkv").c_str());
   std::printf("ggml              %s\n", text("ggml").c_str());
   std::printf("libllama          %s\n", text("libllama").c_str());
-  std::string supported;
-  for (const auto& name : info.at("instruction_sets_supported")) {
-    supported += (supported.empty() ? "" : ", ") + name.get<std::string>();
-  }
+  const auto supported = info.at("instruction_sets_supported").get<std::vector<std::string>>();
   std::printf("instruction sets  %s in use; usable here: %s\n", text("instruction_set").c_str(),
-              supported.c_str());
+              joined(supported, ", ").c_str());
   std::printf("KV device         %s\n", text("device_library").c_str());
   if (!info.at("device_loads").get<bool>()) {
     std::printf("                  does not load: %s\n", text("device_error").c_str());

@@ -60,14 +60,6 @@ void print_layers(const Codebook& codebook) {
   }
 }
 
-std::string joined(const std::vector<std::string>& values) {
-  std::string result;
-  for (const auto& value : values) {
-    result += (result.empty() ? "" : ", ") + value;
-  }
-  return result;
-}
-
 std::string held_out_text(const HeldOutLoss& loss) {
   if (loss.n_tokens == 0) {
     return "not measured";
@@ -96,7 +88,7 @@ void print_people(const Codebook& codebook) {
       format("%.2f MiB", static_cast<double>(codebook.centroid_bytes()) / (1024.0 * 1024.0)));
   row("window, sinks", std::to_string(codebook.window) + ", " + std::to_string(codebook.sinks));
   row("weighting", origin.weighting);
-  row("calibrated on", joined(origin.datasets));
+  row("calibrated on", joined(origin.datasets, ", "));
   row("tokens", std::to_string(origin.n_tokens) + " in contexts of " +
                     std::to_string(origin.ctx_size) + ", seed " + std::to_string(origin.seed));
   row("held-out loss", held_out_text(origin.held_out));

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "command.h"
+
 namespace cqkv::app {
 namespace {
 
@@ -46,14 +48,6 @@ std::vector<std::string> flags_of(const CLI::App& command) {
   return names;
 }
 
-std::string joined(const std::vector<std::string>& words) {
-  std::string result;
-  for (const std::string& word : words) {
-    result += (result.empty() ? "" : ", ") + word;
-  }
-  return result;
-}
-
 }  // namespace
 
 std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
@@ -71,7 +65,7 @@ std::string nearest(const std::string& word, const std::vector<std::string>& can
 
 std::string no_command_text(const CLI::App& group, const std::vector<std::string>& words) {
   const std::vector<std::string> commands = commands_of(group);
-  const std::string want = "want one of " + joined(commands);
+  const std::string want = "want one of " + joined(commands, ", ");
   if (words.empty()) {
     return "no command is given; " + want;
   }
