@@ -236,30 +236,35 @@ void add_text_flags(CLI::App* parser, TextOptions& text) {
 }
 
 void add_learning_flags(CLI::App* parser, Flags& flags) {
-  parser
-      ->add_option(
-          "--config", flags.configs,
-          "<channels>c<bits>b: 1, 2, 4, ... or 64 channels coded together in 1 to 12 bits; "
-          "several by commas, with {config} in -o: the model runs once for all")
-      ->delimiter(',')
-      ->capture_default_str()
-      ->type_name("CONFIG");
-  parser
-      ->add_option(
-          "--bits", flags.options.bits,
-          "Instead of --config: bits a channel, 0.125 to 4, in which every KV head has the "
-          "rate that it needs; several by commas")
-      ->delimiter(',')
-      ->type_name("BITS");
+  CLI::Option* config =
+      parser
+          ->add_option(
+              "--config", flags.configs,
+              "<channels>c<bits>b: 1, 2, 4, ... or 64 channels coded together in 1 to 12 bits; "
+              "several by commas, with {config} in -o: the model runs once for all")
+          ->delimiter(',')
+          ->capture_default_str()
+          ->type_name("CONFIG");
+  CLI::Option* bits =
+      parser
+          ->add_option(
+              "--bits", flags.options.bits,
+              "Instead of --config: bits a channel, 0.125 to 4, in which every KV head has the "
+              "rate that it needs; several by commas")
+          ->delimiter(',')
+          ->type_name("BITS");
   parser
       ->add_option("--gradients", flags.gradients,
                    "far: only those through queries that read codes count (with --bits the "
                    "default); all: every query")
       ->type_name("WHICH");
-  parser->add_option("--config-k", flags.config_k, "Of keys alone, or 'exact'")
-      ->type_name("CONFIG");
-  parser->add_option("--config-v", flags.config_v, "Of values alone, or 'exact'")
-      ->type_name("CONFIG");
+  CLI::Option* config_k =
+      parser->add_option("--config-k", flags.config_k, "Of keys alone, or 'exact'")
+          ->type_name("CONFIG");
+  CLI::Option* config_v =
+      parser->add_option("--config-v", flags.config_v, "Of values alone, or 'exact'")
+          ->type_name("CONFIG");
+  bits->excludes(config)->excludes(config_k)->excludes(config_v);
   parser
       ->add_option("--weights", flags.weights,
                    "fisher: tokens count by the gradients of the loss (llama, qwen2, qwen3, "

@@ -226,6 +226,8 @@ class CliTest(unittest.TestCase):
         self.expect(calibrate("{config}.gguf", "--config", "8c8b,4c8b", "--config-k", "8c8b",
                               "--config-v", "2c8b"), 2, "8c8b-2c8b", "twice")
         self.expect(calibrate("{config}.gguf", "--config", "8c8b,exact"), 2, "nothing to learn")
+        for flag in ("--config", "--config-k", "--config-v"):
+            self.expect(calibrate("one.gguf", "--bits", "1", flag, "8c8b"), 2, "--bits", flag)
         self.assertEqual(sorted(os.listdir(self.folder.name)), ["codebook.gguf", "model.gguf"])
         # Each file is checked before the model is read.
         os.mkdir(self.path("4c8b.gguf"))
