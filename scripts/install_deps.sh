@@ -6,7 +6,7 @@ set -euo pipefail
 
 packages=(
   g++ cmake ninja-build make git
-  libgtest-dev libcli11-dev nlohmann-json3-dev libxxhash-dev libgomp1 valgrind
+  libgtest-dev libcli11-dev nlohmann-json3-dev libeigen3-dev libxxhash-dev libgomp1 valgrind
 )
 python3 -m pip --version >/dev/null 2>&1 || packages+=(python3 python3-pip)
 

@@ -266,6 +266,10 @@ void add_learning_flags(CLI::App* parser, Flags& flags) {
           ->type_name("CONFIG");
   bits->excludes(config)->excludes(config_k)->excludes(config_v);
   parser
+      ->add_flag("!--no-bases", flags.options.bases,
+                 "With --bits: groups of neighbouring channels, not of those that belong together")
+      ->needs(bits);
+  parser
       ->add_option("--weights", flags.weights,
                    "fisher: tokens count by the gradients of the loss (llama, qwen2, qwen3, "
                    "gemma3); uniform: all alike (any architecture)")

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cqkv/basis.h"
 #include "cqkv/status.h"
 #include "cqkv/types.h"
 
@@ -30,10 +31,14 @@ class TensorCodebook {
   static Result<TensorCodebook> create(CodecSpec spec, int n_kv_heads, int head_dim,
                                        std::span<const float> centroids);
 
-  /// The same with groups of a size of its own for each KV head.
-  static Result<TensorCodebook> create(const TensorSpec& spec, std::span<const float> centroids);
+  /// The same with groups of a size of its own for each KV head, of the components of a basis.
+  /// @param basis  Made for the same spec. Centroids are components.
+  static Result<TensorCodebook> create(const TensorSpec& spec, std::span<const float> centroids,
+                                       TensorBasis basis = {});
 
   const TensorSpec& spec() const { return spec_; }
+
+  const TensorBasis& basis() const { return basis_; }
 
   int n_kv_heads() const { return spec_.n_kv_heads(); }
 
@@ -56,29 +61,42 @@ class TensorCodebook {
   /// The same as 32-bit floats. May throw std::bad_alloc.
   std::vector<float> group_floats(int kv_head, int group) const;
 
-  /// Encodes rows to the nearest centroid in plain L2:
+  /// Encodes rows to the nearest centroid:
   ///
   ///     codes[r][g] = the lowest i that minimises |row[r] of group g - centroid[g][i]|^2
+  ///
+  /// with groups of components and the distance of the basis: without one, of channels and plain.
   ///
   /// @param rows    n_rows rows of n_channels() f32, `row_stride` floats apart; finite.
   /// @param codes   [n_rows, n_codes()] u16, overwritten.
   /// Numerics: squared distances are summed in f32, channel by channel; a row is
   ///   encoded the same whatever rows stand beside it.
-  /// Cost: n_channels * 2^code_bits multiply-adds a row, whatever the group size.
+  /// Cost: n_channels * 2^code_bits multiply-adds a row, whatever the group size. With a basis
+  /// more, see TensorBasis; and a std::bad_alloc may be thrown.
   void encode(const float* rows, std::size_t n_rows, std::size_t row_stride,
               std::uint16_t* codes) const;
 
-  /// The same of n >= 0 groups from `first` on, counted over all heads, first + n <= n_codes():
-  /// codes of other groups are not touched, so that threads can share the groups of one row.
-  void encode_groups(const float* rows, std::size_t n_rows, std::size_t row_stride, int first,
+  /// The same of rows of components (basis().to_components) and of n >= 0 groups from `first` on,
+  /// counted over all heads, first + n <= n_codes(): codes of other groups are not touched, so that
+  /// threads can share the groups of one row.
+  void encode_groups(const float* components, std::size_t n_rows, std::size_t row_stride, int first,
                      int n, std::uint16_t* codes) const;
 
   /// rows[r][channel] = centroid[g][codes[r][g]]; codes must be < n_centroids.
+  /// With a basis the components so found are turned back into channels. May throw std::bad_alloc
+  /// then.
   void decode(const std::uint16_t* codes, std::size_t n_rows, float* rows,
               std::size_t row_stride) const;
 
+  /// The same without turning back: rows of components.
+  void decode_components(const std::uint16_t* codes, std::size_t n_rows, float* rows,
+                         std::size_t row_stride) const;
+
  private:
   TensorCodebook() = default;
+
+  void encode_group(int kv_head, int group, const float* in, std::size_t n_rows,
+                    std::size_t row_stride, std::uint16_t* codes) const;
 
   std::size_t first_channel(int kv_head, int group) const {
     return static_cast<std::size_t>(kv_head) * head_dim() +
@@ -86,8 +104,10 @@ class TensorCodebook {
   }
 
   TensorSpec spec_;
-  std::vector<std::uint16_t> centroids_;   // [kv_head, group, centroid, group_dim]
-  std::vector<std::uint16_t> transposed_;  // [kv_head, group, group_dim, padded centroids]
+  TensorBasis basis_;
+  std::vector<std::uint16_t> centroids_;  // [kv_head, group, centroid, group_dim]
+  // [kv_head, group, group_dim, padded centroids], in the metric
+  std::vector<std::uint16_t> transposed_;
 };
 
 /// What coding loses on calibration text that was held out, so not learned from: shares of the
@@ -142,7 +162,7 @@ struct Codebook {
   /// tensors alike (exact counts 16; of a layer without any codebook nothing is known).
   double bits_per_channel() const;
 
-  /// Bytes of all centroids as 16-bit floats.
+  /// Bytes of all centroids as 16-bit floats, and of the bases.
   std::size_t centroid_bytes() const;
 };
 

@@ -184,13 +184,43 @@ float AttentionOperator::cap_scores(float* scores, int n_rows) const {
   return 1.0F;
 }
 
-// The outputs of a task whose states are complete.
-void AttentionOperator::finish(const Part& part, const SoftmaxState& state,
-                               const Scratch& scratch) const {
-  if (call_.key_sums != nullptr) {
-    add_key_sums(part, state, scratch);
+// The outputs of a task whose states, in scratch.total, are complete.
+void AttentionOperator::finish(const Part& part, const Scratch& scratch) const {
+  if (call_.v.codebook != nullptr && call_.v.codebook->basis().has_rotation()) {
+    turn_values(part, scratch);
   }
-  write_out(part, state);
+  if (call_.key_sums != nullptr) {
+    add_key_sums(part, scratch.total, scratch);
+  }
+  write_out(part, scratch.total);
+}
+
+// Sums over components of values become sums over channels: 64 components of a row take the place
+// of probabilities, rows of the inverse rotation that of values.
+void AttentionOperator::turn_values(const Part& part, const Scratch& scratch) const {
+  const auto channels = static_cast<std::size_t>(plan_.channels);
+  const auto dim = static_cast<std::size_t>(call_.head_dim_v);
+  std::fill_n(scratch.rescale, part.n_rows, 1.0F);
+  for (int kv = 0; kv < part.n_kv; kv++) {
+    const SoftmaxState to = scratch.total.at(kv, part.n_rows, plan_.channels);
+    const float* components = scratch.part.out;
+    std::copy_n(to.out, part.n_rows * channels, scratch.part.out);
+    const TensorBasis& basis = call_.v.codebook->basis();
+    const float* matrix = basis.inverse(part.first_kv + kv);
+    for (int r = 0; r < part.n_rows; r++) {
+      std::fill_n(to.out + r * channels, plan_.channels_v, 0.0F);
+    }
+    for (std::size_t first = 0; first < dim; first += kBlockCells, components += kBlockCells) {
+      const std::size_t n = std::min<std::size_t>(kBlockCells, dim - first);
+      for (int r = 0; r < part.n_rows; r++) {
+        float* row = scratch.scores + static_cast<std::size_t>(r) * kBlockCells;
+        std::fill(std::copy_n(components + r * channels, n, row), row + kBlockCells, 0.0F);
+      }
+      kernel_.accumulate_rows(scratch.scores, part.n_rows, matrix + first * basis.inverse_stride(),
+                              basis.inverse_stride(), plan_.channels_v, scratch.rescale, to.out,
+                              channels);
+    }
+  }
 }
 
 void AttentionOperator::write_out(const Part& part, const SoftmaxState& state) const {
@@ -263,7 +293,7 @@ void AttentionOperator::run_task(int task, int thread) {
                          scratch.total.out);
     }
   }
-  finish(part, scratch.total, scratch);
+  finish(part, scratch);
 }
 
 // Merges the ranges of one (tile, KV head): the same steps as the loop above.
@@ -280,7 +310,7 @@ void AttentionOperator::run_merge(int task, int thread) {
                          scratch.total.maxima, scratch.total.sums, scratch.total.out);
     }
   }
-  finish(part, scratch.total, scratch);
+  finish(part, scratch);
 }
 
 void AttentionOperator::run(ParallelFor& parallel) {
@@ -311,6 +341,14 @@ Status check_side(const CacheSide& side, std::string_view name, int n_kv_heads, 
                             std::to_string(codebook->n_kv_heads()) + " KV heads of " +
                             std::to_string(codebook->head_dim()) + " channels, the call has " +
                             std::to_string(n_kv_heads) + " of " + std::to_string(head_dim));
+  }
+  // Keys are rotated by position channel by channel; values are turned back as sums.
+  const bool is_key = name == "keys";
+  if (codebook != nullptr &&
+      (is_key ? codebook->basis().has_rotation() : codebook->basis().has_order())) {
+    return invalid_argument("attention: the basis of the " + std::string(name) +
+                            (is_key ? " has a rotation, want an order of channels"
+                                    : " has an order of channels, want a rotation"));
   }
   if (codebook != nullptr && side.tables != nullptr &&
       side.tables->n_channels() != codebook->n_channels()) {

@@ -67,7 +67,8 @@ class AttentionOperator {
   void run_chunk(const Part& part, const Chunk& chunk, const Scratch& scratch) const;
   void run_range(const Part& part, int range, const Scratch& scratch) const;
   float cap_scores(float* scores, int n_rows) const;
-  void finish(const Part& part, const SoftmaxState& state, const Scratch& scratch) const;
+  void finish(const Part& part, const Scratch& scratch) const;
+  void turn_values(const Part& part, const Scratch& scratch) const;
   void write_out(const Part& part, const SoftmaxState& state) const;
 
   // visible_blocks.cpp
@@ -96,7 +97,7 @@ class AttentionOperator {
                   std::uint16_t* codes) const;
   void load_keys(int kv_head, const ViewBlock& block, const Scratch& scratch) const;
   void load_exact_keys(int kv_head, const ViewBlock& block, const Scratch& scratch) const;
-  void rotate_keys(const Scratch& scratch) const;
+  void rotate_keys(int kv_head, const Scratch& scratch) const;
   void load_values(int kv_head, const ViewBlock& block, bool exact, const Scratch& scratch) const;
   void decode_rows(const CacheSide& side, int kv_head, const ViewBlock& block, int head_dim,
                    const Scratch& scratch, float* rows, std::size_t stride) const;
@@ -108,7 +109,7 @@ class AttentionOperator {
   // byte_step.cpp
   void pack_centred() const;
   void prepare_rows(const Part& part, const Scratch& scratch) const;
-  void prepare_row(const float* query, const float* scales, float* pairs, float* factor) const;
+  void prepare_row(int kv_head, const float* query, float* pairs, float* factor) const;
   float* row_angles_of(const Scratch& scratch, int index) const;
   void load_row_angles(std::int64_t base, float* angles) const;
   kernels::CodedBlocks coded_blocks(const CacheSide& side, int kv_head, int head_dim,

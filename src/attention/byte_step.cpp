@@ -56,15 +56,17 @@ void AttentionOperator::prepare_rows(const Part& part, const Scratch& scratch) c
     return;
   }
   for (int r = 0; r < part.n_kv * part.n_rows; r++) {
-    prepare_row(scratch.queries + static_cast<std::size_t>(r) * call_.head_dim_k,
-                call_.k.tables->scales(part.first_kv + r / part.n_rows),
+    prepare_row(part.first_kv + r / part.n_rows,
+                scratch.queries + static_cast<std::size_t>(r) * call_.head_dim_k,
                 scratch.pairs + static_cast<std::size_t>(r) * 2 * plan_.padded_pairs,
                 scratch.factors + r);
   }
 }
 
-void AttentionOperator::prepare_row(const float* query, const float* scales, float* pairs,
+void AttentionOperator::prepare_row(int kv_head, const float* query, float* pairs,
                                     float* factor) const {
+  const kernels::ChannelPair* components = call_.k.tables->component_pairs(kv_head);
+  const float* scales = call_.k.tables->scales(kv_head);
   const KeyPairs& key_pairs = call_.k.tables->pairs();
   const auto n_pairs = static_cast<int>(key_pairs.pairs.size());
   const float magnitude = call_.rope != nullptr ? std::abs(call_.rope->magnitude()) : 1.0F;
@@ -74,8 +76,8 @@ void AttentionOperator::prepare_row(const float* query, const float* scales, flo
   float total = 0.0F;
   for (int i = 0; i < n_pairs; i++) {
     const kernels::ChannelPair pair = key_pairs.pairs[i];
-    pairs[i] = query[pair.x] * scales[pair.x];
-    y_pairs[i] = pair.y != pair.x ? query[pair.y] * scales[pair.y] : 0.0F;
+    pairs[i] = query[pair.x] * scales[components[i].x];
+    y_pairs[i] = pair.y != pair.x ? query[pair.y] * scales[components[i].y] : 0.0F;
     const float modulus = std::sqrt(pairs[i] * pairs[i] + y_pairs[i] * y_pairs[i]) *
                           (i < key_pairs.n_rotated() ? magnitude : 1.0F);
     largest = std::max(largest, modulus);
@@ -186,7 +188,7 @@ kernels::ScoreCodes AttentionOperator::score_call(const Part& part, int kv, cons
   kernels::ScoreCodes score;
   score.blocks =
       coded_blocks(call_.k, part.first_kv + kv, call_.head_dim_k, chunk, scratch.unpacked);
-  score.pairs = key_pairs.pairs.data();
+  score.pairs = call_.k.tables->component_pairs(part.first_kv + kv);
   score.n_pairs = static_cast<int>(key_pairs.pairs.size());
   score.n_rotated = key_pairs.n_turning;
   score.rotation = centred_;

@@ -77,10 +77,12 @@ ByteTables ByteTables::keys(const TensorCodebook& codebook, KeyPairs pairs,
                             kernels::TableOrder order) {
   ByteTables result(codebook, order);
   result.pairs_ = std::move(pairs);
+  result.set_component_pairs(codebook);
   result.set_scales(codebook);
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
     float* scales = result.scales_.data() + kv * result.padded_;
-    for (const kernels::ChannelPair& pair : result.pairs_.pairs) {
+    for (std::size_t i = 0; i < result.pairs_.pairs.size(); i++) {
+      const kernels::ChannelPair pair = result.component_pairs(kv)[i];
       scales[pair.x] = scales[pair.y] = std::max(scales[pair.x], scales[pair.y]);
     }
   }
@@ -95,7 +97,20 @@ ByteTables ByteTables::values(const TensorCodebook& codebook, kernels::TableOrde
   return result;
 }
 
-// The largest centroid of each channel.
+void ByteTables::set_component_pairs(const TensorCodebook& codebook) {
+  const TensorBasis& basis = codebook.basis();
+  std::vector<std::uint16_t> component(static_cast<std::size_t>(codebook.head_dim()));
+  for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
+    for (std::size_t i = 0; i < component.size(); i++) {
+      component[basis.has_order() ? basis.order(kv)[i] : i] = static_cast<std::uint16_t>(i);
+    }
+    for (const kernels::ChannelPair& pair : pairs_.pairs) {
+      component_pairs_.push_back({component[pair.x], component[pair.y]});
+    }
+  }
+}
+
+// The largest centroid of each component.
 void ByteTables::set_scales(const TensorCodebook& codebook) {
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
     const int dim = codebook.spec().group_dim(kv);

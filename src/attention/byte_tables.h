@@ -45,10 +45,10 @@ inline int table_dim(int group_dim) {
 
 /// The centroids of one cache tensor as bytes:
 ///
-///     centroid value of channel d = scales[d] * byte, |byte| <= 127
+///     centroid value of component d = scales[d] * byte, |byte| <= 127
 ///
-/// with the largest centroid of a channel, or of both channels of a pair of keys, at 127: the
-/// error of a value is at most scales[d] / 2.
+/// (without a basis, cqkv/basis.h, components are channels) with the largest centroid of a
+/// component, or of both of a pair of keys, at 127: the error of a value is at most scales[d] / 2.
 ///
 /// Whether that is little is a question of how far apart the centroids are: error() says.
 ///
@@ -79,8 +79,13 @@ class ByteTables {
 
   kernels::TableOrder order() const { return order_; }
 
-  /// Keys: their pairs. Values: none.
+  /// Keys: their pairs, of channels. Values: none.
   const KeyPairs& pairs() const { return pairs_; }
+
+  /// Keys: the same pairs as components of that head (TensorBasis), as the tables and scales are.
+  const kernels::ChannelPair* component_pairs(int kv_head) const {
+    return component_pairs_.data() + static_cast<std::size_t>(kv_head) * pairs_.pairs.size();
+  }
 
   /// Of all KV heads.
   int n_channels() const { return n_channels_; }
@@ -106,6 +111,7 @@ class ByteTables {
 
  private:
   ByteTables(const TensorCodebook& codebook, kernels::TableOrder order);
+  void set_component_pairs(const TensorCodebook& codebook);
   void set_scales(const TensorCodebook& codebook);
   void set_bytes(const TensorCodebook& codebook);
   void set_error(const TensorCodebook& codebook);
@@ -113,6 +119,7 @@ class ByteTables {
 
   kernels::TableOrder order_;
   KeyPairs pairs_;
+  std::vector<kernels::ChannelPair> component_pairs_;  // [kv_head, pair]
   int n_channels_;
   int n_entries_;  // of a table
   std::size_t head_bytes_;

@@ -51,10 +51,20 @@ void AttentionOperator::load_keys(int kv_head, const ViewBlock& block,
     kernel_.decode_channels(codebook->group(kv_head, g), group_dim, scratch.codes, tile);
     tile += static_cast<std::size_t>(group_dim) * kBlockCells;
   }
-  rotate_keys(scratch);
+  rotate_keys(kv_head, scratch);
 }
 
-void AttentionOperator::rotate_keys(const Scratch& scratch) const {
+// Of components [component, 64] in scratch.keys.
+void AttentionOperator::rotate_keys(int kv_head, const Scratch& scratch) const {
+  const TensorBasis& basis = call_.k.codebook->basis();
+  if (basis.has_order()) {
+    std::copy_n(scratch.keys, static_cast<std::size_t>(call_.head_dim_k) * kBlockCells,
+                scratch.rows);
+    for (int i = 0; i < call_.head_dim_k; i++) {
+      std::copy_n(scratch.rows + static_cast<std::size_t>(i) * kBlockCells, kBlockCells,
+                  scratch.keys + static_cast<std::size_t>(basis.order(kv_head)[i]) * kBlockCells);
+    }
+  }
   if (call_.rope != nullptr) {
     const RopeParams& rope = call_.rope->params();
     const bool neox = rope.mode == RopeMode::kNeox;
@@ -74,7 +84,7 @@ void AttentionOperator::load_exact_keys(int kv_head, const ViewBlock& block,
   decode_rows(call_.k, kv_head, block, call_.head_dim_k, scratch, scratch.rows, stride);
   add_exact(call_.exact->k, kv_head, block, call_.head_dim_k, scratch.rows, stride);
   kernel_.transpose_rows(scratch.rows, stride, call_.head_dim_k, scratch.keys);
-  rotate_keys(scratch);
+  rotate_keys(kv_head, scratch);
 }
 
 // Adds the residuals of one head of the cells of a block that have exact rows.

@@ -21,7 +21,8 @@ namespace cqkv {
 ///
 ///     v_t,h = C_h[code_t,h] + M_h K_t
 ///
-/// with K_t the decoded keys, before their rotation, of the chosen groups one after the other.
+/// with K_t the decoded keys, before their rotation, of the chosen groups one after the other:
+/// components, if the keys have a basis.
 /// Being linear in K, the second term costs a weighted sum of K_t over the tokens, and one
 /// product with M_h a query head at the end:
 ///

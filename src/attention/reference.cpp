@@ -36,6 +36,26 @@ void add_residual(const ExactRows& exact, const ExactRows::Side& side, std::int3
   }
 }
 
+// Turns one row of components back, spelled out.
+void to_channels(const TensorBasis& basis, int n_kv_heads, int head_dim, const double* components,
+                 double* row) {
+  for (int i = 0; i < n_kv_heads * head_dim; i++) {
+    const int head = i / head_dim;
+    if (basis.has_order()) {
+      row[head * head_dim + basis.order(head)[i % head_dim]] = components[i];
+    } else if (basis.has_rotation()) {
+      row[i] = 0;
+      for (int j = 0; j < head_dim; j++) {
+        row[i] +=
+            static_cast<double>(basis.inverse(head)[j * basis.inverse_stride() + i % head_dim]) *
+            components[head * head_dim + j];
+      }
+    } else {
+      row[i] = components[i];
+    }
+  }
+}
+
 // Rows as stored, decoded: [n_cells, n_kv_heads, head_dim]; with `exact`, those of cells
 // that have an exact row are that row.
 std::vector<double> stored_rows(const AttentionCall& call, KvKind kind, bool exact) {
@@ -60,12 +80,14 @@ std::vector<double> stored_rows(const AttentionCall& call, KvKind kind, bool exa
   std::vector<float> row(n_channels);
   for (std::size_t cell = 0; cell < n_cells; cell++) {
     get_codes(layout, side.data, cell, codes.data());
-    side.codebook->decode(codes.data(), 1, row.data(), row.size());
-    std::copy(row.begin(), row.end(), rows.data() + cell * n_channels);
+    side.codebook->decode_components(codes.data(), 1, row.data(), row.size());
+    std::vector<double> components(row.begin(), row.end());
     if (exact && call.exact != nullptr && call.exact->rows[cell] >= 0) {
       add_residual(*call.exact, is_key ? call.exact->k : call.exact->v, call.exact->rows[cell],
-                   n_channels, rows.data() + cell * n_channels);
+                   n_channels, components.data());
     }
+    to_channels(side.codebook->basis(), n_kv_heads, head_dim, components.data(),
+                rows.data() + cell * n_channels);
   }
   return rows;
 }
@@ -82,7 +104,12 @@ void add_predictions(const AttentionCall& call, std::vector<double>& values) {
     const float* matrix =
         sums.matrix(static_cast<int>(head % call.n_kv_heads)) + i % call.head_dim_v;
     for (int c = 0; c < sums.n_channels(); c++) {
-      const int channel = sums.groups()[c / group_dim] * group_dim + c % group_dim;
+      int channel = sums.groups()[c / group_dim] * group_dim + c % group_dim;
+      if (call.k.codebook->basis().has_order()) {  // that was a component
+        channel +=
+            call.k.codebook->basis().order(channel / call.head_dim_k)[channel % call.head_dim_k] -
+            channel % call.head_dim_k;
+      }
       values[i] += matrix[c * sums.matrix_stride()] * keys[cell * n_keys + channel];
     }
   }

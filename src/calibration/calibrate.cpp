@@ -16,7 +16,7 @@
 #include "calibration/fingerprint.h"
 #include "calibration/gguf_file.h"
 #include "calibration/gradient.h"
-#include "calibration/rates.h"
+#include "calibration/rated_tensor.h"
 #include "calibration/samples.h"
 #include "calibration/text_check.h"
 #include "core/parallel.h"
@@ -33,6 +33,7 @@ struct Job {
   const CalibrationOptions& options;
   const CalibrationEvents& events;
   const std::atomic<bool>* cancel;
+  RopeMode rope_mode = RopeMode::kNormal;  // known once the model is loaded for gradients
 
   void report(std::string_view stage, std::size_t n_done, std::size_t n_total) const {
     if (events.progress) {
@@ -46,9 +47,6 @@ struct Job {
     }
   }
 };
-
-// The rates that heads may have.
-constexpr CodecSpec kRates[] = {{64, 8}, {32, 8}, {16, 8}, {8, 8}, {4, 8}, {2, 8}};
 
 // The different codecs of one side.
 std::vector<CodecSpec> coded_specs(const std::vector<KvConfig>& configs, KvKind kind) {
@@ -155,7 +153,7 @@ Status run_uniform(const Job& job, const Sequences& sequences, SampleCollector& 
   return {};
 }
 
-Status run_fisher(const Job& job, const Sequences& sequences, SampleCollector& samples,
+Status run_fisher(Job& job, const Sequences& sequences, SampleCollector& samples,
                   CalibrationStats& stats) {
   GradientOptions options;
   options.n_threads = job.options.n_threads;
@@ -166,6 +164,7 @@ Status run_fisher(const Job& job, const Sequences& sequences, SampleCollector& s
   if (!model.ok()) {
     return model.status();
   }
+  job.rope_mode = model->rope_mode();
   double loss = 0.0;
   std::size_t n_predicted = 0;
   for (std::size_t i = 0; i < sequences.size(); i++) {
@@ -184,7 +183,7 @@ Status run_fisher(const Job& job, const Sequences& sequences, SampleCollector& s
   return {};
 }
 
-Status run_model(const Job& job, const Sequences& sequences, SampleCollector& samples,
+Status run_model(Job& job, const Sequences& sequences, SampleCollector& samples,
                  CalibrationStats& stats) {
   const auto start = std::chrono::steady_clock::now();
   if (job.options.weighting == Weighting::kFisher) {
@@ -217,20 +216,29 @@ LearnInput input_of(const TensorSamples& samples, const SampleRows& rows, const 
   return input;
 }
 
-Result<LearnedSide> learn_side(const Job& job, const SampleCollector::Key& key,
-                               const TensorSamples& samples, const CodecSpec& spec) {
-  ThreadParallelFor parallel(job.options.n_threads);
+LearnOptions learn_options(const Job& job, const SampleCollector::Key& key) {
   const auto [layer, kind] = key;
   LearnOptions options;
   options.max_iterations = job.options.max_iterations;
   options.seed = job.options.seed;
   options.tensor = static_cast<std::uint32_t>(2 * layer + (kind == KvKind::kValue ? 1 : 0));
   options.cancelled = job.cancel;
-  auto learned = learn_tensor_codebook(input_of(samples, samples.learned, spec), options, parallel);
+  return options;
+}
+
+Status at_side(const SampleCollector::Key& key, const Status& status) {
+  const auto [layer, kind] = key;
+  return {status.code(), "layer " + std::to_string(layer) + ", " + std::string(kv_kind_name(kind)) +
+                             ": " + status.message()};
+}
+
+Result<LearnedSide> learn_side(const Job& job, const SampleCollector::Key& key,
+                               const TensorSamples& samples, const CodecSpec& spec) {
+  ThreadParallelFor parallel(job.options.n_threads);
+  auto learned = learn_tensor_codebook(input_of(samples, samples.learned, spec),
+                                       learn_options(job, key), parallel);
   if (!learned.ok()) {
-    return Status(learned.status().code(), "layer " + std::to_string(layer) + ", " +
-                                               std::string(kv_kind_name(kind)) + ": " +
-                                               learned.status().message());
+    return at_side(key, learned.status());
   }
   LearnedSide side{*std::move(learned), 0};
   if (samples.held_out.n_rows > 0) {
@@ -275,98 +283,62 @@ Status learn_tensor(const Job& job, const SampleCollector::Key& key, const Tenso
   return {};
 }
 
-// Keys or values of a layer at every rate that their heads may have.
-struct RatedTensor {
+// One layer's side with the rates of its heads.
+struct RatedSide {
   SampleCollector::Key key;
-  std::vector<TensorCodebook> codebooks;       // [rate]
-  std::vector<std::vector<RateOption>> heads;  // [kv_head][rate]
+  RatedTensor tensor;
 };
 
-Result<RatedTensor> learn_rates(const Job& job, const SampleCollector::Key& key,
-                                const TensorSamples& samples) {
-  RatedTensor result;
-  result.key = key;
-  result.heads.resize(static_cast<std::size_t>(samples.shape.n_kv_heads));
-  for (const CodecSpec& spec : kRates) {
-    if (!spec.check(samples.shape.head_dim).ok()) {
-      continue;
-    }
-    const auto side = learn_side(job, key, samples, spec);
-    if (!side.ok()) {
-      return side.status();
-    }
-    result.codebooks.push_back(side->learned.codebook);
-    const SampleRows& out = samples.held_out;
-    const std::vector<double> losses =
-        coding_losses(result.codebooks.back(), out.rows.data(), out.gradients.data(), out.n_rows);
-    for (std::size_t head = 0; head < losses.size(); head++) {
-      const int n_codes = samples.shape.head_dim / spec.group_dim;
-      result.heads[head].push_back(
-          {spec.group_dim, static_cast<double>(n_codes * spec.code_bits), losses[head]});
-    }
-  }
-  if (result.codebooks.empty()) {
-    return unsupported("layer " + std::to_string(key.first) + ": heads of " +
-                       std::to_string(samples.shape.head_dim) +
-                       " channels have no groups of 2 to 64; use --config 1c8b");
-  }
-  return result;
-}
-
-// The tensor's heads at the rates chosen for them.
-Result<TensorCodebook> assemble(const RatedTensor& tensor, const std::size_t* chosen) {
-  std::vector<int> dims;
-  std::vector<float> centroids;
-  for (std::size_t head = 0; head < tensor.heads.size(); head++) {
-    const TensorCodebook& codebook = tensor.codebooks[chosen[head]];
-    const auto kv_head = static_cast<int>(head);
-    dims.push_back(codebook.spec().group_dim(kv_head));
-    for (int group = 0; group < codebook.spec().n_groups(kv_head); group++) {
-      const std::vector<float> floats = codebook.group_floats(kv_head, group);
-      centroids.insert(centroids.end(), floats.begin(), floats.end());
-    }
-  }
-  const TensorCodebook& any = tensor.codebooks.front();
-  return TensorCodebook::create(TensorSpec(any.spec().code_bits(), dims, any.head_dim()),
-                                centroids);
-}
-
-Status choose(const std::vector<RatedTensor>& tensors, double bits, CalibratedCodebook& out) {
+Status choose(const std::vector<RatedSide>& sides, double bits, CalibratedCodebook& out) {
   std::vector<std::vector<RateOption>> heads;
   double n_channels = 0;
-  for (const RatedTensor& tensor : tensors) {
-    heads.insert(heads.end(), tensor.heads.begin(), tensor.heads.end());
-    n_channels += tensor.codebooks.front().n_channels();
+  for (const RatedSide& side : sides) {
+    heads.insert(heads.end(), side.tensor.heads.begin(), side.tensor.heads.end());
+    n_channels += side.tensor.codebooks.front().n_channels();
   }
   const std::vector<std::size_t> chosen = choose_rates(heads, bits * n_channels);
   const std::size_t* next = chosen.data();
-  for (const RatedTensor& tensor : tensors) {
-    auto codebook = assemble(tensor, next);
+  for (const RatedSide& side : sides) {
+    auto codebook = assemble(side.tensor, next);
     if (!codebook.ok()) {
       return codebook.status();
     }
-    next += tensor.heads.size();
-    side_of(tensor.key, out.codebook).push_back(*std::move(codebook));
+    next += side.tensor.heads.size();
+    side_of(side.key, out.codebook).push_back(*std::move(codebook));
   }
   return {};
+}
+
+Result<RatedSide> learn_rated_side(const Job& job, const SampleCollector::Key& key,
+                                   const TensorSamples& samples) {
+  RateLearning options;
+  options.learning = learn_options(job, key);
+  options.bases = job.options.bases;
+  options.rope_mode = job.rope_mode;
+  ThreadParallelFor parallel(job.options.n_threads);
+  auto tensor = learn_rates(samples, key.second, options, parallel);
+  if (!tensor.ok()) {
+    return at_side(key, tensor.status());
+  }
+  return RatedSide{key, *std::move(tensor)};
 }
 
 // Every rate of every tensor first: a budget is for all heads together.
 Status learn_budgets(const Job& job, SampleCollector& samples, Calibration& calibration) {
   const auto start = std::chrono::steady_clock::now();
   const std::size_t n_total = samples.tensors().size();
-  std::vector<RatedTensor> tensors;
+  std::vector<RatedSide> sides;
   while (!samples.tensors().empty()) {
-    job.report("learning codebooks", tensors.size(), n_total);
+    job.report("learning codebooks", sides.size(), n_total);
     const auto tensor = samples.tensors().extract(samples.tensors().begin());
-    auto rated = learn_rates(job, tensor.key(), tensor.mapped());
-    if (!rated.ok()) {
-      return rated.status();
+    auto side = learn_rated_side(job, tensor.key(), tensor.mapped());
+    if (!side.ok()) {
+      return side.status();
     }
-    tensors.push_back(*std::move(rated));
+    sides.push_back(*std::move(side));
   }
   for (std::size_t i = 0; i < job.options.bits.size(); i++) {
-    CQKV_RETURN_IF_ERROR(choose(tensors, job.options.bits[i], calibration.codebooks[i]));
+    CQKV_RETURN_IF_ERROR(choose(sides, job.options.bits[i], calibration.codebooks[i]));
   }
   calibration.stats.seconds_learning = seconds_since(start);
   return {};
@@ -507,10 +479,13 @@ SampleCollector collector_of(const CalibrationOptions& options) {
   const std::vector<CodecSpec> rates(std::begin(kRates), std::end(kRates));
   SampleCollector samples(rates, rates);
   samples.collect_for_rates();
+  if (options.bases) {
+    samples.collect_for_bases();
+  }
   return samples;
 }
 
-Status run_calibration(const Job& job, Calibration& calibration) {
+Status run_calibration(Job& job, Calibration& calibration) {
   CQKV_RETURN_IF_ERROR(check_options(job.options));
   // Before the long steps, so that a bad model file fails at once.
   CQKV_RETURN_IF_ERROR(begin_codebooks(job.options, calibration));
@@ -559,7 +534,8 @@ Result<Calibration> calibrate(const CalibrationOptions& options, const Calibrati
                               const std::atomic<bool>* cancel) {
   try {
     Calibration calibration;
-    CQKV_RETURN_IF_ERROR(run_calibration({options, events, cancel}, calibration));
+    Job job{options, events, cancel};
+    CQKV_RETURN_IF_ERROR(run_calibration(job, calibration));
     return calibration;
   } catch (const std::bad_alloc&) {
     return Status(StatusCode::kResourceExhausted,

@@ -55,6 +55,8 @@ struct CalibrationOptions {
   /// values has a rate of its own (rates.h): codes of 8 bits for 2 to 64 channels, as far as they
   /// divide the heads. Needs Fisher weights.
   std::vector<double> bits;
+  /// With `bits`: groups in bases learned for each head (bases.h), not of neighbouring channels.
+  bool bases = true;
   /// Only gradients through queries that read codes count: those that `window` and `sinks` leave.
   bool far_gradients = false;
   Weighting weighting = Weighting::kFisher;

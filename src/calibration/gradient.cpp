@@ -220,6 +220,10 @@ const ModelShape& GradientModel::shape() const {
   return state_->model.shape;
 }
 
+RopeMode GradientModel::rope_mode() const {
+  return state_->model.rope.mode;
+}
+
 Result<double> GradientModel::run(std::span<const Token> tokens, const KvSink& sink,
                                   const std::atomic<bool>* cancel) {
   try {

@@ -56,6 +56,9 @@ class GradientModel {
 
   const ModelShape& shape() const;
 
+  /// How the channels of keys are paired.
+  RopeMode rope_mode() const;
+
   /// Runs a sequence and delivers, from the last layer to the first, keys and values
   /// with their gradients, all tokens at once.
   ///

@@ -1,6 +1,7 @@
 // SampleCollector and what it holds out; see samples.h.
 #include "calibration/samples.h"
 
+#include <algorithm>
 #include <string>
 
 namespace cqkv {
@@ -21,6 +22,14 @@ void append_weights(const float* gradients, std::size_t n_channels, int group_di
   }
 }
 
+// Of tokens [first, end), which may be none.
+void add_moments(const KvRows& rows, std::size_t first, std::size_t end, GradientMoments& moments) {
+  if (first < end) {
+    const auto n_channels = static_cast<std::size_t>(rows.shape.n_channels());
+    moments.add(rows.gradients + (first - rows.first_token) * n_channels, end - first);
+  }
+}
+
 }  // namespace
 
 TokenRange held_out_range(std::size_t sequence, std::size_t n_tokens) {
@@ -36,13 +45,26 @@ void SampleCollector::expect(std::size_t n_learned, std::size_t n_held_out) {
 void SampleCollector::reserve(const KvRows& rows, std::size_t n_rows, SampleRows& samples) const {
   const auto n_channels = static_cast<std::size_t>(rows.shape.n_channels());
   samples.rows.reserve(n_rows * n_channels);
-  if (rows.gradients != nullptr) {
-    for (const CodecSpec& spec : specs(rows.kind)) {
-      if (spec.check(rows.shape.head_dim).ok()) {
-        samples.weights[spec.group_dim].reserve(n_rows * n_channels / spec.group_dim);
-      }
+  for (const int group_dim : weighted_dims(rows)) {
+    samples.weights[group_dim].reserve(n_rows * n_channels / static_cast<std::size_t>(group_dim));
+  }
+}
+
+// Channels that have one weight together.
+std::vector<int> SampleCollector::weighted_dims(const KvRows& rows) const {
+  if (rows.gradients == nullptr) {
+    return {};
+  }
+  if (for_bases_) {
+    return {rows.shape.head_dim};
+  }
+  std::vector<int> dims;
+  for (const CodecSpec& spec : specs(rows.kind)) {
+    if (spec.check(rows.shape.head_dim).ok()) {
+      dims.push_back(spec.group_dim);
     }
   }
+  return dims;
 }
 
 Status SampleCollector::begin_tensor(const KvRows& rows) {
@@ -55,6 +77,7 @@ Status SampleCollector::begin_tensor(const KvRows& rows) {
   }
   TensorSamples& samples = tensors_[{rows.layer, rows.kind}];
   samples.shape = rows.shape;
+  samples.moments = GradientMoments(for_bases_ ? rows.shape : KvShape());
   reserve(rows, n_learned_, samples.learned);
   reserve(rows, n_held_out_, samples.held_out);
   return {};
@@ -97,6 +120,12 @@ Status SampleCollector::add(const KvRows& rows) {
     const std::size_t token = rows.first_token + row;
     const bool out = token >= held_out_.first && token < held_out_.end;
     append(rows, row, out, out ? samples.held_out : samples.learned);
+  }
+  if (for_bases_ && rows.gradients != nullptr) {
+    // Before the held-out tokens and after them.
+    const std::size_t end = rows.first_token + rows.n_tokens;
+    add_moments(rows, rows.first_token, std::min(end, held_out_.first), samples.moments);
+    add_moments(rows, std::max(rows.first_token, held_out_.end), end, samples.moments);
   }
   return {};
 }

@@ -11,6 +11,7 @@
 #include "cqkv/status.h"
 #include "cqkv/types.h"
 
+#include "calibration/bases.h"
 #include "calibration/kv_rows.h"
 
 namespace cqkv {
@@ -41,8 +42,9 @@ struct SampleRows {
 /// All rows of the keys or values of one layer.
 struct TensorSamples {
   KvShape shape;
-  SampleRows learned;   ///< To learn from.
-  SampleRows held_out;  ///< Not to learn from.
+  SampleRows learned;       ///< To learn from.
+  SampleRows held_out;      ///< Not to learn from.
+  GradientMoments moments;  ///< Of the rows to learn from; only for bases.
 };
 
 /// A KvSink that keeps rows and, where gradients come along, one weight per group of
@@ -67,6 +69,9 @@ class SampleCollector {
   /// layer's heads are passed over there.
   void collect_for_rates() { for_rates_ = true; }
 
+  /// For bases: gradients' moments, and instead of a weight a group one a head, under its size.
+  void collect_for_bases() { for_bases_ = true; }
+
   /// The rows that follow are those of this sequence, of n_tokens.
   void begin_sequence(std::size_t sequence, std::size_t n_tokens) {
     held_out_ = held_out_range(sequence, n_tokens);
@@ -83,6 +88,7 @@ class SampleCollector {
     return kind == KvKind::kKey ? key_specs_ : value_specs_;
   }
 
+  std::vector<int> weighted_dims(const KvRows& rows) const;
   Status begin_tensor(const KvRows& rows);
   void reserve(const KvRows& rows, std::size_t n_rows, SampleRows& samples) const;
   void append(const KvRows& rows, std::size_t row, bool out, SampleRows& samples) const;
@@ -93,6 +99,7 @@ class SampleCollector {
   std::size_t n_held_out_ = 0;
   TokenRange held_out_;
   bool for_rates_ = false;
+  bool for_bases_ = false;
   std::map<Key, TensorSamples> tensors_;
 };
 

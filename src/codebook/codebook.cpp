@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <utility>
 
 #include "core/half.h"
 #include "core/hash.h"
@@ -24,6 +25,29 @@ std::string at_group(std::size_t index, const TensorSpec& spec) {
 int padded_centroids(const TensorSpec& spec) {
   return (spec.n_centroids() + kernels::kEncodeLanes - 1) / kernels::kEncodeLanes *
          kernels::kEncodeLanes;
+}
+
+// Rows whose groups are brought into the metric together.
+constexpr std::size_t kMetricRows = 16;
+
+// The centroids in the metric of their groups, as encode_group finds the nearest of them.
+std::vector<std::uint16_t> in_metric(std::vector<std::uint16_t> centroids, const TensorSpec& spec,
+                                     const TensorBasis& basis) {
+  if (!basis.has_metric()) {
+    return centroids;
+  }
+  std::uint16_t* at = centroids.data();
+  float centroid[kMaxGroupDim];
+  float z[kMaxGroupDim];
+  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
+    const int dim = spec.group_dim(kv_head);
+    for (int i = 0; i < spec.n_groups(kv_head) * spec.n_centroids(); i++, at += dim) {
+      std::transform(at, at + dim, centroid, half_to_float);
+      basis.to_metric(kv_head, i / spec.n_centroids(), centroid, z);
+      std::transform(z, z + dim, at, float_to_half);
+    }
+  }
+  return centroids;
 }
 
 // [group, centroid, group_dim] -> [group, group_dim, padded centroid], as encode_group wants them:
@@ -76,6 +100,14 @@ std::uint64_t hash_side(const TensorCodebook* tensor, std::uint64_t hash) {
   if (!spec.uniform()) {  // heads that are alike were known before others were
     hash = hash_bytes(spec.group_dims().data(), spec.group_dims().size() * sizeof(int), hash);
   }
+  if (!tensor->basis().plain()) {  // neither was a basis
+    const TensorBasis::Parts& parts = tensor->basis().parts();
+    for (const auto* part : {&parts.order, &parts.rotation, &parts.metric}) {
+      const auto size = static_cast<std::uint64_t>(part->size());
+      hash = hash_bytes(&size, sizeof(size), hash);
+      hash = hash_bytes(part->data(), size * sizeof(std::uint16_t), hash);
+    }
+  }
   // As 32-bit floats, by which codebooks have always been known.
   std::vector<float> values(tensor->centroids().size());
   kernels::active().half_to_float_n(tensor->centroids().data(), values.size(), values.data());
@@ -111,7 +143,7 @@ Result<TensorCodebook> TensorCodebook::create(CodecSpec spec, int n_kv_heads, in
 }
 
 Result<TensorCodebook> TensorCodebook::create(const TensorSpec& spec,
-                                              std::span<const float> centroids) {
+                                              std::span<const float> centroids, TensorBasis basis) {
   CQKV_RETURN_IF_ERROR(check_spec(spec));
   const std::size_t want = static_cast<std::size_t>(spec.n_channels()) * spec.n_centroids();
   if (centroids.size() != want) {
@@ -130,7 +162,14 @@ Result<TensorCodebook> TensorCodebook::create(const TensorSpec& spec,
                               ") is not finite as a 16-bit float");
     }
   }
-  result.transposed_ = transpose(result.centroids_, spec);
+  result.basis_ = std::move(basis);
+  result.transposed_ = transpose(in_metric(result.centroids_, spec, result.basis_), spec);
+  for (const std::uint16_t value : result.transposed_) {
+    if (value != kHalfInfinity && !std::isfinite(half_to_float(value))) {
+      return invalid_argument("codebook " + spec.name() +
+                              ": a centroid is beyond the 16-bit floats in the basis' metric");
+    }
+  }
   return result;
 }
 
@@ -143,27 +182,70 @@ std::vector<float> TensorCodebook::group_floats(int kv_head, int group) const {
 
 void TensorCodebook::encode(const float* rows, std::size_t n_rows, std::size_t row_stride,
                             std::uint16_t* codes) const {
-  encode_groups(rows, n_rows, row_stride, 0, n_codes(), codes);
+  if (!basis_.has_order() && !basis_.has_rotation()) {
+    encode_groups(rows, n_rows, row_stride, 0, n_codes(), codes);
+    return;
+  }
+  std::vector<float> components(static_cast<std::size_t>(n_channels()));
+  for (std::size_t r = 0; r < n_rows; r++) {
+    basis_.to_components(rows + r * row_stride, components.data());
+    encode_groups(components.data(), 1, components.size(), 0, n_codes(),
+                  codes + r * static_cast<std::size_t>(n_codes()));
+  }
 }
 
-void TensorCodebook::encode_groups(const float* rows, std::size_t n_rows, std::size_t row_stride,
-                                   int first, int n, std::uint16_t* codes) const {
-  const auto& kernel = kernels::active();
-  const int padded = padded_centroids(spec_);
+void TensorCodebook::encode_groups(const float* components, std::size_t n_rows,
+                                   std::size_t row_stride, int first, int n,
+                                   std::uint16_t* codes) const {
   for (int kv_head = 0; kv_head < n_kv_heads(); kv_head++) {
     const int begin = spec_.first_code(kv_head);
     const int last = std::min(first + n, begin + spec_.n_groups(kv_head));
     for (int g = std::max(first, begin); g < last; g++) {
-      const std::size_t channel = first_channel(kv_head, g - begin);
-      kernel.encode_group(transposed_.data() + channel * padded, spec_.group_dim(kv_head), padded,
-                          rows + channel, row_stride, n_rows, codes + g,
-                          static_cast<std::size_t>(n_codes()));
+      encode_group(kv_head, g - begin, components + first_channel(kv_head, g - begin), n_rows,
+                   row_stride, codes + g);
     }
+  }
+}
+
+// `in` is the first component of the group in the first row, `codes` its code there.
+void TensorCodebook::encode_group(int kv_head, int group, const float* in, std::size_t n_rows,
+                                  std::size_t row_stride, std::uint16_t* codes) const {
+  const auto& kernel = kernels::active();
+  const int dim = spec_.group_dim(kv_head);
+  const int padded = padded_centroids(spec_);
+  const auto code_stride = static_cast<std::size_t>(n_codes());
+  const std::uint16_t* table = transposed_.data() + first_channel(kv_head, group) * padded;
+  if (!basis_.has_metric()) {
+    kernel.encode_group(table, dim, padded, in, row_stride, n_rows, codes, code_stride);
+    return;
+  }
+  float z[kMetricRows * kMaxGroupDim];
+  for (std::size_t r = 0; r < n_rows; r += kMetricRows) {
+    const std::size_t n = std::min(kMetricRows, n_rows - r);
+    for (std::size_t i = 0; i < n; i++) {
+      basis_.to_metric(kv_head, group, in + (r + i) * row_stride, z + i * dim);
+    }
+    kernel.encode_group(table, dim, padded, z, static_cast<std::size_t>(dim), n,
+                        codes + r * code_stride, code_stride);
   }
 }
 
 void TensorCodebook::decode(const std::uint16_t* codes, std::size_t n_rows, float* rows,
                             std::size_t row_stride) const {
+  if (!basis_.has_order() && !basis_.has_rotation()) {
+    decode_components(codes, n_rows, rows, row_stride);
+    return;
+  }
+  std::vector<float> components(static_cast<std::size_t>(n_channels()));
+  for (std::size_t r = 0; r < n_rows; r++) {
+    decode_components(codes + r * static_cast<std::size_t>(n_codes()), 1, components.data(),
+                      components.size());
+    basis_.to_channels(components.data(), rows + r * row_stride);
+  }
+}
+
+void TensorCodebook::decode_components(const std::uint16_t* codes, std::size_t n_rows, float* rows,
+                                       std::size_t row_stride) const {
   for (std::size_t r = 0; r < n_rows; r++) {
     const std::uint16_t* row_codes = codes + r * static_cast<std::size_t>(n_codes());
     for (int kv_head = 0; kv_head < n_kv_heads(); kv_head++) {
@@ -206,7 +288,7 @@ std::size_t Codebook::centroid_bytes() const {
   for (const auto& layer : layers) {
     for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
       if (const TensorCodebook* tensor = layer.get(kind)) {
-        bytes += tensor->centroids().size_bytes();
+        bytes += tensor->centroids().size_bytes() + tensor->basis().bytes();
       }
     }
   }

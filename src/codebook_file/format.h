@@ -71,4 +71,13 @@ inline std::string tensor_name(std::size_t layer, KvKind kind) {
          (kind == KvKind::kKey ? ".attn_k.codebook" : ".attn_v.codebook");
 }
 
+// Since version 1.3: the parts of a basis.
+inline constexpr const char* kOrder = "order";
+inline constexpr const char* kRotation = "rotation";
+inline constexpr const char* kMetric = "metric";
+
+inline std::string basis_name(std::size_t layer, KvKind kind, const char* part) {
+  return "blk." + std::to_string(layer) + (kind == KvKind::kKey ? ".attn_k." : ".attn_v.") + part;
+}
+
 }  // namespace cqkv::format

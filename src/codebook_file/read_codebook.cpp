@@ -50,7 +50,10 @@ class Reader {
                                    const CodecSpec& spec) const;
   Result<TensorSpec> mixed_shape(std::int64_t id, const std::string& name, KvKind kind,
                                  int code_bits);
-  Status read_centroids(std::int64_t id, const std::string& name, std::vector<float>& out);
+  Status read_halves(std::int64_t id, const std::string& name, std::vector<std::uint16_t>& out);
+  Status read_basis_part(std::size_t layer, KvKind kind, const char* part, std::size_t size,
+                         std::vector<std::uint16_t>& out);
+  Result<TensorBasis> read_basis(std::size_t layer, KvKind kind, const TensorSpec& spec);
 
   std::string path_;
   CheckedGguf file_;
@@ -277,19 +280,55 @@ Status Reader::read_head_group_dims(KvKind kind) {
   return assign(head_group_dims_[static_cast<std::size_t>(kind)], fields_.get_u32s(key));
 }
 
-Status Reader::read_centroids(std::int64_t id, const std::string& name, std::vector<float>& out) {
+Status Reader::read_halves(std::int64_t id, const std::string& name,
+                           std::vector<std::uint16_t>& out) {
   const gguf_context* header = file_.header.get();
   // The scan has shown that all this lies inside the file.
   const std::uint64_t begin = gguf_get_data_offset(header) + gguf_get_tensor_offset(header, id);
   const std::size_t n_bytes = gguf_get_tensor_size(header, id);
-  std::vector<std::uint16_t> halves(n_bytes / sizeof(std::uint16_t));
+  out.resize(n_bytes / sizeof(std::uint16_t));
   if (fseeko(file_.file.get(), static_cast<off_t>(begin), SEEK_SET) != 0 ||
-      std::fread(halves.data(), 1, n_bytes, file_.file.get()) != n_bytes) {
+      std::fread(out.data(), 1, n_bytes, file_.file.get()) != n_bytes) {
     return io_error(path_ + ": cannot read " + name + ": " + std::strerror(errno));
   }
-  out.resize(halves.size());
-  std::transform(halves.begin(), halves.end(), out.begin(), half_to_float);
   return {};
+}
+
+// A part that is not there stays empty.
+Status Reader::read_basis_part(std::size_t layer, KvKind kind, const char* part, std::size_t size,
+                               std::vector<std::uint16_t>& out) {
+  const gguf_context* header = file_.header.get();
+  const std::string name = format::basis_name(layer, kind, part);
+  const std::int64_t id = gguf_find_tensor(header, name.c_str());
+  if (id < 0) {
+    return {};
+  }
+  const ggml_type want = part == format::kOrder ? GGML_TYPE_I16 : GGML_TYPE_F16;
+  const std::size_t n_bytes = gguf_get_tensor_size(header, id);
+  if (gguf_get_tensor_type(header, id) != want || n_bytes != size * sizeof(std::uint16_t)) {
+    return fields_.bad("tensor '" + name + "' has " + std::to_string(n_bytes) + " bytes of " +
+                       ggml_type_name(gguf_get_tensor_type(header, id)) + ", want " +
+                       std::to_string(size * sizeof(std::uint16_t)) + " of " +
+                       ggml_type_name(want));
+  }
+  n_tensors_++;
+  return read_halves(id, name, out);
+}
+
+// Keys may have an order, values a rotation.
+Result<TensorBasis> Reader::read_basis(std::size_t layer, KvKind kind, const TensorSpec& spec) {
+  TensorBasis::Parts parts;
+  const auto n_channels = static_cast<std::size_t>(spec.n_channels());
+  if (kind == KvKind::kKey) {
+    CQKV_RETURN_IF_ERROR(read_basis_part(layer, kind, format::kOrder, n_channels, parts.order));
+  } else {
+    CQKV_RETURN_IF_ERROR(read_basis_part(layer, kind, format::kRotation,
+                                         n_channels * static_cast<std::size_t>(spec.head_dim()),
+                                         parts.rotation));
+  }
+  CQKV_RETURN_IF_ERROR(
+      read_basis_part(layer, kind, format::kMetric, TensorBasis::metric_size(spec), parts.metric));
+  return TensorBasis::create(spec, std::move(parts));
 }
 
 std::string shape_text(const std::int64_t* ne) {
@@ -367,9 +406,16 @@ Status Reader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec
   if (!shape.ok()) {
     return shape.status();
   }
-  std::vector<float> centroids;
-  CQKV_RETURN_IF_ERROR(read_centroids(id, name, centroids));
-  auto tensor = TensorCodebook::create(*shape, centroids);
+  std::vector<std::uint16_t> halves;
+  CQKV_RETURN_IF_ERROR(read_halves(id, name, halves));
+  std::vector<float> centroids(halves.size());
+  std::transform(halves.begin(), halves.end(), centroids.begin(), half_to_float);
+  auto basis = read_basis(layer, kind, *shape);
+  if (!basis.ok()) {
+    return fields_.bad("layer " + std::to_string(layer) + ", " + std::string(kv_kind_name(kind)) +
+                       ": " + basis.status().message());
+  }
+  auto tensor = TensorCodebook::create(*shape, centroids, *std::move(basis));
   if (!tensor.ok()) {
     return fields_.bad("tensor '" + name + "': " + tensor.status().message());
   }

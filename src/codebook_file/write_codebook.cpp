@@ -132,28 +132,54 @@ ggml_tensor* new_tensor(ggml_context* ggml, const TensorSpec& spec) {
                                   spec.n_kv_heads());
 }
 
-// The tensors in the order of the file.
-std::vector<const TensorCodebook*> add_tensors(gguf_context* out, ggml_context* ggml,
-                                               const Codebook& codebook) {
-  std::vector<const TensorCodebook*> result;
-  for (std::size_t il = 0; il < codebook.layers.size(); il++) {
-    for (const KvKind kind : kBothKinds) {
-      const TensorCodebook* tensor = codebook.layers[il].get(kind);
-      if (tensor == nullptr) {
-        continue;
-      }
-      ggml_tensor* entry = new_tensor(ggml, tensor->spec());
-      ggml_set_name(entry, format::tensor_name(il, kind).c_str());
-      gguf_add_tensor(out, entry);
-      result.push_back(tensor);
+// What is written of one tensor: 16-bit numbers, floats or not.
+using Halves = std::span<const std::uint16_t>;
+
+// Collects the tensors in the order of the file.
+class Entries {
+ public:
+  Entries(gguf_context* out, ggml_context* ggml) : out_(out), ggml_(ggml) {}
+
+  void add(std::size_t layer, KvKind kind, const TensorCodebook& tensor) {
+    const TensorSpec& spec = tensor.spec();
+    const std::int64_t head_dim = spec.head_dim();
+    const TensorBasis::Parts& basis = tensor.basis().parts();
+    add(format::tensor_name(layer, kind), new_tensor(ggml_, spec), tensor.centroids());
+    if (!basis.order.empty()) {
+      add(format::basis_name(layer, kind, format::kOrder),
+          ggml_new_tensor_2d(ggml_, GGML_TYPE_I16, head_dim, spec.n_kv_heads()), basis.order);
+    }
+    if (!basis.rotation.empty()) {
+      add(format::basis_name(layer, kind, format::kRotation),
+          ggml_new_tensor_3d(ggml_, GGML_TYPE_F16, head_dim, head_dim, spec.n_kv_heads()),
+          basis.rotation);
+    }
+    if (!basis.metric.empty()) {
+      add(format::basis_name(layer, kind, format::kMetric),
+          ggml_new_tensor_1d(ggml_, GGML_TYPE_F16, static_cast<std::int64_t>(basis.metric.size())),
+          basis.metric);
     }
   }
-  return result;
-}
 
-Status write_tensor(AtomicFile& file, const TensorCodebook& tensor, std::size_t alignment) {
-  const std::size_t n_bytes = tensor.centroids().size_bytes();
-  CQKV_RETURN_IF_ERROR(file.write(tensor.centroids().data(), n_bytes));
+  const std::vector<Halves>& contents() const { return contents_; }
+
+ private:
+  void add(const std::string& name, ggml_tensor* entry, Halves content) {
+    ggml_set_name(entry, name.c_str());
+    gguf_add_tensor(out_, entry);
+    contents_.push_back(content);
+  }
+
+  gguf_context* out_;
+  ggml_context* ggml_;
+  std::vector<Halves> contents_;
+};
+
+constexpr std::size_t kMostEntries = 3;  // of one tensor: centroids, order or rotation, metric
+
+Status write_tensor(AtomicFile& file, Halves content, std::size_t alignment) {
+  const std::size_t n_bytes = content.size_bytes();
+  CQKV_RETURN_IF_ERROR(file.write(content.data(), n_bytes));
   const std::vector<char> padding((alignment - n_bytes % alignment) % alignment);
   return file.write(padding.data(), padding.size());
 }
@@ -161,8 +187,9 @@ Status write_tensor(AtomicFile& file, const TensorCodebook& tensor, std::size_t 
 Status write_checked(const Codebook& codebook, const std::string& path) {
   CQKV_RETURN_IF_ERROR(check_writable(codebook));
   const GgufHandle header(gguf_init_empty());
-  const GgmlHandle ggml(ggml_init({/*mem_size=*/2 * codebook.layers.size() * ggml_tensor_overhead(),
-                                   /*mem_buffer=*/nullptr, /*no_alloc=*/true}));
+  const GgmlHandle ggml(
+      ggml_init({/*mem_size=*/2 * kMostEntries * codebook.layers.size() * ggml_tensor_overhead(),
+                 /*mem_buffer=*/nullptr, /*no_alloc=*/true}));
   if (header == nullptr || ggml == nullptr) {
     return {StatusCode::kResourceExhausted, path + ": not enough memory for its header"};
   }
@@ -171,15 +198,22 @@ Status write_checked(const Codebook& codebook, const std::string& path) {
   for (const KvKind kind : kBothKinds) {
     set_specs(header.get(), codebook, kind);
   }
-  const auto tensors = add_tensors(header.get(), ggml.get(), codebook);
+  Entries entries(header.get(), ggml.get());
+  for (std::size_t il = 0; il < codebook.layers.size(); il++) {
+    for (const KvKind kind : kBothKinds) {
+      if (const TensorCodebook* tensor = codebook.layers[il].get(kind)) {
+        entries.add(il, kind, *tensor);
+      }
+    }
+  }
   std::vector<char> meta(gguf_get_meta_size(header.get()));
   gguf_get_meta_data(header.get(), meta.data());
 
   AtomicFile file(path);
   CQKV_RETURN_IF_ERROR(file.open());
   CQKV_RETURN_IF_ERROR(file.write(meta.data(), meta.size()));
-  for (const TensorCodebook* tensor : tensors) {
-    CQKV_RETURN_IF_ERROR(write_tensor(file, *tensor, gguf_get_alignment(header.get())));
+  for (const Halves content : entries.contents()) {
+    CQKV_RETURN_IF_ERROR(write_tensor(file, content, gguf_get_alignment(header.get())));
   }
   return file.commit();
 }

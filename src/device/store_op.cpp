@@ -130,18 +130,22 @@ TokenChunk chunk_at(int chunk, std::int64_t n_tokens) {
           static_cast<std::size_t>(std::min<std::int64_t>(kChunk, n_tokens - first))};
 }
 
-// Rows as they are coded: before the rotation.
+// Rows as they are coded: before the rotation, as components. `channels` has room for one row.
 void take_rows(const CodedTensor& tensor, const ggml_tensor* rows, const PositionBatch* batch,
-               TokenChunk chunk, float* out) {
+               TokenChunk chunk, float* channels, float* out) {
   const auto n_channels = static_cast<std::size_t>(tensor.codebook->n_channels());
+  const bool plain = tensor.codebook->basis().plain();
   for (std::size_t t = chunk.first; t < chunk.first + chunk.n; t++) {
-    float* row = out + t * n_channels;
+    float* row = plain ? out + t * n_channels : channels;
     std::memcpy(row, static_cast<const char*>(rows->data) + t * rows->nb[1],
                 n_channels * sizeof(float));
     if (batch != nullptr) {
       const std::size_t half = static_cast<std::size_t>(tensor.rope.n_dims) / 2;
       rope_inverse(tensor.rope, batch->cosines.data() + t * half, batch->sines.data() + t * half,
                    tensor.codebook->n_kv_heads(), tensor.codebook->head_dim(), row);
+    }
+    if (!plain) {
+      tensor.codebook->basis().to_components(row, out + t * n_channels);
     }
   }
 }
@@ -152,7 +156,7 @@ void write_exact_rows(const CodedTensor& tensor, const GraphScratch& scratch, To
   const auto n_channels = static_cast<std::size_t>(tensor.codebook->n_channels());
   const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
   for (std::size_t t = chunk.first; t < chunk.first + chunk.n; t++) {
-    tensor.codebook->decode(scratch.codes.data() + t * n_codes, 1, decoded, n_channels);
+    tensor.codebook->decode_components(scratch.codes.data() + t * n_codes, 1, decoded, n_channels);
     write_exact_row(tensor.exact, scratch.rows.data() + t * n_channels, decoded,
                     exact + t * tensor.exact.row_bytes());
   }
@@ -171,8 +175,10 @@ void encode_rows(const CodedTensor& tensor, const ggml_tensor* rows, const Posit
   // Here, since tasks must not throw.
   scratch.decoded.resize(static_cast<std::size_t>(parallel.n_threads()) * n_channels);
   const auto n_chunks = static_cast<int>((n_tokens + kChunk - 1) / kChunk);
-  parallel.run(n_chunks, [&](int chunk, int) {
-    take_rows(tensor, rows, batch, chunk_at(chunk, n_tokens), scratch.rows.data());
+  parallel.run(n_chunks, [&](int chunk, int thread) {
+    take_rows(tensor, rows, batch, chunk_at(chunk, n_tokens),
+              scratch.decoded.data() + static_cast<std::size_t>(thread) * n_channels,
+              scratch.rows.data());
   });
   const int n_parts = n_chunks == 0 ? 1 : (parallel.n_threads() + n_chunks - 1) / n_chunks;
   parallel.run(n_chunks * n_parts, [&](int task, int) {

@@ -16,6 +16,7 @@
 #include "core/half.h"
 #include "core/rng.h"
 #include "kernels/dispatch.h"
+#include "support/codebooks.h"
 #include "support/exact_buffer.h"
 
 namespace cqkv {
@@ -47,6 +48,8 @@ struct AttentionShape {
   /// Group sizes of the KV heads of keys and of values; empty: those of k and v.
   std::vector<int> k_dims;
   std::vector<int> v_dims;
+  /// Keys in a random order with random metrics, values in a random rotation.
+  bool bases = false;
 
   std::string name() const {
     return k.name() + "/" + v.name() + " kv" + std::to_string(n_kv_heads) + "x" +
@@ -54,7 +57,7 @@ struct AttentionShape {
            std::to_string(head_dim_v) + " q" + std::to_string(n_queries) + " t" +
            std::to_string(n_cells) + (sum_every > 0 ? " sums" + std::to_string(sum_every) : "") +
            (softcap > 0 ? " capped" : "") + (sink_logits ? " sinks" : "") +
-           (byte_tables ? " bytes" : "");
+           (byte_tables ? " bytes" : "") + (bases ? " bases" : "");
   }
 };
 
@@ -174,13 +177,19 @@ class AttentionCase {
     }
     const TensorSpec tensor = dims.empty() ? TensorSpec(spec, shape_.n_kv_heads, head_dim)
                                            : TensorSpec(spec.code_bits, dims, head_dim);
-    codebook.emplace(TensorCodebook::create(tensor, centroids).value());
+    codebook.emplace(
+        TensorCodebook::create(tensor, centroids, make_basis(tensor, &data == &k_data_)).value());
     // Any bytes are legal codes.
     const CodeLayout layout(codebook->spec());
     data = ExactBuffer<std::uint8_t>(layout.tensor_bytes(shape_.n_cells));
     for (std::size_t i = 0; i < data.size(); i++) {
       data[i] = static_cast<std::uint8_t>(rng_.below(256));
     }
+  }
+
+  TensorBasis make_basis(const TensorSpec& spec, bool is_key) {
+    return shape_.bases ? testing::random_basis(spec, is_key ? KvKind::kKey : KvKind::kValue, 3)
+                        : TensorBasis();
   }
 
   void make_tables() {

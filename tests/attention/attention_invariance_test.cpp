@@ -15,7 +15,7 @@ namespace cqkv {
 namespace {
 
 // Parameters: the level, and whether coded sides have byte tables.
-class AttentionInvariance : public testing::TestWithParam<std::tuple<std::string, bool>> {
+class AttentionInvariance : public ::testing::TestWithParam<std::tuple<std::string, bool>> {
  protected:
   void SetUp() override { ASSERT_TRUE(force_isa(std::get<0>(GetParam())).ok()); }
 
@@ -54,7 +54,8 @@ class AttentionInvariance : public testing::TestWithParam<std::tuple<std::string
 };
 
 INSTANTIATE_TEST_SUITE_P(Levels, AttentionInvariance,
-                         testing::Combine(testing::ValuesIn(supported_isas()), testing::Bool()),
+                         ::testing::Combine(::testing::ValuesIn(supported_isas()),
+                                            ::testing::Bool()),
                          [](const auto& test) {
                            return std::get<0>(test.param) +
                                   (std::get<1>(test.param) ? "_bytes" : "_floats");

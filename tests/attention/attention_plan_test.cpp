@@ -12,7 +12,7 @@ namespace cqkv {
 namespace {
 
 // Sequences of so many tokens, one query each, one behind the other in the cells.
-class PlanTest : public testing::Test {
+class PlanTest : public ::testing::Test {
  protected:
   Plan plan(const std::vector<int>& n_tokens, int n_threads, int n_kv_heads = 2) {
     std::size_t n_cells = 0;

@@ -129,6 +129,37 @@ TEST(Attention, HeadsOfUnequalRates) {
   }
 }
 
+// Bases: ordered keys and rotated values, with and without rotation by position, few rows and many,
+// several ranges split over threads, beside exact rows and sums over keys.
+TEST(Attention, Bases) {
+  for (const int n_queries : {1, 30}) {
+    for (const bool exact_rows : {false, true}) {
+      for (const RopeMode mode : {RopeMode::kNeox, RopeMode::kNormal}) {
+        AttentionShape shape;
+        shape.bases = true;
+        shape.n_kv_heads = 4;
+        shape.heads_per_kv = 2;
+        shape.k_dims = {2, 64, 16, 32};
+        shape.v_dims = {64, 4, 32, 64};
+        shape.n_queries = n_queries;
+        shape.n_cells = 1200;
+        shape.exact_rows = exact_rows;
+        shape.rope = plain_rope(64, mode);
+        expect_matches_reference(shape, {1, 4});
+        shape.rope->n_dims = 20;
+        shape.head_dim_v = 72;
+        shape.v_dims = {8, 8, 4, 2};
+        shape.n_cells = 300;
+        expect_matches_reference(shape);
+        shape.rope.reset();
+        shape.k_dims.clear();
+        shape.sum_every = 3;
+        expect_matches_reference(shape);
+      }
+    }
+  }
+}
+
 TEST(Attention, KeysAndValuesOfDifferentKinds) {
   for (const char* keys : {"8c8b", "exact", "2c8b"}) {
     for (const char* values : {"8c8b", "exact", "4c9b"}) {

@@ -74,7 +74,7 @@ TEST(Rope, InverseUndoesForward) {
   }
 }
 
-class RopeTableTest : public testing::TestWithParam<std::string> {
+class RopeTableTest : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override { ASSERT_TRUE(force_isa(GetParam()).ok()); }
 
@@ -100,7 +100,7 @@ class RopeTableTest : public testing::TestWithParam<std::string> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Levels, RopeTableTest, testing::ValuesIn(supported_isas()),
+INSTANTIATE_TEST_SUITE_P(Levels, RopeTableTest, ::testing::ValuesIn(supported_isas()),
                          [](const auto& level) { return level.param; });
 
 TEST_P(RopeTableTest, BlocksOfAnyPositionsAreExact) {

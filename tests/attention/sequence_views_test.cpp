@@ -19,7 +19,7 @@ namespace {
 using Cell = std::int32_t;
 
 // Masks and positions alone. sees[query] lists cells.
-class ViewsTest : public testing::Test {
+class ViewsTest : public ::testing::Test {
  protected:
   void build(const std::vector<Cell>& positions, const std::vector<std::vector<Cell>>& sees) {
     positions_ = positions;
@@ -411,7 +411,7 @@ struct MovedCall {
 };
 
 class MovedCells
-    : public testing::TestWithParam<std::tuple<std::string, const char*, const char*>> {
+    : public ::testing::TestWithParam<std::tuple<std::string, const char*, const char*>> {
  protected:
   void SetUp() override { ASSERT_TRUE(force_isa(std::get<0>(GetParam())).ok()); }
 
@@ -419,9 +419,9 @@ class MovedCells
 };
 
 INSTANTIATE_TEST_SUITE_P(Levels, MovedCells,
-                         testing::Combine(testing::ValuesIn(supported_isas()),
-                                          testing::Values("8c8b", "4c9b", "2c5b", "exact"),
-                                          testing::Values("8c8b", "exact")),
+                         ::testing::Combine(::testing::ValuesIn(supported_isas()),
+                                            ::testing::Values("8c8b", "4c9b", "2c5b", "exact"),
+                                            ::testing::Values("8c8b", "exact")),
                          [](const auto& test) {
                            return std::get<0>(test.param) + "_" + std::get<1>(test.param) + "_" +
                                   std::get<2>(test.param);

@@ -53,6 +53,7 @@ void expect_equal(const Codebook& got, const Codebook& want) {
       EXPECT_EQ(a->spec(), b->spec());
       EXPECT_EQ(a->n_kv_heads(), b->n_kv_heads());
       EXPECT_EQ(a->head_dim(), b->head_dim());
+      EXPECT_EQ(a->basis().parts(), b->basis().parts()) << "layer " << il;
       const auto x = a->centroids();
       const auto y = b->centroids();
       EXPECT_TRUE(std::equal(x.begin(), x.end(), y.begin(), y.end())) << "layer " << il;
@@ -113,6 +114,28 @@ TEST(CodebookFile, RoundTripOfRatesByHead) {
   want.layers[2].k = {testing::random_mixed_tensor(5, {32, 16, 1}, 64, 2)};
   want.layers[2].v = {testing::random_mixed_tensor(8, {64, 4, 4}, 64, 3)};
   want.layers[3].k.clear();
+  ASSERT_TRUE(write_codebook(want, folder.file("a.gguf")).ok());
+  const auto got = read_codebook(folder.file("a.gguf"));
+  ASSERT_TRUE(got.ok()) << got.status().message();
+  expect_equal(*got, want);
+}
+
+// Bases in some layers and sides, of heads that are alike and that are not.
+TEST(CodebookFile, RoundTripOfBases) {
+  const TempFolder folder;
+  Codebook want = random_codebook(4, {8, 8}, {4, 8}, 3, 64);
+  auto& layers = want.layers;
+  layers[0].k = {
+      testing::with_basis(testing::random_mixed_tensor(8, {1, 64, 8}, 64, 1), KvKind::kKey, 1)};
+  layers[1].v = {testing::with_basis(layers[1].v.front(), KvKind::kValue, 2)};
+  layers[2].k = {testing::with_basis(layers[2].k.front(), KvKind::kKey, 3)};
+  TensorBasis::Parts metric = layers[2].k.front().basis().parts();
+  metric.order.clear();
+  const TensorCodebook& plain = layers[3].k.front();
+  std::vector<float> centroids(plain.centroids().size(), 0.25F);
+  layers[3].k = {TensorCodebook::create(plain.spec(), centroids,
+                                        TensorBasis::create(plain.spec(), metric).value())
+                     .value()};
   ASSERT_TRUE(write_codebook(want, folder.file("a.gguf")).ok());
   const auto got = read_codebook(folder.file("a.gguf"));
   ASSERT_TRUE(got.ok()) << got.status().message();

@@ -27,7 +27,9 @@ class HostileFile : public ::testing::Test {
  protected:
   void SetUp() override {
     codebook = random_codebook(2, {4, 4}, {2, 3}, 2, 16);
-    codebook.layers[1].k = {testing::random_mixed_tensor(4, {2, 8}, 16, 5)};
+    codebook.layers[1].k = {
+        testing::with_basis(testing::random_mixed_tensor(4, {2, 8}, 16, 5), KvKind::kKey, 1)};
+    codebook.layers[1].v = {testing::with_basis(codebook.layers[1].v.front(), KvKind::kValue, 2)};
     ASSERT_TRUE(write_codebook(codebook, path()).ok());
     std::ifstream in(path(), std::ios::binary);
     bytes.assign(std::istreambuf_iterator<char>(in), {});
@@ -283,6 +285,35 @@ TEST_F(HostileFile, WrongShapesAndTypes) {
           << shape[0] << " " << shape[1] << " " << shape[2] << " " << shape[3] << " " << type;
       ggml_free(own);
     }
+  }
+}
+
+// Parts of bases of another size or type, and where none belongs.
+TEST_F(HostileFile, WrongBases) {
+  struct Case {
+    const char* name;
+    ggml_type type;
+    std::int64_t size;
+  };
+
+  // Layer 1 has 2 heads of 16 channels, keys in groups of 2 and 8.
+  constexpr Case kCases[] = {
+      {"blk.1.attn_k.order", GGML_TYPE_I16, 31},     {"blk.1.attn_k.order", GGML_TYPE_I16, 32},
+      {"blk.1.attn_k.order", GGML_TYPE_F16, 32},     {"blk.1.attn_k.order", GGML_TYPE_I32, 32},
+      {"blk.1.attn_k.metric", GGML_TYPE_F16, 161},   {"blk.1.attn_k.metric", GGML_TYPE_BF16, 160},
+      {"blk.1.attn_k.metric", GGML_TYPE_F16, 160},   {"blk.1.attn_v.rotation", GGML_TYPE_F16, 256},
+      {"blk.1.attn_v.rotation", GGML_TYPE_F16, 512}, {"blk.1.attn_k.rotation", GGML_TYPE_F16, 512},
+      {"blk.1.attn_v.order", GGML_TYPE_I16, 32},     {"blk.0.attn_k.order", GGML_TYPE_I16, 32},
+      {"blk.0.attn_v.metric", GGML_TYPE_F16, 64}};
+  for (const Case& wrong : kCases) {
+    std::vector<char> zeros(static_cast<std::size_t>(wrong.size) * 4);
+    ggml_context* own = ggml_init({2 * ggml_tensor_overhead(), nullptr, true});
+    ggml_tensor* tensor = ggml_new_tensor_1d(own, wrong.type, wrong.size);
+    tensor->data = zeros.data();
+    ggml_set_name(tensor, wrong.name);
+    const auto result = read_changed([](gguf_context*) {}, tensor);
+    EXPECT_EQ(result.status().code(), StatusCode::kCorrupt) << wrong.name << " " << wrong.size;
+    ggml_free(own);
   }
 }
 

@@ -252,12 +252,17 @@ bool all_finite(const std::vector<float>& values) {
   return std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
 }
 
-/// A codebook for the model, the same tensor for keys and values of all layers.
+/// A codebook for the model, the same tensor for keys and values of all layers, but in bases in
+/// every second one.
 Codebook codebook_of(const ModelSpec& spec, const TensorCodebook& tensor) {
   Codebook codebook;
   codebook.origin.name = "of a tiny " + spec.architecture;
   codebook.origin.architecture = spec.architecture;
   codebook.layers.assign(static_cast<std::size_t>(spec.n_layers), {{tensor}, {tensor}});
+  for (std::size_t layer = 1; layer < codebook.layers.size(); layer += 2) {
+    codebook.layers[layer].k = {testing::with_basis(tensor, KvKind::kKey, layer)};
+    codebook.layers[layer].v = {testing::with_basis(tensor, KvKind::kValue, layer)};
+  }
   return codebook;
 }
 

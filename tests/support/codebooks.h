@@ -1,6 +1,7 @@
 // Small codebooks with random centroids, for tests.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "cqkv/codebook.h"
 
+#include "core/half.h"
 #include "core/rng.h"
 
 namespace cqkv::testing {
@@ -45,6 +47,47 @@ inline TensorCodebook random_mixed_tensor(int code_bits, const std::vector<int>&
     value = static_cast<float>(rng.normal());
   }
   return TensorCodebook::create(TensorSpec(code_bits, group_dims, head_dim), values).value();
+}
+
+/// A basis of anything: keys in a random order with random metrics near plain ones; values in a
+/// random rotation near none, so that turning back does not blow errors up.
+inline TensorBasis random_basis(const TensorSpec& spec, KvKind kind, std::uint64_t seed) {
+  Rng rng(seed);
+  TensorBasis::Parts parts;
+  const auto head_dim = static_cast<std::size_t>(spec.head_dim());
+  const auto n_channels = static_cast<std::size_t>(spec.n_channels());
+  const auto near_identity = [&](std::vector<std::uint16_t>& matrix, std::size_t dim) {
+    for (std::size_t i = 0; i < dim * dim; i++) {
+      const double value =
+          (i / dim == i % dim ? 1 : 0) + 0.4 * rng.normal() / std::sqrt(static_cast<double>(dim));
+      matrix.push_back(float_to_half(static_cast<float>(value)));
+    }
+  };
+  for (int head = 0; head < spec.n_kv_heads(); head++) {
+    if (kind == KvKind::kValue) {
+      near_identity(parts.rotation, head_dim);
+    }
+    for (int g = 0; g < spec.n_groups(head) && kind == KvKind::kKey; g++) {
+      near_identity(parts.metric, static_cast<std::size_t>(spec.group_dim(head)));
+    }
+  }
+  parts.order.resize(kind == KvKind::kKey ? n_channels : 0);
+  for (std::size_t i = 0; i < parts.order.size(); i++) {
+    const std::size_t other = i / head_dim * head_dim + rng.below(i % head_dim + 1);
+    parts.order[i] = parts.order[other];
+    parts.order[other] = static_cast<std::uint16_t>(i % head_dim);
+  }
+  return TensorBasis::create(spec, std::move(parts)).value();
+}
+
+/// The same centroids, of the components of a random basis.
+inline TensorCodebook with_basis(const TensorCodebook& tensor, KvKind kind, std::uint64_t seed) {
+  std::vector<float> centroids;
+  for (const std::uint16_t half : tensor.centroids()) {
+    centroids.push_back(half_to_float(half));
+  }
+  return TensorCodebook::create(tensor.spec(), centroids, random_basis(tensor.spec(), kind, seed))
+      .value();
 }
 
 /// All layers alike; an exact spec leaves its side empty.
