@@ -110,6 +110,7 @@ class AttentionOperator {
   void pack_centred() const;
   void prepare_rows(const Part& part, const Scratch& scratch) const;
   void prepare_row(int kv_head, const float* query, float* pairs, float* factor) const;
+  const float* place_row_angles(int kv_head, const float* angles, const Scratch& scratch) const;
   float* row_angles_of(const Scratch& scratch, int index) const;
   void load_row_angles(std::int64_t base, float* angles) const;
   kernels::CodedBlocks coded_blocks(const CacheSide& side, int kv_head, int head_dim,

@@ -43,7 +43,8 @@ std::size_t unpacked_bytes(const CacheSide& side) {
   const TensorSpec& spec = side.codebook->spec();
   int n_groups = 0;
   for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
-    n_groups = std::max(n_groups, spec.head_dim() / table_dim(spec.group_dim(kv_head)));
+    n_groups =
+        std::max(n_groups, spec.head_dim() / side.tables->entry_dim(spec.group_dim(kv_head)));
   }
   return static_cast<std::size_t>(n_groups) * unpacked_group_bytes(spec.code_bits());
 }
@@ -129,6 +130,7 @@ void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& ca
     factors = carver.take<float>(rows_of_task);
     packed_rows = carver.take<std::uint32_t>(chunk_rows * padded);
     row_angles = carver.take<float>(chunk * 2 * padded);
+    placed_angles = carver.take<float>(2 * padded);
     code_bytes = unpacked_bytes(call.k);
     kernel_bytes = kernels::score_scratch_bytes(call.head_dim_k, plan.padded_pairs);
   }

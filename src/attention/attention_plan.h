@@ -170,6 +170,7 @@ struct Scratch {
   float* factors = nullptr;  // [kv_per_task, tile_rows]: what undoes the scale
   std::uint32_t* packed_rows = nullptr;   // [chunk_blocks, tile_rows, padded_pairs]
   float* row_angles = nullptr;            // [chunk_blocks, 2, padded_pairs]
+  float* placed_angles = nullptr;         // [2, padded_pairs], of one KV head and block
   float* weights = nullptr;               // [chunk_blocks, tile_rows]
   std::uint8_t* probabilities = nullptr;  // [chunk_blocks, tile_rows, 64]
   std::uint8_t* unpacked = nullptr;       // [chunk_blocks, groups, 64] of 8 or 16 bits

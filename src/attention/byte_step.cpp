@@ -21,7 +21,6 @@ namespace {
 constexpr float kLargestKey = 5750.0F;
 constexpr float kLargestSum = 0x1p31F;
 constexpr float kLargestQuery = 32766.0F;
-constexpr float kAngleUnit = 4096.0F;  // 12 bits behind the point
 constexpr float kKeyUnit = 32.0F;
 // Keeps the scale of tiny queries finite.
 constexpr float kLargestScale = 1e30F;
@@ -39,11 +38,11 @@ const std::uint8_t* repeat_codes(const std::uint8_t* codes, int n_groups, int n_
 }  // namespace
 
 void AttentionOperator::pack_centred() const {
-  if (plan_.byte_keys && call_.rope != nullptr) {
+  if (plan_.byte_keys && call_.rope != nullptr && !call_.k.tables->takes_components()) {
     const auto sines = static_cast<std::size_t>(call_.rope->params().n_dims / 2) * kBlockCells;
     const float* centred = call_.rope->centred();
-    key_kernel_.pack_angles(centred, centred + sines, call_.k.tables->pairs().n_turning, kAngleUnit,
-                            centred_);
+    key_kernel_.pack_angles(centred, centred + sines, call_.k.tables->pairs().n_turning,
+                            kernels::kAngleUnit, centred_);
   }
 }
 
@@ -66,6 +65,7 @@ void AttentionOperator::prepare_rows(const Part& part, const Scratch& scratch) c
 void AttentionOperator::prepare_row(int kv_head, const float* query, float* pairs,
                                     float* factor) const {
   const kernels::ChannelPair* components = call_.k.tables->component_pairs(kv_head);
+  const bool placed = call_.k.tables->takes_components();
   const float* scales = call_.k.tables->scales(kv_head);
   const KeyPairs& key_pairs = call_.k.tables->pairs();
   const auto n_pairs = static_cast<int>(key_pairs.pairs.size());
@@ -76,9 +76,10 @@ void AttentionOperator::prepare_row(int kv_head, const float* query, float* pair
   float total = 0.0F;
   for (int i = 0; i < n_pairs; i++) {
     const kernels::ChannelPair pair = key_pairs.pairs[i];
-    pairs[i] = query[pair.x] * scales[components[i].x];
-    y_pairs[i] = pair.y != pair.x ? query[pair.y] * scales[components[i].y] : 0.0F;
-    const float modulus = std::sqrt(pairs[i] * pairs[i] + y_pairs[i] * y_pairs[i]) *
+    const int at = placed ? call_.k.tables->places(kv_head)[i] : i;
+    pairs[at] = query[pair.x] * scales[components[i].x];
+    y_pairs[at] = pair.y != pair.x ? query[pair.y] * scales[components[i].y] : 0.0F;
+    const float modulus = std::sqrt(pairs[at] * pairs[at] + y_pairs[at] * y_pairs[at]) *
                           (i < key_pairs.n_rotated() ? magnitude : 1.0F);
     largest = std::max(largest, modulus);
     total += modulus;
@@ -111,12 +112,28 @@ void AttentionOperator::load_row_angles(std::int64_t base, float* angles) const 
   }
 }
 
+// Angles in the order in which a KV head's pairs are taken.
+const float* AttentionOperator::place_row_angles(int kv_head, const float* angles,
+                                                 const Scratch& scratch) const {
+  const std::uint16_t* places = call_.k.tables->places(kv_head);
+  const auto n_pairs = static_cast<int>(call_.k.tables->pairs().pairs.size());
+  for (int i = 0; i < plan_.padded_pairs; i++) {
+    const int at = i < n_pairs ? places[i] : i;
+    scratch.placed_angles[at] = angles[i];
+    scratch.placed_angles[plan_.padded_pairs + at] = angles[plan_.padded_pairs + i];
+  }
+  return scratch.placed_angles;
+}
+
 // The rows of KV head number `kv` for block number `index` of the chunk.
 void AttentionOperator::rotate_rows(const Part& part, int kv, int index,
                                     const Scratch& scratch) const {
   const std::size_t row_floats = 2 * static_cast<std::size_t>(plan_.padded_pairs);
   const float* pairs = scratch.pairs + static_cast<std::size_t>(kv) * part.n_rows * row_floats;
   const float* angles = row_angles_of(scratch, index);
+  if (call_.k.tables->takes_components()) {
+    angles = place_row_angles(part.first_kv + kv, angles, scratch);
+  }
   kernel_.rotate_queries(
       pairs, part.n_rows, plan_.padded_pairs, angles, angles + plan_.padded_pairs,
       scratch.packed_rows + static_cast<std::size_t>(index) * plan_.tile_rows * plan_.padded_pairs);
@@ -163,12 +180,13 @@ kernels::CodedBlocks AttentionOperator::coded_blocks(const CacheSide& side, int 
                                                      std::uint8_t* unpacked) const {
   const CodeLayout& layout = layout_of(side);
   const int group_dim = layout.spec.group_dim(kv_head);
-  const int n_parts = group_dim / table_dim(group_dim);
+  const int entry_dim = side.tables->entry_dim(group_dim);
+  const int n_parts = group_dim / entry_dim;
   const int n_groups = layout.n_groups(kv_head);
   const std::size_t group_bytes = unpacked_group_bytes(layout.code_bits());
   kernels::CodedBlocks blocks;
   blocks.table = side.tables->table(kv_head);
-  blocks.group_dim = table_dim(group_dim);
+  blocks.group_dim = entry_dim;
   blocks.code_bits = layout.code_bits();
   blocks.n_channels = head_dim;
   blocks.n_blocks = chunk.n;
@@ -188,10 +206,16 @@ kernels::ScoreCodes AttentionOperator::score_call(const Part& part, int kv, cons
   kernels::ScoreCodes score;
   score.blocks =
       coded_blocks(call_.k, part.first_kv + kv, call_.head_dim_k, chunk, scratch.unpacked);
-  score.pairs = call_.k.tables->component_pairs(part.first_kv + kv);
   score.n_pairs = static_cast<int>(key_pairs.pairs.size());
-  score.n_rotated = key_pairs.n_turning;
-  score.rotation = centred_;
+  if (call_.k.tables->takes_components()) {
+    score.pairs = call_.k.tables->component_run();
+    score.n_rotated = call_.rope != nullptr ? score.n_pairs : 0;
+    score.rotation = call_.k.tables->angles(part.first_kv + kv);
+  } else {
+    score.pairs = call_.k.tables->component_pairs(part.first_kv + kv);
+    score.n_rotated = key_pairs.n_turning;
+    score.rotation = centred_;
+  }
   for (int i = 0; i < chunk.n; i++) {
     score.queries[i] =
         scratch.packed_rows + static_cast<std::size_t>(i) * plan_.tile_rows * plan_.padded_pairs;

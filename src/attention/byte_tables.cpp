@@ -14,6 +14,9 @@ namespace {
 
 constexpr float kLargestByte = 127.0F;
 
+// Kernels that look up whole entries are fastest up to so many channels.
+constexpr int kMostEntryDim = 8;
+
 // The squared distance of centroid i to the nearest other one that is not its equal.
 float nearest_distance(const float* centroids, int n, int dim, int i) {
   float nearest = std::numeric_limits<float>::infinity();
@@ -58,6 +61,7 @@ bool KeyPairs::fit(const RopeParams* other) const {
 
 ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order)
     : order_(order),
+      most_entry_dim_(order == kernels::TableOrder::kByChannel ? kMaxGroupDim : kMostEntryDim),
       n_channels_(codebook.n_channels()),
       n_entries_(std::max(codebook.spec().n_centroids(), kernels::kByteTableEntries)),
       head_bytes_(static_cast<std::size_t>(codebook.head_dim()) * n_entries_),
@@ -68,9 +72,16 @@ ByteTables::ByteTables(const TensorCodebook& codebook, kernels::TableOrder order
 
 ByteTables ByteTables::of(const TensorCodebook& codebook, KvKind kind, const RopeParams* rope,
                           const kernels::KernelTable& kernel) {
-  const kernels::TableOrder order = order_for(codebook.spec().code_bits(), kernel);
-  return kind == KvKind::kKey ? keys(codebook, KeyPairs::of(codebook.head_dim(), rope), order)
-                              : values(codebook, order);
+  const int code_bits = codebook.spec().code_bits();
+  const kernels::TableOrder order = order_for(code_bits, kernel);
+  if (kind == KvKind::kValue) {
+    return values(codebook, order);
+  }
+  ByteTables result = keys(codebook, KeyPairs::of(codebook.head_dim(), rope), order);
+  if (codebook.basis().has_order() && order == kernels::TableOrder::kByCode) {
+    result.take_components(codebook, *kernels::integer_kernels(kernel, code_bits));
+  }
+  return result;
 }
 
 ByteTables ByteTables::keys(const TensorCodebook& codebook, KeyPairs pairs,
@@ -110,6 +121,56 @@ void ByteTables::set_component_pairs(const TensorCodebook& codebook) {
   }
 }
 
+void ByteTables::take_components(const TensorCodebook& codebook,
+                                 const kernels::KernelTable& kernel) {
+  if (!find_places(codebook)) {
+    return;
+  }
+  for (std::size_t i = 0; i < pairs_.pairs.size(); i++) {
+    component_run_.push_back(pair_of(static_cast<int>(2 * i), static_cast<int>(2 * i + 1)));
+  }
+  if (pairs_.rope) {
+    pack_angles(kernel);
+  }
+}
+
+// False if the components of a pair are apart in some head, or the wrong way round.
+bool ByteTables::find_places(const TensorCodebook& codebook) {
+  for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
+    for (std::size_t i = 0; i < pairs_.pairs.size(); i++) {
+      const kernels::ChannelPair pair = component_pairs(kv)[i];
+      if (pair.x % 2 != 0 || pair.y != pair.x + 1) {
+        places_.clear();
+        return false;
+      }
+      places_.push_back(pair.x / 2);
+    }
+  }
+  return true;
+}
+
+void ByteTables::pack_angles(const kernels::KernelTable& kernel) {
+  const auto n_pairs = static_cast<int>(pairs_.pairs.size());
+  const RopeTable rope(*pairs_.rope);
+  const std::size_t n_sines = static_cast<std::size_t>(n_pairs) * kernels::kBlockCells;
+  const float* sines =
+      rope.centred() + static_cast<std::size_t>(pairs_.n_rotated()) * kernels::kBlockCells;
+  const int n_kv_heads = static_cast<int>(places_.size()) / n_pairs;
+  angles_.resize(static_cast<std::size_t>(n_kv_heads) * angle_words());
+  for (int kv = 0; kv < n_kv_heads; kv++) {
+    std::vector<float> centred(2 * n_sines, 0.0F);
+    std::fill_n(centred.begin(), n_sines, 1.0F);
+    for (int i = 0; i < pairs_.n_turning; i++) {
+      const std::size_t from = static_cast<std::size_t>(i) * kernels::kBlockCells;
+      const std::size_t to = static_cast<std::size_t>(places(kv)[i]) * kernels::kBlockCells;
+      std::copy_n(rope.centred() + from, kernels::kBlockCells, centred.data() + to);
+      std::copy_n(sines + from, kernels::kBlockCells, centred.data() + n_sines + to);
+    }
+    kernel.pack_angles(centred.data(), centred.data() + n_sines, n_pairs, kernels::kAngleUnit,
+                       angles_.data() + static_cast<std::size_t>(kv) * angle_words());
+  }
+}
+
 // The largest centroid of each component.
 void ByteTables::set_scales(const TensorCodebook& codebook) {
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
@@ -131,7 +192,7 @@ void ByteTables::set_bytes(const TensorCodebook& codebook) {
   set_error(codebook);
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
     const int dim = codebook.spec().group_dim(kv);
-    const int entry = table_dim(dim);
+    const int entry = entry_dim(dim);
     std::int8_t* head = bytes_.data() + kv * head_bytes_;
     for (int d = 0; d < codebook.head_dim(); d++) {
       const float scale = scales_[kv * padded_ + d];
@@ -150,8 +211,10 @@ void ByteTables::set_bytes(const TensorCodebook& codebook) {
 }
 
 void ByteTables::set_error(const TensorCodebook& codebook) {
+  const TensorSpec& spec = codebook.spec();
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
-    for (int group = 0; group < codebook.spec().n_groups(kv); group++) {
+    const bool counts = spec.group_dim(kv) > 1 || spec.uniform();
+    for (int group = 0; counts && group < spec.n_groups(kv); group++) {
       error_ = std::max(error_, group_error(codebook, kv, group));
     }
   }

@@ -35,14 +35,6 @@ struct KeyPairs {
   bool fit(const RopeParams* rope) const;
 };
 
-/// Channels of one entry of a table: larger groups are cut into parts of so many, which have the
-/// same codes.
-inline constexpr int kMaxTableDim = 16;
-
-inline int table_dim(int group_dim) {
-  return std::min(group_dim, kMaxTableDim);
-}
-
 /// The centroids of one cache tensor as bytes:
 ///
 ///     centroid value of component d = scales[d] * byte, |byte| <= 127
@@ -90,6 +82,29 @@ class ByteTables {
   /// Of all KV heads.
   int n_channels() const { return n_channels_; }
 
+  /// Keys: whether kernels take their pairs in the order of components, in which the two of a pair
+  /// stand side by side in every head. That is what kernels that load whole groups want; those
+  /// that look channels up one by one take pairs in the order of the rotation.
+  bool takes_components() const { return !places_.empty(); }
+
+  /// Then: the place of each of pairs() among the pairs (0, 1), (2, 3), ... of components.
+  const std::uint16_t* places(int kv_head) const {
+    return places_.data() + static_cast<std::size_t>(kv_head) * pairs_.pairs.size();
+  }
+
+  /// Then: these pairs, of all heads alike.
+  const kernels::ChannelPair* component_run() const { return component_run_.data(); }
+
+  /// Then: RopeTable::centred of these pairs of a head, packed for the kernels; pairs that do not
+  /// turn have the angle 0. Only with a rotation.
+  const std::int16_t* angles(int kv_head) const {
+    return angles_.data() + static_cast<std::size_t>(kv_head) * angle_words();
+  }
+
+  /// Channels of one entry of a table: larger groups are cut into parts of so many, which have the
+  /// same codes.
+  int entry_dim(int group_dim) const { return std::min(group_dim, most_entry_dim_); }
+
   const std::int8_t* table(int kv_head) const { return bytes_.data() + kv_head * head_bytes_; }
 
   /// [head_dim rounded up to kChannelLanes], zero behind the last channel.
@@ -101,17 +116,26 @@ class ByteTables {
   ///     / mean squared distance of a centroid to the nearest other one
   ///
   /// i.e. the mean squared error of the bytes against what telling centroids apart is about.
-  /// Up to 64 centroids a group are looked at.
+  /// Up to 64 centroids a group are looked at. Beside heads of larger groups those of one channel a
+  /// code do not count: they are as precise as bytes are, and all heads would pay for floats.
   float error() const { return error_; }
 
   /// Tables with a larger error are not worth using: the codes are finer than bytes.
-  static constexpr float kMaxError = 0.02F;
+  static constexpr float kMaxError = 0.06F;
 
   bool precise() const { return error_ <= kMaxError; }
 
  private:
   ByteTables(const TensorCodebook& codebook, kernels::TableOrder order);
   void set_component_pairs(const TensorCodebook& codebook);
+  bool find_places(const TensorCodebook& codebook);
+  void take_components(const TensorCodebook& codebook, const kernels::KernelTable& kernel);
+  void pack_angles(const kernels::KernelTable& kernel);
+
+  std::size_t angle_words() const {
+    return kernels::packed_angle_words(static_cast<int>(pairs_.pairs.size()));
+  }
+
   void set_scales(const TensorCodebook& codebook);
   void set_bytes(const TensorCodebook& codebook);
   void set_error(const TensorCodebook& codebook);
@@ -120,6 +144,10 @@ class ByteTables {
   kernels::TableOrder order_;
   KeyPairs pairs_;
   std::vector<kernels::ChannelPair> component_pairs_;  // [kv_head, pair]
+  std::vector<kernels::ChannelPair> component_run_;    // (0, 1), (2, 3), ...
+  std::vector<std::uint16_t> places_;                  // [kv_head, pair], or empty
+  std::vector<std::int16_t> angles_;                   // [kv_head, angle_words()]
+  int most_entry_dim_;
   int n_channels_;
   int n_entries_;  // of a table
   std::size_t head_bytes_;

@@ -10,11 +10,14 @@
 namespace cqkv {
 namespace {
 
+// Entries of the tables of values; larger groups would come in parts.
+constexpr int kMaxSummedDim = 8;
+
 Status check_groups(const TensorCodebook& keys, const std::vector<int>& groups) {
-  if (!keys.spec().uniform() || keys.spec().group_dim(0) > kMaxTableDim) {
+  if (!keys.spec().uniform() || keys.spec().group_dim(0) > kMaxSummedDim) {
     return unsupported("key sums: got keys of " + keys.spec().name() +
                        ", want KV heads alike, with groups of at most " +
-                       std::to_string(kMaxTableDim) + " channels");
+                       std::to_string(kMaxSummedDim) + " channels");
   }
   if (groups.empty()) {
     return invalid_argument("key sums: got no groups, want at least one");

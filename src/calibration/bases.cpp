@@ -32,7 +32,8 @@ std::vector<double> to_vector(const Matrix& matrix) {
 }
 
 Eigen::Map<const Matrix> to_matrix(const std::vector<double>& numbers) {
-  const auto n = static_cast<Eigen::Index>(std::lround(std::sqrt(static_cast<double>(numbers.size()))));
+  const auto n =
+      static_cast<Eigen::Index>(std::lround(std::sqrt(static_cast<double>(numbers.size()))));
   return {numbers.data(), n, n};
 }
 
@@ -301,8 +302,8 @@ Result<TensorBasis> ValueBases::of(int group_dim) const {
   for (int head = 0; head < shape_.n_kv_heads; head++) {
     append_halves(to_matrix(rotations_[head])(component, Eigen::all), parts.rotation);
   }
-  return TensorBasis::create(
-      TensorSpec({group_dim, 8}, shape_.n_kv_heads, shape_.head_dim), std::move(parts));
+  return TensorBasis::create(TensorSpec({group_dim, 8}, shape_.n_kv_heads, shape_.head_dim),
+                             std::move(parts));
 }
 
 }  // namespace cqkv

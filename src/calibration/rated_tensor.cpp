@@ -2,7 +2,6 @@
 #include "calibration/rated_tensor.h"
 
 #include <algorithm>
-#include <cmath>
 #include <array>
 #include <cmath>
 #include <string>
@@ -62,8 +61,7 @@ class BasisLearner {
 
   // Groups must grow from call to call.
   Result<TensorCodebook> learn(const CodecSpec& spec) {
-    auto basis =
-        keys_ ? keys_->next(spec.group_dim, parallel_) : values_->of(spec.group_dim);
+    auto basis = keys_ ? keys_->next(spec.group_dim, parallel_) : values_->of(spec.group_dim);
     if (!basis.ok()) {
       return basis.status();
     }
@@ -167,7 +165,7 @@ class BasisLearner {
   std::optional<KeyBases> keys_;
   std::optional<ValueBases> values_;
   std::vector<float> rows_;
-  std::vector<float> components_;  // [thread, n_channels]
+  std::vector<float> components_;    // [thread, n_channels]
   std::vector<float> head_weights_;  // [row, kv_head]
   std::vector<float> weights_;       // [row, code]
 };
@@ -179,7 +177,6 @@ void add_rate(const TensorSamples& samples, const CodecSpec& spec, TensorCodeboo
   const std::vector<double> losses =
       coding_losses(codebook, out.rows.data(), out.gradients.data(), out.n_rows);
   for (std::size_t head = 0; head < losses.size(); head++) {
-
     const int n_codes = samples.shape.head_dim / spec.group_dim;
     tensor.heads[head].push_back(
         {spec.group_dim, static_cast<double>(n_codes * spec.code_bits), losses[head]});
@@ -219,8 +216,8 @@ Result<RatedTensor> learn_rates(const TensorSamples& samples, KvKind kind,
     if (!spec.check(samples.shape.head_dim).ok()) {
       continue;
     }
-    auto codebook = learner ? learner->learn(spec)
-                            : learn_plain(samples, spec, options.learning, parallel);
+    auto codebook =
+        learner ? learner->learn(spec) : learn_plain(samples, spec, options.learning, parallel);
     if (!codebook.ok()) {
       return codebook.status();
     }

@@ -25,8 +25,8 @@ Status check_sizes(const TensorSpec& spec, const TensorBasis::Parts& parts) {
     return {};
   };
   CQKV_RETURN_IF_ERROR(check("order", parts.order.size(), n_channels));
-  CQKV_RETURN_IF_ERROR(
-      check("rotation", parts.rotation.size(), n_channels * static_cast<std::size_t>(spec.head_dim())));
+  CQKV_RETURN_IF_ERROR(check("rotation", parts.rotation.size(),
+                             n_channels * static_cast<std::size_t>(spec.head_dim())));
   CQKV_RETURN_IF_ERROR(check("metric", parts.metric.size(), TensorBasis::metric_size(spec)));
   if (!parts.order.empty() && !parts.rotation.empty()) {
     return invalid_argument("basis: got an order and a rotation, want one of them");
@@ -55,10 +55,10 @@ Status check_order(const std::vector<std::uint16_t>& order, std::size_t head_dim
       seen.assign(head_dim, false);
     }
     if (order[i] >= head_dim || seen[order[i]]) {
-      return invalid_argument("basis: the order of KV head " + std::to_string(i / head_dim) +
-                              " has channel " + std::to_string(order[i]) +
-                              (order[i] >= head_dim ? ", want less than " + std::to_string(head_dim)
-                                                    : " twice"));
+      return invalid_argument(
+          "basis: the order of KV head " + std::to_string(i / head_dim) + " has channel " +
+          std::to_string(order[i]) +
+          (order[i] >= head_dim ? ", want less than " + std::to_string(head_dim) : " twice"));
     }
     seen[order[i]] = true;
   }

@@ -41,6 +41,9 @@ inline constexpr int kTablePadding = 64;
 /// values fit 16 bits.
 inline constexpr int kLargestProbability = 127;
 
+/// What the cosines and sines of a block's angles are multiplied by: 12 bits behind the point.
+inline constexpr float kAngleUnit = 4096.0F;
+
 /// Two channels of a head that are rotated together, or that only stand side by side.
 struct ChannelPair {
   std::uint16_t x = 0;

@@ -23,7 +23,8 @@ TEST(GradientMoments, AreOfDirections) {
   std::vector<float> gradients(5 * kChannels);
   for (std::size_t i = 0; i < gradients.size(); i++) {
     // Rows of very different sizes, so small that f32 would not hold their squares.
-    gradients[i] = static_cast<float>(rng.normal() * std::pow(10.0, -25.0 + 3.0 * static_cast<double>(i / kChannels)));
+    gradients[i] = static_cast<float>(
+        rng.normal() * std::pow(10.0, -25.0 + 3.0 * static_cast<double>(i / kChannels)));
   }
   std::fill_n(gradients.begin() + 2 * kChannels, 16, 0.0F);  // a row of the first head is none
   GradientMoments moments(kShape);

@@ -8,9 +8,10 @@
 
 #include <gtest/gtest.h>
 
+#include "cqkv/codebook.h"
+
 #include "core/half.h"
 #include "core/rng.h"
-#include "cqkv/codebook.h"
 
 namespace cqkv {
 namespace {
@@ -185,7 +186,8 @@ TEST(Basis, RefusesWhatIsNone) {
   std::fill_n(parts.rotation.begin() + 256, 16, std::uint16_t{0});
   expect_refused(parts, "the rotation of KV head 1 has no inverse");
   const TensorSpec large({4, 4}, 1, 516);
-  const auto basis = TensorBasis::create(large, {{}, random_halves(std::size_t{516} * 516, rng), {}});
+  const auto basis =
+      TensorBasis::create(large, {{}, random_halves(std::size_t{516} * 516, rng), {}});
   EXPECT_FALSE(basis.ok());
 }
 
