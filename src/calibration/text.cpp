@@ -166,9 +166,18 @@ Status too_short(const std::vector<Sequence>& sequences, std::size_t n_left,
                           "; give more text or ask for fewer tokens");
 }
 
-void repeat_last(std::size_t n, std::vector<Token>& tokens) {
-  tokens.reserve(tokens.size() + n);
-  std::copy_n(tokens.end() - static_cast<std::ptrdiff_t>(n), n, std::back_inserter(tokens));
+// Says the last n tokens twice, in passages of n, n / 2, n or n / 4 by the number of the sequence.
+void repeat_last(std::size_t n, std::size_t number, std::vector<Token>& tokens) {
+  const std::size_t passage =
+      std::max<std::size_t>(1, number % 2 == 0 ? n : n >> (number / 2 % 2 + 1));
+  const std::vector<Token> once(tokens.end() - static_cast<std::ptrdiff_t>(n), tokens.end());
+  tokens.resize(tokens.size() - n);
+  for (std::size_t first = 0; first < n; first += passage) {
+    const auto begin = once.begin() + static_cast<std::ptrdiff_t>(first);
+    const auto end = begin + static_cast<std::ptrdiff_t>(std::min(passage, n - first));
+    tokens.insert(tokens.end(), begin, end);
+    tokens.insert(tokens.end(), begin, end);
+  }
 }
 
 }  // namespace
@@ -215,7 +224,7 @@ Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
       continue;
     }
     if (sequence.repeats) {
-      repeat_last(n_new, sequence.tokens);
+      repeat_last(n_new, n_of_file / 2, sequence.tokens);
     }
     n_sequences[files[turn]]++;
     sequences.push_back(std::move(sequence));

@@ -22,7 +22,8 @@ struct TextOptions {
   std::string json_field = "text";
   std::size_t n_tokens = 32768;  ///< In all sequences together, BOS included.
   std::size_t n_ctx = 2048;      ///< Of one sequence, BOS included.
-  /// Every second sequence of a file says what it says twice: its second half is its first again.
+  /// Every second sequence of a file says what it says twice, passage by passage: passages of half
+  /// a sequence, a quarter, a half, an eighth and so on in turns, each again right after itself.
   /// What a cache loses first is copying from far back, which ordinary texts do too rarely to be
   /// learned from.
   bool repeat = false;
@@ -32,7 +33,7 @@ struct TextOptions {
 struct Sequence {
   std::size_t file = 0;  ///< Index into TextOptions::files.
   std::vector<Token> tokens;
-  bool repeats = false;  ///< The second half is the first again.
+  bool repeats = false;  ///< Says everything twice.
 };
 
 /// Sequences of n_ctx tokens, the last one shorter if n_ctx does not divide n_tokens.

@@ -95,6 +95,16 @@ TEST_F(TextTest, RepeatsEverySecondSequence) {
             (std::vector<std::string>{"abcdefgh", "ABCDEFGH", "ijklijkl", "IJKLIJKL"}));
 }
 
+// From half a sequence back, a quarter, half, an eighth.
+TEST_F(TextTest, RepeatsFromSeveralDistances) {
+  const auto file = write("a.txt", "........abcd........efgh........ijkl........mnop");
+  TextOptions options{{file}, "text", 64, 8};
+  options.repeat = true;
+  const std::string plain = "........";
+  EXPECT_EQ(read(options), (std::vector<std::string>{plain, "abcdabcd", plain, "efefghgh", plain,
+                                                     "ijklijkl", plain, "mmnnoopp"}));
+}
+
 TEST_F(TextTest, KeepsLineBreaksOfText) {
   const auto file = write("a.txt", "a\n\nbc\r\nd");
   EXPECT_EQ(read({{file}, "text", 8, 8}), (std::vector<std::string>{"a\n\nbc\r\nd"}));
