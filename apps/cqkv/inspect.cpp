@@ -69,6 +69,37 @@ std::string held_out_text(const HeldOutLoss& loss) {
                 loss.n_tokens);
 }
 
+// The parts of a side's basis.
+std::vector<std::string> basis_parts(const TensorBasis& basis) {
+  std::vector<std::string> parts;
+  for (const auto& [has, name] :
+       {std::pair{basis.has_order(), "order"}, std::pair{basis.has_rotation(), "rotation"},
+        std::pair{basis.has_metric(), "metric"}}) {
+    if (has) {
+      parts.emplace_back(name);
+    }
+  }
+  return parts;
+}
+
+std::string bases_text(const Codebook& codebook) {
+  std::size_t bytes = 0;
+  int n_keys = 0;
+  int n_values = 0;
+  for (const auto& layer : codebook.layers) {
+    for (const KvKind kind : kBothKinds) {
+      const TensorCodebook* tensor = layer.get(kind);
+      if (tensor != nullptr && !tensor->basis().plain()) {
+        bytes += tensor->basis().bytes();
+        (kind == KvKind::kKey ? n_keys : n_values)++;
+      }
+    }
+  }
+  return bytes == 0 ? "none: groups of neighbouring channels"
+                    : format("keys of %d layers, values of %d, %.2f MiB", n_keys, n_values,
+                             static_cast<double>(bytes) / (1024.0 * 1024.0));
+}
+
 void print_people(const Codebook& codebook) {
   const CodebookOrigin& origin = codebook.origin;
   const auto row = [](const char* name, const std::string& value) {
@@ -84,8 +115,9 @@ void print_people(const Codebook& codebook) {
                                std::to_string(n_known_hashes(codebook)) + " of " +
                                std::to_string(codebook.layers.size()) + " layers)");
   row("bits/channel", format("%.4f", codebook.bits_per_channel()));
-  row("centroids",
-      format("%.2f MiB", static_cast<double>(codebook.centroid_bytes()) / (1024.0 * 1024.0)));
+  row("centroids", format("%.2f MiB, bases included",
+                          static_cast<double>(codebook.centroid_bytes()) / (1024.0 * 1024.0)));
+  row("bases", bases_text(codebook));
   row("window, sinks", std::to_string(codebook.window) + ", " + std::to_string(codebook.sinks));
   row("weighting", origin.weighting);
   row("calibrated on", joined(origin.datasets, ", "));
@@ -106,6 +138,8 @@ nlohmann::ordered_json side_json(const TensorCodebook* tensor) {
     out["head_dim"] = tensor->head_dim();
     out["bits_per_channel"] = tensor->spec().bits_per_channel();
     out["centroid_bytes"] = tensor->centroids().size_bytes();
+    out["basis"] = basis_parts(tensor->basis());
+    out["basis_bytes"] = tensor->basis().bytes();
   }
   return out;
 }

@@ -313,6 +313,8 @@ Result<RatedSide> learn_rated_side(const Job& job, const SampleCollector::Key& k
                                    const TensorSamples& samples) {
   RateLearning options;
   options.learning = learn_options(job, key);
+  // What later iterations gain does not reach held-out text, and there are seven rates to learn.
+  options.learning.tolerance = 1e-3;
   options.bases = job.options.bases;
   options.rope_mode = job.rope_mode;
   ThreadParallelFor parallel(job.options.n_threads);
@@ -371,9 +373,11 @@ float mean_held_out_error(const CalibratedCodebook& result, KvKind kind) {
 void finish(const CalibrationStats& stats, CalibratedCodebook& result) {
   Codebook& codebook = result.codebook;
   codebook.origin.n_tokens = static_cast<std::uint32_t>(stats.n_tokens);
-  codebook.origin.held_out = {static_cast<std::uint32_t>(stats.n_held_out),
-                              mean_held_out_error(result, KvKind::kKey),
-                              mean_held_out_error(result, KvKind::kValue)};
+  if (!result.tensors.empty()) {  // with budgets costs are measured, not shares of the variance
+    codebook.origin.held_out = {static_cast<std::uint32_t>(stats.n_held_out),
+                                mean_held_out_error(result, KvKind::kKey),
+                                mean_held_out_error(result, KvKind::kValue)};
+  }
   // A layer without rows (recurrent, or sharing another's cache) has no codebook.
   codebook.layers.resize(
       std::max(codebook.layers.size(), codebook.origin.model_fingerprint.size()));

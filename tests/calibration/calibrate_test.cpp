@@ -161,7 +161,10 @@ TEST_F(CalibrateTest, ChoosesRatesUnderABudget) {
     for (const LayerCodebook& layer : got.codebook.layers) {
       EXPECT_EQ(layer.get(KvKind::kKey)->spec().code_bits(), 8);
       EXPECT_EQ(layer.get(KvKind::kValue)->head_dim(), 64);
+      EXPECT_TRUE(layer.get(KvKind::kKey)->basis().has_order());
+      EXPECT_TRUE(layer.get(KvKind::kValue)->basis().has_rotation());
     }
+    EXPECT_EQ(got.codebook.origin.held_out.n_tokens, 0U) << "no share of the variance is known";
   }
   // The budget does not change what a head's codebook at a rate is.
   wanted.bits = {1};
@@ -169,6 +172,10 @@ TEST_F(CalibrateTest, ChoosesRatesUnderABudget) {
   const auto alone = calibrate(wanted);
   ASSERT_TRUE(alone.ok()) << alone.status().message();
   EXPECT_EQ(alone->codebooks[0].codebook.identity(), result->codebooks[1].codebook.identity());
+  wanted.bases = false;
+  const auto plain = calibrate(wanted);
+  ASSERT_TRUE(plain.ok()) << plain.status().message();
+  EXPECT_TRUE(plain->codebooks[0].codebook.layers[0].get(KvKind::kKey)->basis().plain());
 }
 
 // Groups of 64, 32 and 16 channels do not divide heads of 24.
