@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# What cqkv does, on a real model in a few minutes: learns a 2-bit and a 1-bit
-# codebook, compares both coded caches with the 16-bit one, with and without the exact
-# window, and generates a text from the 1-bit cache with llama.cpp's own program.
+# What cqkv does, on a real model in some minutes: learns two 1-bit codebooks, the paper's
+# method and ours, compares both coded caches with the 16-bit one on ordinary text and on text
+# that comes again from far back, and lets llama.cpp's own program copy a text from each cache.
 #
 #   scripts/demo.sh [MODEL.gguf]      default: SmolLM2-135M-Instruct
 #
-# Environment: WEIGHTS=uniform for architectures without gradients; CHUNKS, THREADS.
-# Codebooks are kept in build/demo, so a second run is quick.
+# Environment: WEIGHTS=uniform for architectures without gradients (then with the paper's groups
+# alone, at 1 and at 2 bits); CHUNKS, THREADS. Codebooks are kept in build/demo, so a second run is
+# quick.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,32 +20,53 @@ cqkv=build/bin/cqkv
 
 folder=build/demo/$(basename "$model" .gguf)
 mkdir -p "$folder"
-codebooks=()
-variants=()
-missing=()
-for config in 4c8b 8c8b; do
-  codebook=$folder/$config-$weights.gguf
-  codebooks+=("$codebook")
-  variants+=("$codebook" "$codebook@window:0@sinks:0")
-  [[ -f $codebook ]] || missing+=("$config")
-done
-if [[ ${#missing[@]} -gt 0 ]]; then
-  echo "== Learning codebooks: ${missing[*]} ($weights weights, 32,768 tokens of text and code)"
-  # One run of the model serves both.
-  "$cqkv" calibrate -m "$model" -f data/wikitext2-train-1200k.txt data/code-calib.txt \
-    -o "$folder/{config}-$weights.gguf" --config "$(IFS=,; echo "${missing[*]}")" \
-    --weights "$weights" -t "$threads"
+paper=$folder/8c8b-$weights.gguf
+ours=$folder/1.00b-$weights.gguf
+flags=(--bits 1)
+if [[ $weights == uniform ]]; then
+  ours=$folder/4c8b-$weights.gguf
+  flags=(--config 4c8b)
 fi
 
-echo
-echo "== Comparing with the 16-bit cache on text that was not learned from"
-"$cqkv" perplexity -m "$model" --kv-codebook "${variants[@]}" -f data/wikitext2-test.txt \
-  -c 2048 --chunks "$chunks" -t "$threads" --json "$folder/figures.json" >/dev/null
-python3 scripts/demo_table.py "$folder/figures.json"
+# learn FILE FLAG...
+learn() {
+  local file=$1
+  shift
+  [[ -f $file ]] || "$cqkv" calibrate -m "$model" -f data/wikitext2-train-1200k.txt \
+    data/code-calib.txt -o "$file" --weights "$weights" -t "$threads" "$@"
+}
+
+# compare FIGURES FLAG...
+compare() {
+  local figures=$folder/$1
+  shift
+  "$cqkv" perplexity -m "$model" --kv-codebook "$ours" "$paper" -f data/wikitext2-test.txt \
+    -c 2048 --chunks "$chunks" -t "$threads" --json "$figures" "$@" >/dev/null
+  python3 scripts/demo_table.py "$figures"
+}
+
+echo "== Learning codebooks ($weights weights, 32,768 tokens of text and code): ${flags[*]}, and the paper's 8c8b"
+learn "$ours" "${flags[@]}"
+learn "$paper" --config 8c8b
 
 echo
-echo "== Generating from the 1-bit cache with its exact window (llama-completion, unmodified)"
-"$cqkv" run -m "$model" --kv-codebook "${codebooks[1]}" -- -no-cnv -n 80 -c 2048 \
-  --temp 0.7 --seed 7 --repeat-penalty 1.1 -t "$threads" -p "The three most important inventions in the history of mankind are" \
-  2>"$folder/run.log" || { tail -n 20 "$folder/run.log" >&2; exit 1; }
+echo "== Text that was not learned from, against the 16-bit cache"
+compare figures.json
 echo
+echo "== The same text, said twice: the second time, 1024 tokens later, can be copied from far back"
+compare repeat.json --repeat
+
+echo
+echo "== A text copied from far back (llama-completion, unmodified, greedy)"
+python3 scripts/demo_prompt.py data/wikitext2-test.txt "$folder/prompt.txt"
+copy=(-no-cnv -n 60 -c 2048 --temp 0 --no-display-prompt -t "$threads" -f "$folder/prompt.txt")
+log=$folder/run.log
+show() {
+  local name=$1
+  shift
+  printf '%-22s %s\n' "$name" "$("$@" 2>"$log" | tr '\n' ' ' || { tail -n 20 "$log" >&2; exit 1; })"
+}
+show "16-bit cache:" build/bin/llama-completion -m "$model" -fa on "${copy[@]}"
+for codebook in "$ours" "$paper"; do
+  show "$(basename "$codebook" .gguf):" "$cqkv" run -m "$model" --kv-codebook "$codebook" -- "${copy[@]}"
+done
