@@ -10,7 +10,7 @@ MODEL ?=
 
 help:
 	@echo 'make build   cqkv, the device and llama.cpp programs in build/bin'
-	@echo 'make demo    calibrate SmolLM2, compare 2-bit and 1-bit caches, generate (MODEL=other.gguf)'
+	@echo 'make demo    calibrate SmolLM2, compare a 1-bit cache as in the paper with ours, copy a text (MODEL=other.gguf)'
 	@echo 'make test    build and run the test suite, sanitizers included'
 	@echo 'make slow    the long tests on real models'
 	@echo 'make format  clang-format over our sources;  make lint: clang-tidy'

@@ -104,17 +104,18 @@ void print_table(const PerplexityReport& report) {
     width = std::max(width, name.size());
   }
   const int w = static_cast<int>(width);
-  std::printf("%-*s  %6s  %6s  %9s  %20s  %19s  %19s  %9s  %14s\n", w, "cache", "bits", "all-in",
-              "MiB", "perplexity", "ratio", "KL divergence", "99 %", "top-1 %");
+  std::printf("%-*s  %6s  %6s  %9s  %20s  %19s  %19s  %9s  %9s  %9s  %14s\n", w, "cache", "bits",
+              "all-in", "MiB", "perplexity", "ratio", "KL divergence", "median", "99 %", "99.9 %",
+              "top-1 %");
   for (std::size_t i = 0; i < names.size(); i++) {
     const VariantReport& variant = report.variants[i];
     const eval::PairSummary& s = variant.summary;
     std::printf(
         "%-*s  %6.3f  %6.3f  %9.3f  %9.4f +/- %6.4f  %8.4f +/- %6.4f  %8.5f +/- %6.5f"
-        "  %9.5f  %6.2f +/- %4.2f\n",
+        "  %9.5f  %9.5f  %9.5f  %6.2f +/- %4.2f\n",
         w, names[i].c_str(), variant.size.bits_codes, variant.size.bits_all_in,
         mebibytes(variant.size.cache_bytes()), s.ppl, s.ppl_se, s.ratio, s.ratio_se, s.kld_mean,
-        s.kld_se, s.kld_p99, 100 * s.top1, 100 * s.top1_se);
+        s.kld_se, s.kld_median, s.kld_p99, s.kld_p999, 100 * s.top1, 100 * s.top1_se);
   }
 }
 
@@ -153,7 +154,9 @@ nlohmann::ordered_json variant_json(const VariantReport& report) {
   out["chunk_ratios"] = s.chunk_ratios;
   out["kld_mean"] = s.kld_mean;
   out["kld_se"] = s.kld_se;
+  out["kld_median"] = s.kld_median;
   out["kld_p99"] = s.kld_p99;
+  out["kld_p999"] = s.kld_p999;
   out["top1"] = s.top1;
   out["top1_se"] = s.top1_se;
   out["bits_codes"] = report.size.bits_codes;

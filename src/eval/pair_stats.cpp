@@ -74,7 +74,9 @@ PairSummary PairStats::summary() const {
   result.kld_mean = divergence_.mean();
   result.kld_se = divergence_.standard_error();
   std::vector<float> divergences = divergences_;
+  result.kld_median = quantile(divergences, 0.5);
   result.kld_p99 = quantile(divergences, 0.99);
+  result.kld_p999 = quantile(divergences, 0.999);
   const auto n = static_cast<double>(result.n_scored);
   result.top1 = static_cast<double>(n_same_top_) / n;
   result.top1_se = n < 2 ? 0 : std::sqrt(result.top1 * (1 - result.top1) / (n - 1));

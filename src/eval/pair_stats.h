@@ -47,8 +47,10 @@ struct PairSummary {
   double ratio_se_chunks = 0;
   double kld_mean = 0;
   double kld_se = 0;
+  double kld_median = 0;
   double kld_p99 = 0;
-  double top1 = 0;  ///< Share of tokens with the same most probable continuation.
+  double kld_p999 = 0;  ///< 99.9 %
+  double top1 = 0;      ///< Share of tokens with the same most probable continuation.
   double top1_se = 0;
 };
 

@@ -18,7 +18,7 @@ MAKE_CODEBOOK = os.environ["CQKV_MAKE_CODEBOOK"]
 MODEL = os.environ["CQKV_TEST_MODEL"]
 DATA = os.environ["CQKV_DATA"]
 LLAMA_PERPLEXITY = os.path.join(os.path.dirname(CQKV), "llama-perplexity")
-KEYS = ["ppl_base", "ppl", "ratio", "ratio_se", "kld_mean", "kld_p99", "top1", "bits_codes",
+KEYS = ["ppl_base", "ppl", "ratio", "ratio_se", "kld_mean", "kld_median", "kld_p99", "kld_p999", "top1", "bits_codes",
         "bits_all_in", "cache_bytes", "cache_bytes_f16", "n_scored", "name", "path", "ppl_se"]
 N_CHANNELS = 30 * 2 * 192  # of one token of SmolLM2-135M
 

@@ -72,7 +72,9 @@ TEST(PairStats, PairedStandardErrorByHand) {
   EXPECT_NEAR(summary.ratio, std::exp(0.2), 1e-12);
   EXPECT_NEAR(summary.ratio_se, std::exp(0.2) * 0.2 / std::sqrt(3.0), 1e-12);
   EXPECT_NEAR(summary.kld_mean, 0.2, 1e-12);
+  EXPECT_NEAR(summary.kld_median, 0.1, 1e-7);
   EXPECT_NEAR(summary.kld_p99, 0.1 + 0.98 * 0.4, 1e-7);
+  EXPECT_NEAR(summary.kld_p999, 0.1 + 0.998 * 0.4, 1e-7);
   EXPECT_NEAR(summary.top1, 2.0 / 3.0, 1e-12);
   EXPECT_NEAR(summary.top1_se, std::sqrt(2.0 / 9.0 / 2.0), 1e-12);
 }
