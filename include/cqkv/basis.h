@@ -38,7 +38,7 @@ class TensorBasis {
   /// Channels of a head that can be rotated, at most.
   static constexpr int kMaxRotatedDim = 512;
 
-  /// Components are channels, distances plain.
+  /// Components are channels, distances plain; of no shape: a codebook gives it its own.
   TensorBasis() = default;
 
   /// @return kInvalidArgument if a size disagrees with the spec, an order is none, a number is not
@@ -47,6 +47,8 @@ class TensorBasis {
 
   /// How many numbers a metric has.
   static std::size_t metric_size(const TensorSpec& spec);
+
+  const TensorSpec& spec() const { return spec_; }
 
   const Parts& parts() const { return parts_; }
 
@@ -88,20 +90,19 @@ class TensorBasis {
 
  private:
   Status set_rotation(int kv_head);
-  void set_metric(const TensorSpec& spec);
+  void set_metric();
   void multiply(const std::vector<float>& matrices, const float* in, float* out) const;
 
+  TensorSpec spec_;
   Parts parts_;
   std::size_t n_kv_heads_ = 0;
   std::size_t head_dim_ = 0;
   std::size_t stride_ = 0;  // of the rows of matrices
   std::size_t matrix_floats_ = 0;
-  std::vector<float> rotation_;  // [kv_head, channel, component], padded as inverse_
-  std::vector<float> inverse_;   // [kv_head, component, channel]
-  // [kv_head, group, j, i], as to_metric reads them
-  std::vector<float> metric_;
+  std::vector<float> rotation_;            // [kv_head, channel, component], padded as inverse_
+  std::vector<float> inverse_;             // [kv_head, component, channel]
+  std::vector<float> metric_;              // [kv_head, group, j, i], as to_metric reads them
   std::vector<std::size_t> metric_begin_;  // [kv_head]
-  std::vector<int> group_dims_;
 };
 
 }  // namespace cqkv

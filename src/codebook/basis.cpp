@@ -116,7 +116,7 @@ Result<TensorBasis> TensorBasis::create(const TensorSpec& spec, Parts parts) {
   result.parts_ = std::move(parts);
   result.n_kv_heads_ = static_cast<std::size_t>(spec.n_kv_heads());
   result.head_dim_ = static_cast<std::size_t>(spec.head_dim());
-  result.group_dims_ = spec.group_dims();
+  result.spec_ = spec;
   if (result.has_rotation()) {
     result.stride_ = round_up(result.head_dim_, kernels::kChannelLanes);
     result.matrix_floats_ = round_up(result.head_dim_, kRows) * result.stride_;
@@ -127,7 +127,7 @@ Result<TensorBasis> TensorBasis::create(const TensorSpec& spec, Parts parts) {
     }
   }
   if (result.has_metric()) {
-    result.set_metric(spec);
+    result.set_metric();
   }
   return result;
 }
@@ -157,11 +157,11 @@ Status TensorBasis::set_rotation(int kv_head) {
   return {};
 }
 
-void TensorBasis::set_metric(const TensorSpec& spec) {
+void TensorBasis::set_metric() {
   metric_.resize(parts_.metric.size());
   std::size_t begin = 0;
-  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
-    const auto dim = static_cast<std::size_t>(spec.group_dim(kv_head));
+  for (int kv_head = 0; kv_head < spec_.n_kv_heads(); kv_head++) {
+    const auto dim = static_cast<std::size_t>(spec_.group_dim(kv_head));
     metric_begin_.push_back(begin);
     const std::size_t end = begin + head_dim_ * dim;
     for (; begin < end; begin += dim * dim) {
@@ -223,7 +223,7 @@ void TensorBasis::to_channels(const float* components, float* row) const {
 }
 
 void TensorBasis::to_metric(int kv_head, int group, const float* components, float* z) const {
-  const auto dim = static_cast<std::size_t>(group_dims_[static_cast<std::size_t>(kv_head)]);
+  const auto dim = static_cast<std::size_t>(spec_.group_dim(kv_head));
   const float* matrix = metric_.data() + metric_begin_[static_cast<std::size_t>(kv_head)] +
                         static_cast<std::size_t>(group) * dim * dim;
   std::fill_n(z, dim, 0.0F);

@@ -162,6 +162,15 @@ Result<TensorCodebook> TensorCodebook::create(const TensorSpec& spec,
                               ") is not finite as a 16-bit float");
     }
   }
+  if (basis.plain()) {
+    basis = TensorBasis::create(spec, {}).value();
+  } else if (!(basis.spec() == spec)) {
+    return invalid_argument(
+        "codebook " + spec.name() + ": its basis is for " + basis.spec().name() + " of " +
+        std::to_string(basis.spec().n_kv_heads()) + " KV heads of " +
+        std::to_string(basis.spec().head_dim()) + " channels, want the codebook's own shape, " +
+        std::to_string(spec.n_kv_heads()) + " of " + std::to_string(spec.head_dim()));
+  }
   result.basis_ = std::move(basis);
   result.transposed_ = transpose(in_metric(result.centroids_, spec, result.basis_), spec);
   for (const std::uint16_t value : result.transposed_) {

@@ -138,6 +138,24 @@ TEST(Basis, CodesByTheMetric) {
   }
 }
 
+TEST(Basis, FitsItsCodebook) {
+  Rng rng(6);
+  const auto basis = TensorBasis::create(kSpec, key_parts(rng)).value();
+  const TensorSpec other(4, {8, 4}, 16);
+  const std::vector<float> centroids = random_floats(std::size_t{32} * 16, rng);
+  const auto refused = TensorCodebook::create(other, centroids, basis);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.status().code(), StatusCode::kInvalidArgument);
+  // Without one components are the channels.
+  const auto plain = TensorCodebook::create(other, centroids).value();
+  const std::vector<float> row = random_floats(32, rng);
+  std::vector<float> components(32);
+  plain.basis().to_components(row.data(), components.data());
+  EXPECT_EQ(components, row);
+  plain.basis().to_channels(row.data(), components.data());
+  EXPECT_EQ(components, row);
+}
+
 TEST(Basis, BelongsToTheIdentity) {
   Rng rng(4);
   const std::vector<float> centroids = random_floats(std::size_t{32} * 16, rng);
