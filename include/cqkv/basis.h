@@ -89,6 +89,7 @@ class TensorBasis {
   std::size_t inverse_stride() const { return stride_; }
 
  private:
+  Status set_rotations();
   Status set_rotation(int kv_head);
   void set_metric();
   void multiply(const std::vector<float>& matrices, const float* in, float* out) const;

@@ -188,6 +188,21 @@ void for_heads(int n_heads, ParallelFor& parallel, const Task& task) {
   }
 }
 
+// Rows of length 1 in the directions of the gradients of one head; without those that are 0.
+FloatMatrix directions(const float* gradients, std::size_t n_rows, std::size_t stride, int dim) {
+  FloatMatrix block(static_cast<Eigen::Index>(n_rows), dim);
+  Eigen::Index n = 0;
+  for (std::size_t t = 0; t < n_rows; t++) {
+    // Gradients are small: in f64 their squares do not vanish.
+    const Eigen::RowVectorXd row =
+        Eigen::Map<const Eigen::RowVectorXf>(gradients + t * stride, dim).cast<double>();
+    if (row.norm() > 0) {
+      block.row(n++) = (row / row.norm()).cast<float>();
+    }
+  }
+  return block.topRows(n);
+}
+
 void append_halves(const Matrix& matrix, std::vector<std::uint16_t>& halves) {
   for (Eigen::Index i = 0; i < matrix.size(); i++) {
     halves.push_back(float_to_half(static_cast<float>(matrix.data()[i])));
@@ -205,23 +220,14 @@ GradientMoments::GradientMoments(KvShape shape)
 void GradientMoments::add(const float* gradients, std::size_t n_rows) {
   const auto dim = static_cast<std::size_t>(shape_.head_dim);
   const auto n_channels = static_cast<std::size_t>(shape_.n_channels());
-  FloatMatrix block(kBlockRows, dim);
   for (std::size_t head = 0; head < counts_.size(); head++) {
     Eigen::Map<Matrix> sums(sums_.data() + head * dim * dim, shape_.head_dim, shape_.head_dim);
     for (std::size_t first = 0; first < n_rows; first += kBlockRows) {
-      Eigen::Index n = 0;
-      for (std::size_t t = first; t < std::min(n_rows, first + kBlockRows); t++) {
-        const Eigen::Map<const Eigen::RowVectorXf> row(gradients + t * n_channels + head * dim,
-                                                       shape_.head_dim);
-        // Gradients are small: in f64 their squares do not vanish.
-        const double norm = row.cast<double>().norm();
-        if (norm > 0) {
-          block.row(n++) = (row.cast<double>() / norm).cast<float>();
-        }
-      }
-      const auto used = block.topRows(n);
-      sums += FloatMatrix(used.transpose() * used).cast<double>();
-      counts_[head] += static_cast<std::size_t>(n);
+      const FloatMatrix block =
+          directions(gradients + first * n_channels + head * dim,
+                     std::min(kBlockRows, n_rows - first), n_channels, shape_.head_dim);
+      sums += FloatMatrix(block.transpose() * block).cast<double>();
+      counts_[head] += static_cast<std::size_t>(block.rows());
     }
   }
 }

@@ -16,6 +16,10 @@ namespace {
 constexpr std::size_t kRows = 64;  // rows of a matrix that a kernel takes at once
 
 Status check_sizes(const TensorSpec& spec, const TensorBasis::Parts& parts) {
+  if (spec.head_dim() <= 0) {
+    return invalid_argument("basis: got heads of " + std::to_string(spec.head_dim()) +
+                            " channels, want at least 1");
+  }
   const auto n_channels = static_cast<std::size_t>(spec.n_channels());
   const auto check = [](const char* what, std::size_t got, std::size_t want) -> Status {
     if (got != 0 && got != want) {
@@ -114,17 +118,11 @@ Result<TensorBasis> TensorBasis::create(const TensorSpec& spec, Parts parts) {
   CQKV_RETURN_IF_ERROR(check_order(parts.order, static_cast<std::size_t>(spec.head_dim())));
   TensorBasis result;
   result.parts_ = std::move(parts);
+  result.spec_ = spec;
   result.n_kv_heads_ = static_cast<std::size_t>(spec.n_kv_heads());
   result.head_dim_ = static_cast<std::size_t>(spec.head_dim());
-  result.spec_ = spec;
   if (result.has_rotation()) {
-    result.stride_ = round_up(result.head_dim_, kernels::kChannelLanes);
-    result.matrix_floats_ = round_up(result.head_dim_, kRows) * result.stride_;
-    result.rotation_.resize(result.n_kv_heads_ * result.matrix_floats_);
-    result.inverse_.resize(result.rotation_.size());
-    for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
-      CQKV_RETURN_IF_ERROR(result.set_rotation(kv_head));
-    }
+    CQKV_RETURN_IF_ERROR(result.set_rotations());
   }
   if (result.has_metric()) {
     result.set_metric();
@@ -132,8 +130,19 @@ Result<TensorBasis> TensorBasis::create(const TensorSpec& spec, Parts parts) {
   return result;
 }
 
+Status TensorBasis::set_rotations() {
+  stride_ = round_up(head_dim_, kernels::kChannelLanes);
+  matrix_floats_ = round_up(head_dim_, kRows) * stride_;
+  rotation_.resize(n_kv_heads_ * matrix_floats_);
+  inverse_.resize(rotation_.size());
+  for (int kv_head = 0; kv_head < spec_.n_kv_heads(); kv_head++) {
+    CQKV_RETURN_IF_ERROR(set_rotation(kv_head));
+  }
+  return {};
+}
+
 Status TensorBasis::set_rotation(int kv_head) {
-  const std::size_t n = head_dim_;
+  const std::size_t n = std::max<std::size_t>(head_dim_, 1);
   const std::uint16_t* halves = parts_.rotation.data() + static_cast<std::size_t>(kv_head) * n * n;
   float* rotation = rotation_.data() + static_cast<std::size_t>(kv_head) * matrix_floats_;
   float* inverse = inverse_.data() + static_cast<std::size_t>(kv_head) * matrix_floats_;
