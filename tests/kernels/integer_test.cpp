@@ -204,12 +204,20 @@ class IntegerCase {
   CodedBlocks blocks(const ByteTables& tables) {
     CodedBlocks result;
     result.table = tables.table(1);
-    result.group_dim = shape_.spec.group_dim;
+    // Groups in parts of an entry each, which have the same codes.
+    result.group_dim = tables.entry_dim(shape_.spec.group_dim);
+    const int n_parts = shape_.spec.group_dim / result.group_dim;
+    const std::size_t group_bytes = codes_.size() / shape_.n_blocks / n_groups_;
+    parts_ = ExactBuffer<std::uint8_t>(codes_.size() * n_parts);
+    for (std::size_t i = 0; i < parts_.size(); i++) {
+      const std::size_t group = i / group_bytes / n_parts;  // of all blocks
+      parts_[i] = codes_[group * group_bytes + i % group_bytes];
+    }
     result.code_bits = shape_.spec.code_bits;
     result.n_channels = shape_.head_dim;
     result.n_blocks = shape_.n_blocks;
     for (int b = 0; b < shape_.n_blocks; b++) {
-      result.codes[b] = codes_.data() + codes_.size() / shape_.n_blocks * b;
+      result.codes[b] = parts_.data() + parts_.size() / shape_.n_blocks * b;
     }
     return result;
   }
@@ -219,6 +227,7 @@ class IntegerCase {
   int n_groups_;
   TensorCodebook codebook_;
   ExactBuffer<std::uint8_t> codes_;
+  ExactBuffer<std::uint8_t> parts_;  // the same, as the tables in use want them
   KeyPairs pairs_;
   std::size_t n_padded_;
   ExactBuffer<float> angles_;
