@@ -1,6 +1,6 @@
 // Choosing bases (cqkv/basis.h) from rows and their gradients: which channels of keys belong
 // together, in which components values are coded best, and by which distance. Learning
-// centroids in a basis is calibrate.cpp's; why it helps is in docs/design/bases.md.
+// centroids in a basis is rated_tensor.h's; why it helps is in docs/design/bases.md.
 #pragma once
 
 #include <cstddef>
@@ -44,7 +44,7 @@ struct BasisInput {
   KvShape shape;
   const float* rows = nullptr;  ///< [n_rows, n_channels]
   std::size_t n_rows = 0;
-  /// How much each row counts, [n_rows, n_kv_heads]: its squared gradient.
+  /// How much each row counts, [n_rows, n_kv_heads], by its gradient.
   std::span<const float> weights;
   const GradientMoments* moments = nullptr;
 };
