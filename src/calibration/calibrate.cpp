@@ -201,21 +201,6 @@ struct LearnedSide {
   double held_out_error = 0;
 };
 
-LearnInput input_of(const TensorSamples& samples, const SampleRows& rows, const CodecSpec& spec) {
-  LearnInput input;
-  input.spec = spec;
-  input.n_kv_heads = samples.shape.n_kv_heads;
-  input.head_dim = samples.shape.head_dim;
-  input.rows = rows.rows.data();
-  input.n_tokens = rows.n_rows;
-  input.row_stride = static_cast<std::size_t>(samples.shape.n_channels());
-  const auto weights = rows.weights.find(spec.group_dim);
-  if (weights != rows.weights.end()) {
-    input.weights = weights->second;
-  }
-  return input;
-}
-
 LearnOptions learn_options(const Job& job, const SampleCollector::Key& key) {
   const auto [layer, kind] = key;
   LearnOptions options;
@@ -235,15 +220,15 @@ Status at_side(const SampleCollector::Key& key, const Status& status) {
 Result<LearnedSide> learn_side(const Job& job, const SampleCollector::Key& key,
                                const TensorSamples& samples, const CodecSpec& spec) {
   ThreadParallelFor parallel(job.options.n_threads);
-  auto learned = learn_tensor_codebook(input_of(samples, samples.learned, spec),
+  auto learned = learn_tensor_codebook(learn_input(samples.shape, samples.learned, spec),
                                        learn_options(job, key), parallel);
   if (!learned.ok()) {
     return at_side(key, learned.status());
   }
   LearnedSide side{*std::move(learned), 0};
   if (samples.held_out.n_rows > 0) {
-    const auto error = relative_coding_error(side.learned.codebook,
-                                             input_of(samples, samples.held_out, spec), parallel);
+    const auto error = relative_coding_error(
+        side.learned.codebook, learn_input(samples.shape, samples.held_out, spec), parallel);
     CQKV_RETURN_IF_ERROR(error.status());
     side.held_out_error = *error;
   }

@@ -2,7 +2,6 @@
 #include "calibration/rated_tensor.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -13,26 +12,11 @@
 namespace cqkv {
 namespace {
 
-LearnInput input_of(const KvShape& shape, const CodecSpec& spec, const SampleRows& rows) {
-  LearnInput input;
-  input.spec = spec;
-  input.n_kv_heads = shape.n_kv_heads;
-  input.head_dim = shape.head_dim;
-  input.rows = rows.rows.data();
-  input.n_tokens = rows.n_rows;
-  input.row_stride = static_cast<std::size_t>(shape.n_channels());
-  return input;
-}
-
 // Groups of neighbouring channels with their own weights.
 Result<TensorCodebook> learn_plain(const TensorSamples& samples, const CodecSpec& spec,
                                    const LearnOptions& options, ParallelFor& parallel) {
-  LearnInput input = input_of(samples.shape, spec, samples.learned);
-  const auto weights = samples.learned.weights.find(spec.group_dim);
-  if (weights != samples.learned.weights.end()) {
-    input.weights = weights->second;
-  }
-  auto learned = learn_tensor_codebook(input, options, parallel);
+  auto learned =
+      learn_tensor_codebook(learn_input(samples.shape, samples.learned, spec), options, parallel);
   if (!learned.ok()) {
     return learned.status();
   }
@@ -68,7 +52,7 @@ class BasisLearner {
     const TensorSpec tensor_spec(spec, samples_.shape.n_kv_heads, samples_.shape.head_dim);
     set_rows(*basis, tensor_spec);
     set_weights(tensor_spec);
-    LearnInput input = input_of(samples_.shape, spec, samples_.learned);
+    LearnInput input = learn_input(samples_.shape, samples_.learned, spec);
     input.rows = rows_.data();
     input.weights = weights_;
     auto learned = learn_tensor_codebook(input, options_.learning, parallel_);

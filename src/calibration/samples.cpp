@@ -37,6 +37,21 @@ TokenRange held_out_range(std::size_t sequence, std::size_t n_tokens) {
   return {n_tokens * part / kHeldOutShare, n_tokens * (part + 1) / kHeldOutShare};
 }
 
+LearnInput learn_input(const KvShape& shape, const SampleRows& rows, const CodecSpec& spec) {
+  LearnInput input;
+  input.spec = spec;
+  input.n_kv_heads = shape.n_kv_heads;
+  input.head_dim = shape.head_dim;
+  input.rows = rows.rows.data();
+  input.n_tokens = rows.n_rows;
+  input.row_stride = static_cast<std::size_t>(shape.n_channels());
+  const auto weights = rows.weights.find(spec.group_dim);
+  if (weights != rows.weights.end()) {
+    input.weights = weights->second;
+  }
+  return input;
+}
+
 void SampleCollector::expect(std::size_t n_learned, std::size_t n_held_out) {
   n_learned_ = n_learned;
   n_held_out_ = n_held_out;

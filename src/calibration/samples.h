@@ -13,6 +13,7 @@
 
 #include "calibration/bases.h"
 #include "calibration/kv_rows.h"
+#include "codebook/learn.h"
 
 namespace cqkv {
 
@@ -38,6 +39,9 @@ struct SampleRows {
   std::map<int, std::vector<float>> weights;
   std::vector<float> gradients;  ///< [n_rows, n_channels]; empty: not kept.
 };
+
+/// What learn.h learns from these rows for a codec, with the weights that they have for its groups.
+LearnInput learn_input(const KvShape& shape, const SampleRows& rows, const CodecSpec& spec);
 
 /// All rows of the keys or values of one layer.
 struct TensorSamples {
