@@ -172,13 +172,14 @@ Result<TensorCodebook> TensorCodebook::create(const TensorSpec& spec,
         std::to_string(spec.n_kv_heads()) + " of " + std::to_string(spec.head_dim()));
   }
   result.basis_ = std::move(basis);
-  result.transposed_ = transpose(in_metric(result.centroids_, spec, result.basis_), spec);
-  for (const std::uint16_t value : result.transposed_) {
-    if (value != kHalfInfinity && !std::isfinite(half_to_float(value))) {
+  const std::vector<std::uint16_t> measured = in_metric(result.centroids_, spec, result.basis_);
+  for (const std::uint16_t value : measured) {
+    if (!std::isfinite(half_to_float(value))) {
       return invalid_argument("codebook " + spec.name() +
                               ": a centroid is beyond the 16-bit floats in the basis' metric");
     }
   }
+  result.transposed_ = transpose(measured, spec);
   return result;
 }
 

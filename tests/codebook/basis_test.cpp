@@ -146,6 +146,16 @@ TEST(Basis, FitsItsCodebook) {
   const auto refused = TensorCodebook::create(other, centroids, basis);
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.status().code(), StatusCode::kInvalidArgument);
+  // Centroids that the metric carries beyond the 16-bit floats would never be nearest.
+  const std::vector<float> large(centroids.size(), 60000.0F);
+  for (const float sign : {1.0F, -1.0F}) {
+    TensorBasis::Parts parts;
+    parts.metric.assign(TensorBasis::metric_size(kSpec), float_to_half(2 * sign));
+    const auto beyond =
+        TensorCodebook::create(kSpec, large, TensorBasis::create(kSpec, parts).value());
+    ASSERT_FALSE(beyond.ok());
+    EXPECT_EQ(beyond.status().code(), StatusCode::kInvalidArgument);
+  }
   // Without one components are the channels.
   const auto plain = TensorCodebook::create(other, centroids).value();
   const std::vector<float> row = random_floats(32, rng);
