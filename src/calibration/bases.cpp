@@ -262,13 +262,13 @@ KeyBases::KeyBases(const BasisInput& input, RopeMode mode, ParallelFor& parallel
 }
 
 Result<TensorBasis> KeyBases::next(int group_dim, ParallelFor& parallel) {
-  for_heads(shape_.n_kv_heads, parallel, [&](int head) {
-    const Matrix metric = pair_average(to_matrix(metrics_[head]), pairs_[head], partner_);
-    const Matrix covariance = to_matrix(covariances_[head]);
-    if (group_dim > 2) {  // else there is nothing to exchange
+  if (group_dim > 2) {  // else there is nothing to exchange
+    for_heads(shape_.n_kv_heads, parallel, [&](int head) {
+      const Matrix metric = pair_average(to_matrix(metrics_[head]), pairs_[head], partner_);
+      const Matrix covariance = to_matrix(covariances_[head]);
       PairSearch(metric, covariance, partner_, group_dim).run(pairs_[head]);
-    }
-  });
+    });
+  }
   TensorBasis::Parts parts;
   const TensorSpec spec({group_dim, 8}, shape_.n_kv_heads, shape_.head_dim);
   for (int head = 0; head < shape_.n_kv_heads; head++) {

@@ -51,7 +51,7 @@ class Reader {
   Result<TensorSpec> mixed_shape(std::int64_t id, const std::string& name, KvKind kind,
                                  int code_bits);
   Status read_halves(std::int64_t id, const std::string& name, std::vector<std::uint16_t>& out);
-  Status read_basis_part(std::size_t layer, KvKind kind, const char* part, std::size_t size,
+  Status read_basis_part(const std::string& name, ggml_type want, std::size_t size,
                          std::vector<std::uint16_t>& out);
   Result<TensorBasis> read_basis(std::size_t layer, KvKind kind, const TensorSpec& spec);
 
@@ -295,15 +295,13 @@ Status Reader::read_halves(std::int64_t id, const std::string& name,
 }
 
 // A part that is not there stays empty.
-Status Reader::read_basis_part(std::size_t layer, KvKind kind, const char* part, std::size_t size,
+Status Reader::read_basis_part(const std::string& name, ggml_type want, std::size_t size,
                                std::vector<std::uint16_t>& out) {
   const gguf_context* header = file_.header.get();
-  const std::string name = format::basis_name(layer, kind, part);
   const std::int64_t id = gguf_find_tensor(header, name.c_str());
   if (id < 0) {
     return {};
   }
-  const ggml_type want = part == format::kOrder ? GGML_TYPE_I16 : GGML_TYPE_F16;
   const std::size_t n_bytes = gguf_get_tensor_size(header, id);
   if (gguf_get_tensor_type(header, id) != want || n_bytes != size * sizeof(std::uint16_t)) {
     return fields_.bad("tensor '" + name + "' has " + std::to_string(n_bytes) + " bytes of " +
@@ -319,15 +317,17 @@ Status Reader::read_basis_part(std::size_t layer, KvKind kind, const char* part,
 Result<TensorBasis> Reader::read_basis(std::size_t layer, KvKind kind, const TensorSpec& spec) {
   TensorBasis::Parts parts;
   const auto n_channels = static_cast<std::size_t>(spec.n_channels());
+  const auto name = [&](const char* part) { return format::basis_name(layer, kind, part); };
   if (kind == KvKind::kKey) {
-    CQKV_RETURN_IF_ERROR(read_basis_part(layer, kind, format::kOrder, n_channels, parts.order));
+    CQKV_RETURN_IF_ERROR(
+        read_basis_part(name(format::kOrder), GGML_TYPE_I16, n_channels, parts.order));
   } else {
-    CQKV_RETURN_IF_ERROR(read_basis_part(layer, kind, format::kRotation,
+    CQKV_RETURN_IF_ERROR(read_basis_part(name(format::kRotation), GGML_TYPE_F16,
                                          n_channels * static_cast<std::size_t>(spec.head_dim()),
                                          parts.rotation));
   }
-  CQKV_RETURN_IF_ERROR(
-      read_basis_part(layer, kind, format::kMetric, TensorBasis::metric_size(spec), parts.metric));
+  CQKV_RETURN_IF_ERROR(read_basis_part(name(format::kMetric), GGML_TYPE_F16,
+                                       TensorBasis::metric_size(spec), parts.metric));
   return TensorBasis::create(spec, std::move(parts));
 }
 
