@@ -50,6 +50,8 @@ struct AttentionShape {
   std::vector<int> v_dims;
   /// Keys in a random order with random metrics, values in a random rotation.
   bool bases = false;
+  /// Then: RoPE pairs stay side by side; see random_basis.
+  int partner = 0;
 
   std::string name() const {
     return k.name() + "/" + v.name() + " kv" + std::to_string(n_kv_heads) + "x" +
@@ -188,7 +190,8 @@ class AttentionCase {
   }
 
   TensorBasis make_basis(const TensorSpec& spec, bool is_key) {
-    return shape_.bases ? testing::random_basis(spec, is_key ? KvKind::kKey : KvKind::kValue, 3)
+    return shape_.bases ? testing::random_basis(spec, is_key ? KvKind::kKey : KvKind::kValue, 3,
+                                                shape_.partner)
                         : TensorBasis();
   }
 

@@ -160,6 +160,35 @@ TEST(Attention, Bases) {
   }
 }
 
+// Pairs side by side in every head, as bases are learned: kernels that load whole groups take them
+// in the order of components, with angles of each head; some of them turn, some do not.
+TEST(Attention, BasesThatKeepPairsTogether) {
+  for (const int n_queries : {1, 30}) {
+    for (const RopeMode mode : {RopeMode::kNeox, RopeMode::kNormal}) {
+      AttentionShape shape;
+      shape.bases = true;
+      shape.partner = mode == RopeMode::kNeox ? 32 : 1;
+      shape.n_kv_heads = 3;
+      shape.heads_per_kv = 3;
+      shape.k_dims = {4, 64, 8};
+      shape.v_dims = {64, 32, 2};
+      shape.n_queries = n_queries;
+      shape.n_cells = 700;
+      shape.exact_rows = n_queries == 1;
+      shape.rope = plain_rope(64, mode);
+      shape.byte_tables = true;
+      AttentionCase test(shape, 1);
+      const AttentionCall call = test.call();
+      EXPECT_EQ(call.k.tables->takes_components(),
+                call.k.tables->order() == kernels::TableOrder::kByCode);
+      expect_matches_reference(shape);
+      shape.rope.reset();
+      shape.partner = 1;
+      expect_matches_reference(shape);
+    }
+  }
+}
+
 TEST(Attention, KeysAndValuesOfDifferentKinds) {
   for (const char* keys : {"8c8b", "exact", "2c8b"}) {
     for (const char* values : {"8c8b", "exact", "4c9b"}) {

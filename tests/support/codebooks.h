@@ -50,8 +50,11 @@ inline TensorCodebook random_mixed_tensor(int code_bits, const std::vector<int>&
 }
 
 /// A basis of anything: keys in a random order with random metrics near plain ones; values in a
-/// random rotation near none, so that turning back does not blow errors up.
-inline TensorBasis random_basis(const TensorSpec& spec, KvKind kind, std::uint64_t seed) {
+/// random rotation near none, so that turning back does not blow errors up. Above 0, `partner`
+/// keeps every channel beside the one so many channels on, as those of RoPE pairs are learned: 1,
+/// or half of the head.
+inline TensorBasis random_basis(const TensorSpec& spec, KvKind kind, std::uint64_t seed,
+                                int partner = 0) {
   Rng rng(seed);
   TensorBasis::Parts parts;
   const auto head_dim = static_cast<std::size_t>(spec.head_dim());
@@ -71,11 +74,18 @@ inline TensorBasis random_basis(const TensorSpec& spec, KvKind kind, std::uint64
       near_identity(parts.metric, static_cast<std::size_t>(spec.group_dim(head)));
     }
   }
+  // Places are shuffled one by one, or two by two.
+  const std::size_t step = partner > 0 ? 2 : 1;
   parts.order.resize(kind == KvKind::kKey ? n_channels : 0);
-  for (std::size_t i = 0; i < parts.order.size(); i++) {
-    const std::size_t other = i / head_dim * head_dim + rng.below(i % head_dim + 1);
-    parts.order[i] = parts.order[other];
-    parts.order[other] = static_cast<std::uint16_t>(i % head_dim);
+  for (std::size_t i = 0; i < parts.order.size(); i += step) {
+    const std::size_t place = i % head_dim / step;
+    const std::size_t other = i / head_dim * head_dim + rng.below(place + 1) * step;
+    const std::size_t channel = partner > 1 ? place : i % head_dim;
+    for (std::size_t j = 0; j < step; j++) {
+      parts.order[i + j] = parts.order[other + j];
+      parts.order[other + j] =
+          static_cast<std::uint16_t>(channel + j * static_cast<std::size_t>(partner));
+    }
   }
   return TensorBasis::create(spec, std::move(parts)).value();
 }
