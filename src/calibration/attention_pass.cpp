@@ -82,61 +82,143 @@ void AttentionPass::allocate(const AttentionShape& shape, bool backward) {
       scratch.out.resize(kBlock, shape.head_dim, table_.panel);
     }
   }
-  for (auto* heads : {&keys_transposed_, &values_transposed_, &keys_, &values_}) {
-    heads->resize(shape.n_kv_heads);
-    const bool transposed = heads == &keys_transposed_ || heads == &values_transposed_;
-    for (dense::Packed& packed : *heads) {
-      packed.resize(transposed ? shape.head_dim : shape.n_tokens,
-                    transposed ? shape.n_tokens : shape.head_dim, table_.panel);
-    }
+}
+
+// For the columns that the queries of a block read exactly: the window's or the sinks', each from
+// the beginning of a panel.
+void AttentionPass::allocate_near(const AttentionShape& shape, bool near) {
+  const std::size_t n_most = std::max(exact_.window + kBlock, exact_.sinks) + table_.panel;
+  const std::size_t n = near ? std::min(n_most, shape.n_tokens) : 0;
+  for (Scratch& scratch : scratch_) {
+    scratch.near_scores.resize(kBlock * n);
+    scratch.near_gradients.resize(kBlock * n);
   }
+}
+
+// Every KV head of `from`; nothing of nullptr.
+void AttentionPass::pack_copy(const AttentionShape& shape, const float* from, bool transposed,
+                              std::vector<dense::Packed>& to) {
+  if (from == nullptr) {
+    return;
+  }
+  to.resize(shape.n_kv_heads);
+  for (dense::Packed& packed : to) {
+    packed.resize(transposed ? shape.head_dim : shape.n_tokens,
+                  transposed ? shape.n_tokens : shape.head_dim, table_.panel);
+  }
+  const auto stride = static_cast<std::ptrdiff_t>(shape.kv_stride());
+  parallel_.run(static_cast<int>(shape.n_kv_heads), [&](int task, int) {
+    const auto head = static_cast<std::size_t>(task);
+    const dense::View plain{from + head * shape.head_dim, stride, 1};
+    const dense::View view = transposed ? dense::transposed(plain) : plain;
+    dense::Packed& packed = to[head];
+    table_.pack(packed.data.data(), packed.n_inner, {0, packed.n_inner, 0, packed.n_columns}, view);
+  });
 }
 
 void AttentionPass::pack_heads(const AttentionShape& shape, const AttentionRows& rows,
                                bool backward) {
+  exact_ = rows.exact;
+  has_coded_ = rows.coded.keys != nullptr;
   allocate(shape, backward);
-  const auto stride = static_cast<std::ptrdiff_t>(shape.kv_stride());
-  const auto pack = [&](const float* from, std::size_t head, bool transpose, dense::Packed& to) {
-    const dense::View plain{from + head * shape.head_dim, stride, 1};
-    const dense::View view = transpose ? transposed(plain) : plain;
-    table_.pack(to.data.data(), to.n_inner, {0, to.n_inner, 0, to.n_columns}, view);
-  };
-  parallel_.run(static_cast<int>(2 * shape.n_kv_heads), [&](int task, int) {
-    const std::size_t head = static_cast<std::size_t>(task) / 2;
-    if (task % 2 == 0) {
-      pack(rows.keys, head, true, keys_transposed_[head]);
-      if (backward) {
-        pack(rows.values, head, true, values_transposed_[head]);
-      }
-    } else if (backward) {
-      pack(rows.keys, head, false, keys_[head]);
-    } else {
-      pack(rows.values, head, false, values_[head]);
+  pack_copy(shape, rows.keys, true, keys_transposed_);
+  pack_copy(shape, rows.coded.keys, true, coded_keys_transposed_);
+  if (backward) {
+    pack_copy(shape, rows.values, true, values_transposed_);
+    pack_copy(shape, rows.coded.values, true, coded_values_transposed_);
+    pack_copy(shape, rows.keys, false, keys_);
+    pack_copy(shape, rows.coded.keys, false, coded_keys_);
+  } else {
+    pack_copy(shape, rows.values, false, values_);
+    pack_copy(shape, rows.coded.values, false, coded_values_);
+  }
+}
+
+// The columns outside which a block's queries read nothing exactly: the window's and the sinks'.
+std::array<AttentionPass::Columns, 2> AttentionPass::near_columns(const Block& block) const {
+  const std::size_t oldest = block.first + 1 - std::min(block.first + 1, exact_.window);
+  const std::size_t window = std::max(oldest, block.first_key) - block.first_key;
+  const std::size_t sinks = std::max(exact_.sinks, block.first_key) - block.first_key;
+  return {Columns{window, block.n_keys}, Columns{0, std::min(sinks, window)}};
+}
+
+// c = a B^T over the block's keys, with rows of B of the copy that each query reads. `c` has the
+// stride of scores.
+void AttentionPass::multiply_by_columns(const AttentionShape& shape, const Block& block,
+                                        dense::View a, const Copies& b, dense::Buffer& near,
+                                        float* c) const {
+  const std::size_t stride = score_stride(shape);
+  const dense::Packed& all = (has_coded_ ? b.coded : b.own)[block.kv_head];
+  table_.multiply({a, block.n_queries, skip_columns(all.view(), block.first_key), 0, block.n_keys,
+                   c, stride, false});
+  if (!has_coded_) {
+    return;
+  }
+  for (const Columns columns : near_columns(block)) {
+    const std::size_t begin = columns.begin / table_.panel * table_.panel;  // first_key is one's
+    const std::size_t n = columns.end - begin;
+    if (columns.begin >= columns.end) {
+      continue;
     }
-  });
+    table_.multiply({a, block.n_queries,
+                     skip_columns(b.own[block.kv_head].view(), block.first_key + begin), 0, n,
+                     near.data(), n, false});
+    for (std::size_t i = 0; i < block.n_queries; i++) {
+      for (std::size_t j = columns.begin; j < columns.end; j++) {
+        if (exact_.holds(block.first + i, block.first_key + j)) {
+          c[i * stride + j] = near.data()[i * n + j - begin];
+        }
+      }
+    }
+  }
+}
+
+// Takes what queries read exactly out of some columns of scores.
+dense::View AttentionPass::take_near(const AttentionShape& shape, const Block& block, Columns near,
+                                     dense::Buffer& from, dense::Buffer& to) const {
+  const std::size_t n = near.end - near.begin;
+  for (std::size_t i = 0; i < block.n_queries; i++) {
+    float* all = from.data() + i * score_stride(shape) + near.begin;
+    float* taken = to.data() + i * n;
+    for (std::size_t j = 0; j < n; j++) {
+      const bool exact = exact_.holds(block.first + i, block.first_key + near.begin + j);
+      taken[j] = exact ? all[j] : 0.0F;
+      all[j] = exact ? 0.0F : all[j];
+    }
+  }
+  return {to.data(), static_cast<std::ptrdiff_t>(n), 1};
+}
+
+// c (+)= a B over some of the block's keys, whose columns `a` has.
+void AttentionPass::multiply_by_rows(const Block& block, dense::View a, const dense::Packed& b,
+                                     Columns columns, bool accumulate, float* c,
+                                     std::size_t c_stride) const {
+  dense::Product product;
+  product.a = a;
+  product.n_rows = block.n_queries;
+  product.b = skip_rows(b.view(), block.first_key + columns.begin, table_.panel);
+  product.n_inner = columns.end - columns.begin;
+  product.c = c;
+  product.c_stride = c_stride;
+  product.accumulate = accumulate;
+  table_.multiply(product);
 }
 
 // scores = Q K^T, unscaled, of the block's keys.
 void AttentionPass::score_block(const AttentionShape& shape, const AttentionRows& rows,
-                                const Block& block, float* scores) const {
-  const auto stride = static_cast<std::ptrdiff_t>(shape.query_stride());
+                                const Block& block, Scratch& scratch) const {
   const float* queries =
       rows.queries + block.first * shape.query_stride() + block.head * shape.head_dim;
-  dense::Product product;
-  product.a = {queries, stride, 1};
-  product.n_rows = block.n_queries;
-  product.b = skip_columns(keys_transposed_[block.kv_head].view(), block.first_key);
-  product.n_columns = block.n_keys;
-  product.c = scores;
-  product.c_stride = score_stride(shape);
-  table_.multiply(product);
+  multiply_by_columns(shape, block, {queries, static_cast<std::ptrdiff_t>(shape.query_stride()), 1},
+                      {keys_transposed_, coded_keys_transposed_}, scratch.near_scores,
+                      scratch.scores.data());
 }
 
 void AttentionPass::forward_block(const AttentionShape& shape, const AttentionRows& rows,
                                   const Block& block, Scratch& scratch) const {
   const std::size_t stride = score_stride(shape);
   float* scores = scratch.scores.data();
-  score_block(shape, rows, block, scores);
+  score_block(shape, rows, block, scratch);
   for (std::size_t i = 0; i < block.n_queries; i++) {
     const std::size_t token = block.first + i;
     const SeenColumns seen = seen_columns(shape, token, block.first_key, block.n_keys);
@@ -145,18 +227,29 @@ void AttentionPass::forward_block(const AttentionShape& shape, const AttentionRo
         table_.softmax(row + seen.begin, seen.size(), shape.scale);
     seen.clear_others(row);
   }
-  dense::Product product;
-  product.a = {scores, static_cast<std::ptrdiff_t>(stride), 1};
-  product.n_rows = block.n_queries;
-  product.b = skip_rows(values_[block.kv_head].view(), block.first_key, table_.panel);
-  product.n_inner = block.n_keys;
-  product.c = rows.out + block.first * shape.query_stride() + block.head * shape.head_dim;
-  product.c_stride = shape.query_stride();
-  table_.multiply(product);
+  float* out = rows.out + block.first * shape.query_stride() + block.head * shape.head_dim;
+  const Columns all{0, block.n_keys};
+  const dense::View weights{scores, static_cast<std::ptrdiff_t>(stride), 1};
+  if (!has_coded_) {
+    multiply_by_rows(block, weights, values_[block.kv_head], all, false, out, shape.query_stride());
+    return;
+  }
+  bool accumulate = false;
+  for (const Columns near : near_columns(block)) {
+    if (near.begin < near.end) {
+      const dense::View taken = take_near(shape, block, near, scratch.scores, scratch.near_scores);
+      multiply_by_rows(block, taken, values_[block.kv_head], near, accumulate, out,
+                       shape.query_stride());
+      accumulate = true;
+    }
+  }
+  multiply_by_rows(block, weights, coded_values_[block.kv_head], all, accumulate, out,
+                   shape.query_stride());
 }
 
 void AttentionPass::forward(const AttentionShape& shape, const AttentionRows& rows) {
   pack_heads(shape, rows, false);
+  allocate_near(shape, has_coded_);
   const std::size_t n_blocks = (shape.n_tokens + kBlock - 1) / kBlock;
   // Long blocks first, so that threads finish together.
   parallel_.run(static_cast<int>(n_blocks * shape.n_heads), [&](int task, int thread) {
@@ -176,13 +269,12 @@ void AttentionPass::score_gradients(const AttentionShape& shape, const Attention
   const std::size_t offset = block.first * shape.query_stride() + block.head * shape.head_dim;
   float* weights = scratch.scores.data();
   float* by_score = scratch.gradients.data();
-  score_block(shape, rows, block, weights);
+  score_block(shape, rows, block, scratch);
   // Gradient by the weights: dO V^T.
   const dense::View out{gradients.out + offset, static_cast<std::ptrdiff_t>(shape.query_stride()),
                         1};
-  table_.multiply({out, block.n_queries,
-                   skip_columns(values_transposed_[block.kv_head].view(), block.first_key), 0,
-                   block.n_keys, by_score, stride, false});
+  multiply_by_columns(shape, block, out, {values_transposed_, coded_values_transposed_},
+                      scratch.near_gradients, by_score);
   for (std::size_t i = 0; i < block.n_queries; i++) {
     const std::size_t token = block.first + i;
     const std::size_t row = offset + i * shape.query_stride();
@@ -210,30 +302,6 @@ void AttentionPass::sum_by_keys(const AttentionShape& shape, const Block& block,
                    shape.kv_stride(), true});
 }
 
-// Takes what queries read exactly out of columns [begin, end) of the scores, and sums it apart.
-void AttentionPass::sum_near(const AttentionShape& shape, const Block& block, std::size_t begin,
-                             std::size_t end, Scratch& scratch, const Sums& near_sums) const {
-  if (begin >= end) {
-    return;
-  }
-  const std::size_t n = end - begin;
-  const auto move = [&](dense::Buffer& from, dense::Buffer& to) {
-    for (std::size_t i = 0; i < block.n_queries; i++) {
-      float* all = from.data() + i * score_stride(shape) + begin;
-      float* near = to.data() + i * n;
-      for (std::size_t j = 0; j < n; j++) {
-        const bool exact = exact_.holds(block.first + i, block.first_key + begin + j);
-        near[j] = exact ? all[j] : 0.0F;
-        all[j] = exact ? 0.0F : all[j];
-      }
-    }
-    return dense::View{to.data(), static_cast<std::ptrdiff_t>(n), 1};
-  };
-  const dense::View by_score = move(scratch.gradients, scratch.near_gradients);
-  const dense::View by_weight = move(scratch.scores, scratch.near_scores);
-  sum_by_keys(shape, block, begin, n, by_score, by_weight, scratch, near_sums);
-}
-
 void AttentionPass::backward_block(const AttentionShape& shape, const AttentionRows& rows,
                                    const AttentionGradients& gradients, const Block& block,
                                    Scratch& scratch, const Sums& sums,
@@ -244,25 +312,40 @@ void AttentionPass::backward_block(const AttentionShape& shape, const AttentionR
   score_gradients(shape, rows, gradients, block, scratch);
   const dense::View by_score{scratch.gradients.data(), stride, 1};
   const dense::View by_weight{scratch.scores.data(), stride, 1};
-  table_.multiply({by_score, block.n_queries,
-                   skip_rows(keys_[block.kv_head].view(), block.first_key, table_.panel),
-                   block.n_keys, 0, gradients.queries + offset, shape.query_stride(), false});
+  float* by_query = gradients.queries + offset;
+  const Columns all{0, block.n_keys};
+  if (!has_coded_) {
+    multiply_by_rows(block, by_score, keys_[block.kv_head], all, false, by_query,
+                     shape.query_stride());
+  }
   // Sums over the block's queries, for every key.
-  const dense::PackPart all{0, block.n_queries, 0, shape.head_dim};
+  const dense::PackPart packed{0, block.n_queries, 0, shape.head_dim};
   scratch.queries.resize(block.n_queries, shape.head_dim, table_.panel);
   scratch.out.resize(block.n_queries, shape.head_dim, table_.panel);
-  table_.pack(scratch.queries.data.data(), block.n_queries, all,
+  table_.pack(scratch.queries.data.data(), block.n_queries, packed,
               {rows.queries + offset, query_stride, 1});
-  table_.pack(scratch.out.data.data(), block.n_queries, all,
+  table_.pack(scratch.out.data.data(), block.n_queries, packed,
               {gradients.out + offset, query_stride, 1});
-  if (near_sums.keys != nullptr) {
-    const std::size_t oldest = block.first + 1 - std::min(block.first + 1, exact_.window);
-    const std::size_t window = std::max(oldest, block.first_key) - block.first_key;
-    const std::size_t sinks = std::max(exact_.sinks, block.first_key) - block.first_key;
-    sum_near(shape, block, window, block.n_keys, scratch, near_sums);
-    sum_near(shape, block, 0, std::min(sinks, window), scratch, near_sums);
+  bool accumulate = false;
+  for (const Columns near : near_columns(block)) {
+    if (near_sums.keys == nullptr || near.begin >= near.end) {
+      continue;
+    }
+    const dense::View score =
+        take_near(shape, block, near, scratch.gradients, scratch.near_gradients);
+    const dense::View weight = take_near(shape, block, near, scratch.scores, scratch.near_scores);
+    sum_by_keys(shape, block, near.begin, near.end - near.begin, score, weight, scratch, near_sums);
+    if (has_coded_) {
+      multiply_by_rows(block, score, keys_[block.kv_head], near, accumulate, by_query,
+                       shape.query_stride());
+      accumulate = true;
+    }
   }
   sum_by_keys(shape, block, 0, block.n_keys, by_score, by_weight, scratch, sums);
+  if (has_coded_) {
+    multiply_by_rows(block, by_score, coded_keys_[block.kv_head], all, accumulate, by_query,
+                     shape.query_stride());
+  }
 }
 
 // Stretches of queries summed apart: enough tasks for many threads, little memory.
@@ -332,18 +415,11 @@ void AttentionPass::backward(const AttentionShape& shape, const AttentionRows& r
   const std::size_t n_part = n_parts(shape);
   const std::size_t n_sums = n_part * shape.n_tokens * shape.kv_stride();
   const std::size_t n_blocks = (shape.n_tokens + kBlock - 1) / kBlock;
-  exact_ = far == nullptr ? ExactTokens{} : far->exact;
+  allocate_near(shape, far != nullptr);
   key_parts_.resize(n_sums);
   value_parts_.resize(n_sums);
   near_key_parts_.resize(far == nullptr ? 0 : n_sums);
   near_value_parts_.resize(far == nullptr ? 0 : n_sums);
-  for (Scratch& scratch : scratch_) {
-    const std::size_t n_near =
-        far == nullptr ? 0
-                       : std::min(std::max(exact_.window + kBlock, exact_.sinks), shape.n_tokens);
-    scratch.near_scores.resize(kBlock * n_near);
-    scratch.near_gradients.resize(kBlock * n_near);
-  }
   parallel_.run(static_cast<int>(n_part * shape.n_kv_heads), [&](int task, int thread) {
     const auto index = static_cast<std::size_t>(task);
     const std::size_t part = n_part - 1 - index / shape.n_kv_heads;

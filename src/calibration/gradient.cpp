@@ -38,6 +38,15 @@ struct GradientModel::State {
   Activations spare;                  // of a layer that is not kept
   dense::Buffer gradient;             // by a layer's output, then input
   const std::atomic<bool>* cancel = nullptr;
+  const Codebook* codebook = nullptr;
+
+  KvCoding coding_of(std::size_t layer) const {
+    if (codebook == nullptr || layer >= codebook->layers.size()) {
+      return {};
+    }
+    const LayerCodebook& found = codebook->layers[layer];
+    return {found.get(KvKind::kKey), found.get(KvKind::kValue)};
+  }
 
   std::size_t n_layers() const { return model.shape.n_layers; }
 
@@ -59,6 +68,7 @@ struct GradientModel::State {
     return model.layers[layer].local() ? local_angles : angles;
   }
 
+  Status check_codes(const Codebook& wanted) const;
   Status prepare_angles(std::size_t n_positions);
   Status prepare(std::span<const Token> tokens, std::size_t n_kept);
   Status check_tokens(std::span<const Token> tokens) const;
@@ -81,6 +91,27 @@ Status GradientModel::State::check_tokens(std::span<const Token> tokens) const {
     if (token < 0 || static_cast<std::size_t>(token) >= model.shape.n_vocab) {
       return invalid_argument("gradients: got token " + std::to_string(token) + ", want 0 to " +
                               std::to_string(model.shape.n_vocab - 1));
+    }
+  }
+  return {};
+}
+
+Status GradientModel::State::check_codes(const Codebook& wanted) const {
+  if (!options.exact) {
+    return invalid_argument("gradients: codes are for far tokens; say which tokens are exact");
+  }
+  const auto n_kv_heads = static_cast<int>(model.shape.n_kv_heads);
+  const auto head_dim = static_cast<int>(model.shape.head_dim);
+  for (const LayerCodebook& layer : wanted.layers) {
+    for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+      const TensorCodebook* tensor = layer.get(kind);
+      if (tensor != nullptr &&
+          (tensor->n_kv_heads() != n_kv_heads || tensor->head_dim() != head_dim)) {
+        return invalid_argument("gradients: got a codebook for " +
+                                std::to_string(tensor->n_kv_heads()) + " KV heads of " +
+                                std::to_string(tensor->head_dim()) + " channels, want " +
+                                std::to_string(n_kv_heads) + " of " + std::to_string(head_dim));
+      }
     }
   }
   return {};
@@ -128,7 +159,7 @@ Status GradientModel::State::forward(std::span<const Token> tokens,
   for (std::size_t il = 0; il < n_layers(); il++) {
     CQKV_RETURN_IF_ERROR(check_cancelled());
     layer_pass.forward(model.layers[il], angles_of(il), tokens.size(), inputs[il].data(),
-                       offsets.empty() ? KvOffset{} : offsets[il], activations(il),
+                       offsets.empty() ? KvOffset{} : offsets[il], coding_of(il), activations(il),
                        inputs[il + 1].data());
     CQKV_RETURN_IF_ERROR(for_kinds(il, tokens.size(), nullptr, nullptr, check_finite));
   }
@@ -158,8 +189,8 @@ Status GradientModel::State::backward(std::size_t n_tokens, const KvSink& sink) 
     CQKV_RETURN_IF_ERROR(check_cancelled());
     Activations& rows = activations(il);
     if (!is_kept(il)) {
-      layer_pass.forward(model.layers[il], angles_of(il), n_tokens, inputs[il].data(), {}, rows,
-                         nullptr);
+      layer_pass.forward(model.layers[il], angles_of(il), n_tokens, inputs[il].data(), {},
+                         coding_of(il), rows, nullptr);
     }
     layer_pass.backward(model.layers[il], angles_of(il), n_tokens, inputs[il].data(), rows, il == 0,
                         gradient.data());
@@ -172,7 +203,8 @@ Status GradientModel::State::backward(std::size_t n_tokens, const KvSink& sink) 
 }
 
 Result<double> GradientModel::State::run(std::span<const Token> tokens, const KvSink& sink) {
-  const std::size_t layer_bytes = Activations::n_floats(model.shape, tokens.size()) * sizeof(float);
+  const std::size_t layer_bytes =
+      Activations::n_floats(model.shape, tokens.size(), codebook != nullptr) * sizeof(float);
   CQKV_RETURN_IF_ERROR(
       prepare(tokens, std::min(n_layers(), options.activation_bytes / layer_bytes)));
   CQKV_RETURN_IF_ERROR(forward(tokens, {}));
@@ -218,6 +250,14 @@ Result<GradientModel> GradientModel::load(const std::string& path, const Gradien
 
 const ModelShape& GradientModel::shape() const {
   return state_->model.shape;
+}
+
+Status GradientModel::use_codes(const Codebook* codebook) {
+  if (codebook != nullptr) {
+    CQKV_RETURN_IF_ERROR(state_->check_codes(*codebook));
+  }
+  state_->codebook = codebook;
+  return {};
 }
 
 RopeMode GradientModel::rope_mode() const {

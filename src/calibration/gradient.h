@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 
+#include "cqkv/codebook.h"
 #include "cqkv/status.h"
 
 #include "calibration/kv_rows.h"
@@ -55,6 +56,13 @@ class GradientModel {
   ~GradientModel();
 
   const ModelShape& shape() const;
+
+  /// From now on `run` and `loss` read far keys and values as this codebook codes them (not owned;
+  /// layers that it says nothing of stay exact); nullptr: exactly. Gradients go through codes as if
+  /// they were the rows themselves, and are by what is coded.
+  ///
+  /// @return kInvalidArgument for a codebook of another shape, or without GradientOptions::exact.
+  Status use_codes(const Codebook* codebook);
 
   /// How the channels of keys are paired.
   RopeMode rope_mode() const;

@@ -65,12 +65,13 @@ void Activations::resize(const ModelShape& shape, std::size_t n_tokens) {
   ffn_out.resize(shape.post_norms ? middle.size() : 0);
 }
 
-std::size_t Activations::n_floats(const ModelShape& shape, std::size_t n_tokens) {
+std::size_t Activations::n_floats(const ModelShape& shape, std::size_t n_tokens, bool coded) {
   const std::size_t n_raw =
       (shape.head_norms ? shape.n_query_channels() + shape.n_kv_channels() : 0) +
       (shape.post_norms ? 2 * shape.n_embd : 0);
-  return n_tokens * (2 * shape.n_query_channels() + 2 * shape.n_kv_channels() + shape.n_heads +
-                     shape.n_embd + 2 * shape.n_ff + n_raw);
+  const std::size_t n_kv = (coded ? 4 : 2) * shape.n_kv_channels();
+  return n_tokens * (2 * shape.n_query_channels() + n_kv + shape.n_heads + shape.n_embd +
+                     2 * shape.n_ff + n_raw);
 }
 
 template <typename Function>
@@ -167,13 +168,45 @@ void LayerPass::project(const LayerTensors& layer, const RopeAngles& angles, con
 }
 
 void LayerPass::rotate_keys(const RopeAngles& angles, std::size_t n_tokens,
-                            const dense::Buffer& keys) {
+                            const dense::Buffer& keys, dense::Buffer& rotated) const {
   const std::size_t n_kv = shape_.n_kv_channels();
-  rotated_keys_.resize(n_tokens * n_kv);
-  std::memcpy(rotated_keys_.data(), keys.data(), n_tokens * n_kv * sizeof(float));
+  rotated.resize(n_tokens * n_kv);
+  std::memcpy(rotated.data(), keys.data(), n_tokens * n_kv * sizeof(float));
   for (std::size_t t = 0; t < n_tokens; t++) {
-    angles.rotate(t, shape_.n_kv_heads, shape_.head_dim, rotated_keys_.data() + t * n_kv);
+    angles.rotate(t, shape_.n_kv_heads, shape_.head_dim, rotated.data() + t * n_kv);
   }
+}
+
+// What a cache gives back of rows.
+void LayerPass::code(const TensorCodebook* codebook, std::size_t n_tokens,
+                     const dense::Buffer& rows, dense::Buffer& coded) {
+  const std::size_t n_kv = shape_.n_kv_channels();
+  coded.resize(n_tokens * n_kv);
+  if (codebook == nullptr) {
+    std::copy_n(rows.data(), n_tokens * n_kv, coded.data());
+    return;
+  }
+  const auto n_codes = static_cast<std::size_t>(codebook->n_codes());
+  codes_.resize(n_tokens * n_codes);
+  for_rows(n_tokens, [&](const Rows& strip, Scratch&) {
+    std::uint16_t* codes = codes_.data() + strip.first * n_codes;
+    codebook->encode(rows.data() + strip.first * n_kv, strip.n, n_kv, codes);
+    codebook->decode(codes, strip.n, coded.data() + strip.first * n_kv, n_kv);
+  });
+}
+
+// With keys rotated, what was coded among them.
+AttentionRows LayerPass::attention_rows(const RopeAngles& angles, std::size_t n_tokens,
+                                        Activations& activations) {
+  rotate_keys(angles, n_tokens, activations.keys, rotated_keys_);
+  AttentionRows rows{activations.queries.data(), rotated_keys_.data(),
+                     activations.values.data(),  activations.attention.data(),
+                     activations.lse.data(),     exact_.value_or(ExactTokens{})};
+  if (activations.coded_keys.size() > 0) {
+    rotate_keys(angles, n_tokens, activations.coded_keys, rotated_coded_keys_);
+    rows.coded = {rotated_coded_keys_.data(), activations.coded_values.data()};
+  }
+  return rows;
 }
 
 void LayerPass::feed_forward(const LayerTensors& layer, const Rows& rows, const float* input,
@@ -204,17 +237,20 @@ void LayerPass::feed_forward(const LayerTensors& layer, const Rows& rows, const 
 }
 
 void LayerPass::forward(const LayerTensors& layer, const RopeAngles& angles, std::size_t n_tokens,
-                        const float* input, const KvOffset& offset, Activations& activations,
-                        float* output) {
+                        const float* input, const KvOffset& offset, const KvCoding& coding,
+                        Activations& activations, float* output) {
   activations.resize(shape_, n_tokens);
   pack(layer, Direction::kForward);
   for_rows(n_tokens, [&](const Rows& rows, Scratch& scratch) {
     project(layer, angles, rows, input, offset, activations, scratch);
   });
-  rotate_keys(angles, n_tokens, activations.keys);
+  activations.coded_keys.resize(0);
+  if (coding.any()) {
+    code(coding.keys, n_tokens, activations.keys, activations.coded_keys);
+    code(coding.values, n_tokens, activations.values, activations.coded_values);
+  }
   attention_.forward(attention_shape(shape_, layer, n_tokens),
-                     {activations.queries.data(), rotated_keys_.data(), activations.values.data(),
-                      activations.attention.data(), activations.lse.data()});
+                     attention_rows(angles, n_tokens, activations));
   for_rows(n_tokens, [&](const Rows& rows, Scratch& scratch) {
     feed_forward(layer, rows, input, activations, output, scratch);
   });
@@ -293,16 +329,14 @@ void LayerPass::backward(const LayerTensors& layer, const RopeAngles& angles, st
   if (exact_) {
     far_keys_.resize(n_tokens * shape_.n_kv_channels());
     far_values_.resize(n_tokens * shape_.n_kv_channels());
-    far = {*exact_, far_keys_.data(), far_values_.data()};
+    far = {far_keys_.data(), far_values_.data()};
   }
   pack(layer, Direction::kBackward);
   for_rows(n_tokens, [&](const Rows& rows, Scratch& scratch) {
     feed_forward_back(layer, rows, activations, gradient, scratch);
   });
-  rotate_keys(angles, n_tokens, activations.keys);
   attention_.backward(attention_shape(shape_, layer, n_tokens),
-                      {activations.queries.data(), rotated_keys_.data(), activations.values.data(),
-                       activations.attention.data(), activations.lse.data()},
+                      attention_rows(angles, n_tokens, activations),
                       {attention_gradients_.data(), query_gradients_.data(), key_gradients_.data(),
                        value_gradients_.data()},
                       exact_ ? &far : nullptr);

@@ -4,8 +4,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <vector>
+
+#include "cqkv/codebook.h"
 
 #include "calibration/attention_pass.h"
 #include "calibration/dense.h"
@@ -25,19 +28,28 @@ struct Activations {
   dense::Buffer lse;        ///< [n_heads, n_tokens]
   dense::Buffer middle;     ///< Between attention and feed-forward.
   dense::Buffer gate, up;   ///< Overwritten by the way back.
-  dense::Buffer raw_queries, raw_keys;  ///< Before their norm; only with head_norms.
-  dense::Buffer attn_out, ffn_out;      ///< Before their norm; only with post_norms.
+  dense::Buffer coded_keys, coded_values;  ///< What codes say of them; only if coded.
+  dense::Buffer raw_queries, raw_keys;     ///< Before their norm; only with head_norms.
+  dense::Buffer attn_out, ffn_out;         ///< Before their norm; only with post_norms.
 
   void resize(const ModelShape& shape, std::size_t n_tokens);
 
-  /// Floats that resize allocates.
-  static std::size_t n_floats(const ModelShape& shape, std::size_t n_tokens);
+  /// Floats that resize allocates, and coding.
+  static std::size_t n_floats(const ModelShape& shape, std::size_t n_tokens, bool coded);
 };
 
 /// Added to keys (after their norm, before RoPE) and values of a layer: for finite differences.
 struct KvOffset {
   const float* keys = nullptr;  ///< [n_tokens, kv channels] or nullptr.
   const float* values = nullptr;
+};
+
+/// How far keys and values of a layer are coded; nullptr: they are exact.
+struct KvCoding {
+  const TensorCodebook* keys = nullptr;
+  const TensorCodebook* values = nullptr;
+
+  bool any() const { return keys != nullptr || values != nullptr; }
 };
 
 /// Owns scratch memory and the packed weights of the layer in work; one call at a time.
@@ -52,9 +64,12 @@ class LayerPass {
 
   /// Runs a layer on `input` [n_tokens, n_embd].
   ///
+  /// @param coding  With use_far_gradients: queries that do not read a token exactly read its
+  /// codes.
   /// @param output  [n_tokens, n_embd], or nullptr if only the activations are wanted.
   void forward(const LayerTensors& layer, const RopeAngles& angles, std::size_t n_tokens,
-               const float* input, const KvOffset& offset, Activations& activations, float* output);
+               const float* input, const KvOffset& offset, const KvCoding& coding,
+               Activations& activations, float* output);
 
   /// @param gradient  In: of the loss by the layer's output; out: by its input, unless
   ///   `last`, when nobody needs it. [n_tokens, n_embd]
@@ -109,7 +124,12 @@ class LayerPass {
   void rotate_back(const RopeAngles& angles, const Rows& rows);
   void project_back(const LayerTensors& layer, const Rows& rows, const float* input,
                     const Activations& activations, float* gradient, Scratch& scratch) const;
-  void rotate_keys(const RopeAngles& angles, std::size_t n_tokens, const dense::Buffer& keys);
+  void rotate_keys(const RopeAngles& angles, std::size_t n_tokens, const dense::Buffer& keys,
+                   dense::Buffer& rotated) const;
+  void code(const TensorCodebook* codebook, std::size_t n_tokens, const dense::Buffer& rows,
+            dense::Buffer& coded);
+  AttentionRows attention_rows(const RopeAngles& angles, std::size_t n_tokens,
+                               Activations& activations);
   template <typename Function>
   void for_rows(std::size_t n_tokens, const Function& function);
   void pack(const LayerTensors& layer, Direction direction);
@@ -120,7 +140,8 @@ class LayerPass {
   AttentionPass attention_;
   std::vector<Scratch> scratch_;
   dense::Packed q_, k_, v_, o_, gate_, up_, down_;
-  dense::Buffer rotated_keys_;
+  dense::Buffer rotated_keys_, rotated_coded_keys_;
+  std::vector<std::uint16_t> codes_;
   dense::Buffer attention_gradients_;
   dense::Buffer query_gradients_, key_gradients_, value_gradients_;
   std::optional<ExactTokens> exact_;

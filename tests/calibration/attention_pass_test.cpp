@@ -29,7 +29,8 @@ Rows random_rows(std::size_t n, std::uint64_t seed) {
   return rows;
 }
 
-// Queries, and two copies of keys and values: which one a query reads is told by ExactTokens.
+// Queries, and two copies of keys and values: which one a query reads is told by ExactTokens. They
+// are alike unless one is coded.
 struct Inputs {
   Rows queries, near_keys, near_values, far_keys, far_values;
 
@@ -39,6 +40,14 @@ struct Inputs {
         near_values(random_rows(shape.n_tokens * shape.kv_stride(), 3)),
         far_keys(near_keys),
         far_values(near_values) {}
+
+  void code(const AttentionShape& shape) {
+    far_keys = random_rows(shape.n_tokens * shape.kv_stride(), 6);
+    far_values = random_rows(shape.n_tokens * shape.kv_stride(), 7);
+    coded = true;
+  }
+
+  bool coded = false;
 };
 
 // sum over queries, heads and channels of out * weight.
@@ -73,7 +82,7 @@ double objective(const Case& c, const Inputs& in, const Rows& weight) {
 }
 
 struct Gradients {
-  Rows queries, keys, values, far_keys, far_values;
+  Rows out, queries, keys, values, far_keys, far_values;
 };
 
 Gradients gradients_of(const Case& c, const Inputs& in, const Rows& weight, int n_threads,
@@ -84,11 +93,17 @@ Gradients gradients_of(const Case& c, const Inputs& in, const Rows& weight, int 
   const std::size_t n_kv = shape.n_tokens * shape.kv_stride();
   Rows out(in.queries.size());
   Rows lse(shape.n_heads * shape.n_tokens);
-  const AttentionRows rows{in.queries.data(), in.near_keys.data(), in.near_values.data(),
-                           out.data(), lse.data()};
+  const AttentionRows rows{
+      in.queries.data(),
+      in.near_keys.data(),
+      in.near_values.data(),
+      out.data(),
+      lse.data(),
+      c.exact,
+      in.coded ? CodedRows{in.far_keys.data(), in.far_values.data()} : CodedRows{}};
   pass.forward(shape, rows);
-  Gradients g{Rows(in.queries.size()), Rows(n_kv), Rows(n_kv), Rows(n_kv), Rows(n_kv)};
-  const FarGradients far{c.exact, g.far_keys.data(), g.far_values.data()};
+  Gradients g{out, Rows(in.queries.size()), Rows(n_kv), Rows(n_kv), Rows(n_kv), Rows(n_kv)};
+  const FarGradients far{g.far_keys.data(), g.far_values.data()};
   pass.backward(shape, rows, {weight.data(), g.queries.data(), g.keys.data(), g.values.data()},
                 with_far ? &far : nullptr);
   return g;
@@ -125,11 +140,14 @@ void expect_derivative(const Case& c, Inputs& in, Rows& input, const Rows& weigh
   }
 }
 
-TEST(AttentionPass, FarGradientsAreThoseByASecondCopy) {
+void expect_gradients(bool coded) {
   for (std::size_t i = 0; i < cases().size(); i++) {
     const Case& c = cases()[i];
     SCOPED_TRACE("case " + std::to_string(i));
     Inputs in(c.shape);
+    if (coded) {
+      in.code(c.shape);
+    }
     const Rows weight = random_rows(in.queries.size(), 4);
     const Gradients g = gradients_of(c, in, weight, 2, true);
     expect_derivative(c, in, in.far_keys, weight, g.far_keys, "far key");
@@ -142,6 +160,34 @@ TEST(AttentionPass, FarGradientsAreThoseByASecondCopy) {
     }
     expect_derivative(c, in, in.near_keys, weight, near_keys, "near key");
     expect_derivative(c, in, in.near_values, weight, near_values, "near value");
+    expect_derivative(c, in, in.queries, weight, g.queries, "query");
+  }
+}
+
+TEST(AttentionPass, FarGradientsAreThoseByASecondCopy) {
+  expect_gradients(false);
+}
+
+TEST(AttentionPass, FarGradientsAreThoseByACodedCopy) {
+  expect_gradients(true);
+}
+
+TEST(AttentionPass, ReadsTheCopyThatEachQueryHas) {
+  for (const Case& c : cases()) {
+    Inputs in(c.shape);
+    in.code(c.shape);
+    const Rows weight = random_rows(in.queries.size(), 8);
+    const Gradients g = gradients_of(c, in, weight, 2, true);
+    double sum = 0;
+    for (std::size_t i = 0; i < weight.size(); i++) {
+      sum += static_cast<double>(g.out[i]) * weight[i];
+    }
+    EXPECT_NEAR(sum, objective(c, in, weight),
+                2e-4 * std::sqrt(static_cast<double>(weight.size())));
+    const Gradients threads = gradients_of(c, in, weight, 3, true);
+    EXPECT_EQ(threads.out, g.out);
+    EXPECT_EQ(threads.queries, g.queries);
+    EXPECT_EQ(threads.far_keys, g.far_keys);
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "calibration/llama_loss.h"
 #include "calibration/tiny_model.h"
+#include "core/rng.h"
 
 namespace cqkv {
 namespace {
@@ -328,6 +329,74 @@ TEST(FarGradients, AreThoseThroughQueriesThatReadCodes) {
       ASSERT_EQ(some.gradients.at(tensor)[i] == 0.0F, t < 2 || t > 30) << t;
     }
   }
+}
+
+// Coarse: four centroids for a whole head.
+Codebook random_codebook(const ModelShape& shape) {
+  const auto head_dim = static_cast<int>(shape.head_dim);
+  const TensorSpec spec(CodecSpec{head_dim, 2}, static_cast<int>(shape.n_kv_heads), head_dim);
+  Rng rng(17);
+  Codebook codebook;
+  codebook.layers.resize(shape.n_layers);
+  for (LayerCodebook& layer : codebook.layers) {
+    for (auto* side : {&layer.k, &layer.v}) {
+      std::vector<float> centroids(4 * shape.n_kv_channels());
+      for (float& value : centroids) {
+        value = static_cast<float>(rng.normal());
+      }
+      side->push_back(TensorCodebook::create(spec, centroids).value());
+    }
+  }
+  return codebook;
+}
+
+// With every token coded, codes are offsets that nobody has to know before: those of the rows that
+// the coded run itself finds.
+TEST(FarGradients, OfCodesAreThoseOfTheModelThatReadsThem) {
+  const std::string path = TinyModel().write("codes.gguf");
+  const std::vector<Token> tokens = testing::random_tokens(40, 6);
+  GradientModel model = load(path, 2, std::size_t{1} << 30U, ExactTokens{0, 0});
+  const Collected plain = collect(model, tokens);
+  const Codebook codebook = random_codebook(model.shape());
+  ASSERT_TRUE(model.use_codes(&codebook).ok());
+  const Collected coded = collect(model, tokens);
+  EXPECT_GT(std::abs(coded.loss - plain.loss), 1e-3);
+
+  std::map<std::pair<int, KvKind>, std::vector<float>> errors;
+  std::vector<KvOffset> offsets(model.shape().n_layers);
+  for (const auto& [tensor, rows] : coded.rows) {
+    const auto [layer, kind] = tensor;
+    const TensorCodebook& codec = *codebook.layers[layer].get(kind);
+    std::vector<std::uint16_t> codes(tokens.size() * codec.n_codes());
+    std::vector<float>& error = errors[tensor];
+    error.resize(rows.size());
+    codec.encode(rows.data(), tokens.size(), codec.n_channels(), codes.data());
+    codec.decode(codes.data(), tokens.size(), error.data(), codec.n_channels());
+    for (std::size_t i = 0; i < rows.size(); i++) {
+      error[i] -= rows[i];
+    }
+    (kind == KvKind::kKey ? offsets[layer].keys : offsets[layer].values) = error.data();
+  }
+  ASSERT_TRUE(model.use_codes(nullptr).ok());
+  EXPECT_NEAR(*model.loss(tokens, offsets), coded.loss, 1e-5);
+  EXPECT_EQ(collect(model, tokens).gradients, plain.gradients);
+
+  // Layers computed again on the way back are the same.
+  GradientModel again = load(path, 1, 0, ExactTokens{0, 0});
+  ASSERT_TRUE(again.use_codes(&codebook).ok());
+  EXPECT_EQ(collect(again, tokens).gradients, coded.gradients);
+}
+
+TEST(FarGradients, NeedCodebooksOfTheModel) {
+  const std::string path = TinyModel().write("codes.gguf");
+  GradientModel model = load(path, 1, 0, ExactTokens{8, 2});
+  ModelShape other = model.shape();
+  other.n_kv_heads *= 2;
+  const Codebook wrong = random_codebook(other);
+  EXPECT_EQ(model.use_codes(&wrong).code(), StatusCode::kInvalidArgument);
+  GradientModel without = load(path);
+  const Codebook right = random_codebook(model.shape());
+  EXPECT_EQ(without.use_codes(&right).code(), StatusCode::kInvalidArgument);
 }
 
 }  // namespace
