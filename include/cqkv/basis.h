@@ -29,7 +29,8 @@ class TensorBasis {
   struct Parts {
     std::vector<std::uint16_t> order;     ///< [kv_head, head_dim], each channel once.
     std::vector<std::uint16_t> rotation;  ///< f16 [kv_head, component, channel], invertible.
-    /// f16 [kv_head, group, group_dim, group_dim]; head_dim * group_dim numbers a head.
+    /// f16 [kv_head, group, group_dim, group_dim]; head_dim * group_dim numbers a head with codes,
+    /// none of others.
     std::vector<std::uint16_t> metric;
 
     bool operator==(const Parts&) const = default;

@@ -19,13 +19,13 @@ namespace cqkv {
 /// The centroids of the keys or the values of one layer.
 ///
 /// Axes, slowest first: [kv_head, group, centroid, group_dim]; each KV head has groups of a size of
-/// its own, so only [kv_head] is regular: head_dim * 2^code_bits values a head. Every group has
-/// its own codebook (paper, section 3.2). Centroids are 16-bit floats, to which
-/// `create` rounds, so a codebook read back from its file is bit-equal.
+/// its own, so only [kv_head] is regular: head_dim * 2^code_bits values a head, and head_dim, its
+/// mean, of one without codes. Every group has its own codebook (paper, section 3.2). Centroids are
+/// 16-bit floats, to which `create` rounds, so a codebook read back from its file is bit-equal.
 /// Const after construction; all methods may run at once.
 class TensorCodebook {
  public:
-  /// @param centroids  [kv_head, group, centroid, group_dim].
+  /// @param centroids  [kv_head, group, centroid, group_dim]; of a head without codes [head_dim].
   /// @return kInvalidArgument if the shape is illegal, the count disagrees or a
   ///   centroid is not finite as a 16-bit float.
   static Result<TensorCodebook> create(CodecSpec spec, int n_kv_heads, int head_dim,
@@ -50,12 +50,13 @@ class TensorCodebook {
   /// Channels of one row.
   int n_channels() const { return spec_.n_channels(); }
 
-  /// All centroids as 16-bit floats (IEEE binary16), [kv_head, group, centroid, group_dim].
+  /// All centroids as 16-bit floats (IEEE binary16), as `create` takes them.
   std::span<const std::uint16_t> centroids() const { return centroids_; }
 
-  /// The codebook of one group, [centroid, group_dim].
+  /// The codebook of one group, [centroid, group_dim]; of a head without codes one centroid.
   const std::uint16_t* group(int kv_head, int group) const {
-    return centroids_.data() + first_channel(kv_head, group) * spec_.n_centroids();
+    return centroids_.data() + first_[static_cast<std::size_t>(kv_head)] +
+           static_cast<std::size_t>(group) * spec_.group_dim(kv_head) * spec_.n_centroids(kv_head);
   }
 
   /// The same as 32-bit floats. May throw std::bad_alloc.
@@ -95,6 +96,8 @@ class TensorCodebook {
  private:
   TensorCodebook() = default;
 
+  Status set_centroids(std::span<const float> centroids);
+  void set_transposed(const std::vector<std::uint16_t>& centroids);
   void encode_group(int kv_head, int group, const float* in, std::size_t n_rows,
                     std::size_t row_stride, std::uint16_t* codes) const;
 
@@ -105,8 +108,10 @@ class TensorCodebook {
 
   TensorSpec spec_;
   TensorBasis basis_;
-  std::vector<std::uint16_t> centroids_;  // [kv_head, group, centroid, group_dim]
-  // [kv_head, group, group_dim, padded centroids], in the metric
+  std::vector<std::uint16_t> centroids_;
+  std::vector<std::size_t> first_;             // [kv_head], in centroids_
+  std::vector<std::size_t> first_transposed_;  // [kv_head]
+  // [kv_head, group, group_dim, padded centroids] of heads with codes, in the metric
   std::vector<std::uint16_t> transposed_;
 };
 

@@ -148,6 +148,10 @@ const std::uint8_t* AttentionOperator::block_codes(const CacheSide& side, int kv
   const CodeLayout& layout = layout_of(side);
   const int code_bits = layout.code_bits();
   const int n_groups = layout.n_groups(kv_head);
+  if (!layout.spec.coded(kv_head)) {
+    std::memset(unpacked, 0, static_cast<std::size_t>(n_groups) * unpacked_group_bytes(code_bits));
+    return unpacked;
+  }
   if (code_bits == 8) {
     if (block.block >= 0) {
       return side.data + layout.group_offset(block.block, kv_head, 0);

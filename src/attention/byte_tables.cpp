@@ -178,7 +178,7 @@ void ByteTables::set_scales(const TensorCodebook& codebook) {
     for (int d = 0; d < codebook.head_dim(); d++) {
       const std::uint16_t* centroid = codebook.group(kv, d / dim) + d % dim;
       float largest = 0.0F;
-      for (int i = 0; i < codebook.spec().n_centroids(); i++, centroid += dim) {
+      for (int i = 0; i < codebook.spec().n_centroids(kv); i++, centroid += dim) {
         largest = std::max(largest, std::abs(half_to_float(*centroid)));
       }
       scales_[kv * padded_ + d] = largest / kLargestByte;
@@ -187,12 +187,12 @@ void ByteTables::set_scales(const TensorCodebook& codebook) {
 }
 
 void ByteTables::set_bytes(const TensorCodebook& codebook) {
-  const int n = codebook.spec().n_centroids();
   const bool by_channel = order_ == kernels::TableOrder::kByChannel;
   set_error(codebook);
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
     const int dim = codebook.spec().group_dim(kv);
     const int entry = entry_dim(dim);
+    const int n = codebook.spec().n_centroids(kv);  // codes are less
     std::int8_t* head = bytes_.data() + kv * head_bytes_;
     for (int d = 0; d < codebook.head_dim(); d++) {
       const float scale = scales_[kv * padded_ + d];
@@ -213,7 +213,8 @@ void ByteTables::set_bytes(const TensorCodebook& codebook) {
 void ByteTables::set_error(const TensorCodebook& codebook) {
   const TensorSpec& spec = codebook.spec();
   for (int kv = 0; kv < codebook.n_kv_heads(); kv++) {
-    const bool counts = spec.group_dim(kv) > 1 || spec.uniform();
+    // A head without codes has nothing to tell apart.
+    const bool counts = spec.coded(kv) && (spec.group_dim(kv) > 1 || spec.uniform());
     for (int group = 0; counts && group < spec.n_groups(kv); group++) {
       error_ = std::max(error_, group_error(codebook, kv, group));
     }

@@ -27,7 +27,9 @@ void AttentionOperator::load_plain(const CacheSide& side, int kv_head, const Vie
 void AttentionOperator::load_codes(const CacheSide& side, int kv_head, int group,
                                    const ViewBlock& block, std::uint16_t* codes) const {
   const CodeLayout& layout = layout_of(side);
-  if (block.block >= 0) {
+  if (!layout.spec.coded(kv_head)) {
+    std::fill_n(codes, kBlockCells, std::uint16_t{0});
+  } else if (block.block >= 0) {
     unpack_group(layout.code_bits(), side.data + layout.group_offset(block.block, kv_head, group),
                  codes);
   } else {

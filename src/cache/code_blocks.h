@@ -46,7 +46,7 @@ struct CodeLayout {
     return (n_cells + kBlockCells - 1) / kBlockCells * block_bytes();
   }
 
-  /// The codes of one group of one block.
+  /// The codes of one group of one block; of a head that has codes.
   std::size_t group_offset(std::size_t block, int kv_head, int group) const {
     return block * block_bytes() +
            static_cast<std::size_t>(spec.first_code(kv_head) + group) * group_bytes();

@@ -47,8 +47,10 @@ struct CodedTensorSize {
 
   std::size_t pool_offset() const { return aligned(code_bytes); }
 
+  /// Not 0, even without any codes: the host's tensors are told apart by their addresses.
   std::size_t total() const {
-    return pool_bytes == 0 ? code_bytes : pool_offset() + aligned(pool_bytes);
+    const std::size_t codes = code_bytes == 0 ? aligned(1) : code_bytes;
+    return pool_bytes == 0 ? codes : pool_offset() + aligned(pool_bytes);
   }
 
  private:

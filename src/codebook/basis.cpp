@@ -105,7 +105,7 @@ bool invert(std::vector<double>& a, std::vector<double>& inverse, std::size_t n)
 
 std::size_t TensorBasis::metric_size(const TensorSpec& spec) {
   std::size_t size = 0;
-  for (const int group_dim : spec.group_dims()) {
+  for (const int group_dim : spec.group_dims()) {  // 0 without codes
     size += static_cast<std::size_t>(spec.head_dim()) * static_cast<std::size_t>(group_dim);
   }
   return size;
@@ -170,7 +170,7 @@ void TensorBasis::set_metric() {
   metric_.resize(parts_.metric.size());
   std::size_t begin = 0;
   for (int kv_head = 0; kv_head < spec_.n_kv_heads(); kv_head++) {
-    const auto dim = static_cast<std::size_t>(spec_.group_dim(kv_head));
+    const auto dim = static_cast<std::size_t>(spec_.coded(kv_head) ? spec_.group_dim(kv_head) : 0);
     metric_begin_.push_back(begin);
     const std::size_t end = begin + head_dim_ * dim;
     for (; begin < end; begin += dim * dim) {

@@ -15,11 +15,23 @@ namespace {
 
 // Where a centroid value is, for messages.
 std::string at_group(std::size_t index, const TensorSpec& spec) {
-  const std::size_t channel = index / static_cast<std::size_t>(spec.n_centroids());
-  const auto kv_head = static_cast<int>(channel / static_cast<std::size_t>(spec.head_dim()));
-  const int group = static_cast<int>(channel % static_cast<std::size_t>(spec.head_dim())) /
-                    spec.group_dim(kv_head);
-  return "KV head " + std::to_string(kv_head) + ", group " + std::to_string(group);
+  int kv_head = 0;
+  while (index >= spec.n_centroid_values(kv_head)) {
+    index -= spec.n_centroid_values(kv_head++);
+  }
+  const std::string head = "KV head " + std::to_string(kv_head);
+  const std::size_t per_group =
+      static_cast<std::size_t>(spec.n_centroids()) * spec.group_dim(kv_head);
+  return spec.coded(kv_head) ? head + ", group " + std::to_string(index / per_group)
+                             : head + ", its mean";
+}
+
+std::size_t n_centroid_values(const TensorSpec& spec) {
+  std::size_t n = 0;
+  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
+    n += spec.n_centroid_values(kv_head);
+  }
+  return n;
 }
 
 int padded_centroids(const TensorSpec& spec) {
@@ -41,6 +53,10 @@ std::vector<std::uint16_t> in_metric(std::vector<std::uint16_t> centroids, const
   float z[kMaxGroupDim];
   for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
     const int dim = spec.group_dim(kv_head);
+    if (!spec.coded(kv_head)) {  // nothing is near or far
+      at += spec.head_dim();
+      continue;
+    }
     for (int i = 0; i < spec.n_groups(kv_head) * spec.n_centroids(); i++, at += dim) {
       std::transform(at, at + dim, centroid, half_to_float);
       basis.to_metric(kv_head, i / spec.n_centroids(), centroid, z);
@@ -48,26 +64,6 @@ std::vector<std::uint16_t> in_metric(std::vector<std::uint16_t> centroids, const
     }
   }
   return centroids;
-}
-
-// [group, centroid, group_dim] -> [group, group_dim, padded centroid], as encode_group wants them:
-// padding is never nearest.
-std::vector<std::uint16_t> transpose(const std::vector<std::uint16_t>& centroids,
-                                     const TensorSpec& spec) {
-  const auto padded = static_cast<std::size_t>(padded_centroids(spec));
-  const auto n = static_cast<std::size_t>(spec.n_centroids());
-  std::vector<std::uint16_t> out(static_cast<std::size_t>(spec.n_channels()) * padded,
-                                 kHalfInfinity);
-  std::size_t channel = 0;
-  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
-    const auto dim = static_cast<std::size_t>(spec.group_dim(kv_head));
-    for (int g = 0; g < spec.n_groups(kv_head); g++, channel += dim) {
-      for (std::size_t i = 0; i < n * dim; i++) {
-        out[(channel + i % dim) * padded + i / dim] = centroids[channel * n + i];
-      }
-    }
-  }
-  return out;
 }
 
 // Some groups at a time, since they are short.
@@ -80,8 +76,8 @@ void decode_head(const TensorCodebook& codebook, int kv_head, const std::uint16_
   for (int first = 0; first < n_groups; first += most) {
     const int n = std::min(most, n_groups - first);
     for (int g = 0; g < n; g++) {
-      std::copy_n(codebook.group(kv_head, first + g) + codes[first + g] * dim, dim,
-                  halves + g * dim);
+      const int code = codebook.spec().coded(kv_head) ? codes[first + g] : 0;
+      std::copy_n(codebook.group(kv_head, first + g) + code * dim, dim, halves + g * dim);
     }
     kernels::active().half_to_float_n(halves, n * dim, row + first * dim);
   }
@@ -94,7 +90,7 @@ std::uint64_t hash_side(const TensorCodebook* tensor, std::uint64_t hash) {
     return hash_bytes(nothing, sizeof(nothing), hash);
   }
   const TensorSpec& spec = tensor->spec();
-  const std::int32_t shape[4] = {spec.group_dim(0), spec.code_bits(), spec.n_kv_heads(),
+  const std::int32_t shape[4] = {spec.group_dims().front(), spec.code_bits(), spec.n_kv_heads(),
                                  spec.head_dim()};
   hash = hash_bytes(shape, sizeof(shape), hash);
   if (!spec.uniform()) {  // heads that are alike were known before others were
@@ -145,23 +141,17 @@ Result<TensorCodebook> TensorCodebook::create(CodecSpec spec, int n_kv_heads, in
 Result<TensorCodebook> TensorCodebook::create(const TensorSpec& spec,
                                               std::span<const float> centroids, TensorBasis basis) {
   CQKV_RETURN_IF_ERROR(check_spec(spec));
-  const std::size_t want = static_cast<std::size_t>(spec.n_channels()) * spec.n_centroids();
+  const std::size_t want = n_centroid_values(spec);
   if (centroids.size() != want) {
     return invalid_argument(
         "codebook " + spec.name() + ": got " + std::to_string(centroids.size()) +
-        " centroid values, want KV heads * head size * 2^bits = " + std::to_string(want));
+        " centroid values, want head size * 2^bits for each KV head with codes and head size for "
+        "others, " +
+        std::to_string(want));
   }
   TensorCodebook result;
   result.spec_ = spec;
-  result.centroids_.resize(centroids.size());
-  for (std::size_t i = 0; i < centroids.size(); i++) {
-    result.centroids_[i] = float_to_half(centroids[i]);
-    if (!std::isfinite(half_to_float(result.centroids_[i]))) {
-      return invalid_argument("codebook " + spec.name() + ": centroid value " +
-                              std::to_string(centroids[i]) + " (" + at_group(i, spec) +
-                              ") is not finite as a 16-bit float");
-    }
-  }
+  CQKV_RETURN_IF_ERROR(result.set_centroids(centroids));
   if (basis.plain()) {
     basis = TensorBasis::create(spec, {}).value();
   } else if (!(basis.spec() == spec)) {
@@ -179,12 +169,53 @@ Result<TensorCodebook> TensorCodebook::create(const TensorSpec& spec,
                               ": a centroid is beyond the 16-bit floats in the basis' metric");
     }
   }
-  result.transposed_ = transpose(measured, spec);
+  result.set_transposed(measured);
   return result;
 }
 
+Status TensorCodebook::set_centroids(std::span<const float> centroids) {
+  centroids_.resize(centroids.size());
+  for (std::size_t i = 0; i < centroids.size(); i++) {
+    centroids_[i] = float_to_half(centroids[i]);
+    if (!std::isfinite(half_to_float(centroids_[i]))) {
+      return invalid_argument("codebook " + spec_.name() + ": centroid value " +
+                              std::to_string(centroids[i]) + " (" + at_group(i, spec_) +
+                              ") is not finite as a 16-bit float");
+    }
+  }
+  std::size_t first = 0;
+  for (int kv_head = 0; kv_head < n_kv_heads(); kv_head++) {
+    first_.push_back(first);
+    first += spec_.n_centroid_values(kv_head);
+  }
+  return {};
+}
+
+// [group, centroid, group_dim] -> [group, group_dim, padded centroid], as encode_group wants them:
+// padding is never nearest.
+void TensorCodebook::set_transposed(const std::vector<std::uint16_t>& centroids) {
+  const auto padded = static_cast<std::size_t>(padded_centroids(spec_));
+  const auto n = static_cast<std::size_t>(spec_.n_centroids());
+  std::size_t end = 0;
+  for (int kv_head = 0; kv_head < n_kv_heads(); kv_head++) {
+    first_transposed_.push_back(end);
+    end += spec_.coded(kv_head) ? static_cast<std::size_t>(head_dim()) * padded : 0;
+  }
+  transposed_.assign(end, kHalfInfinity);
+  for (int kv_head = 0; kv_head < n_kv_heads(); kv_head++) {
+    const auto dim = static_cast<std::size_t>(spec_.group_dim(kv_head));
+    const std::uint16_t* from = centroids.data() + first_[static_cast<std::size_t>(kv_head)];
+    std::uint16_t* to = transposed_.data() + first_transposed_[static_cast<std::size_t>(kv_head)];
+    for (int g = 0; g < spec_.n_codes(kv_head); g++, from += n * dim, to += dim * padded) {
+      for (std::size_t i = 0; i < n * dim; i++) {
+        to[i % dim * padded + i / dim] = from[i];
+      }
+    }
+  }
+}
+
 std::vector<float> TensorCodebook::group_floats(int kv_head, int group) const {
-  std::vector<float> floats(static_cast<std::size_t>(spec_.n_centroids()) *
+  std::vector<float> floats(static_cast<std::size_t>(spec_.n_centroids(kv_head)) *
                             spec_.group_dim(kv_head));
   kernels::active().half_to_float_n(this->group(kv_head, group), floats.size(), floats.data());
   return floats;
@@ -209,7 +240,7 @@ void TensorCodebook::encode_groups(const float* components, std::size_t n_rows,
                                    std::uint16_t* codes) const {
   for (int kv_head = 0; kv_head < n_kv_heads(); kv_head++) {
     const int begin = spec_.first_code(kv_head);
-    const int last = std::min(first + n, begin + spec_.n_groups(kv_head));
+    const int last = std::min(first + n, begin + spec_.n_codes(kv_head));
     for (int g = std::max(first, begin); g < last; g++) {
       encode_group(kv_head, g - begin, components + first_channel(kv_head, g - begin), n_rows,
                    row_stride, codes + g);
@@ -224,7 +255,9 @@ void TensorCodebook::encode_group(int kv_head, int group, const float* in, std::
   const int dim = spec_.group_dim(kv_head);
   const int padded = padded_centroids(spec_);
   const auto code_stride = static_cast<std::size_t>(n_codes());
-  const std::uint16_t* table = transposed_.data() + first_channel(kv_head, group) * padded;
+  const std::uint16_t* table = transposed_.data() +
+                               first_transposed_[static_cast<std::size_t>(kv_head)] +
+                               static_cast<std::size_t>(group) * dim * padded;
   if (!basis_.has_metric()) {
     kernel.encode_group(table, dim, padded, in, row_stride, n_rows, codes, code_stride);
     return;

@@ -76,7 +76,10 @@ inline constexpr const char* kOrder = "order";
 inline constexpr const char* kRotation = "rotation";
 inline constexpr const char* kMetric = "metric";
 
-inline std::string basis_name(std::size_t layer, KvKind kind, const char* part) {
+// Since version 1.4: of the heads without codes.
+inline constexpr const char* kMean = "mean";
+
+inline std::string part_name(std::size_t layer, KvKind kind, const char* part) {
   return "blk." + std::to_string(layer) + (kind == KvKind::kKey ? ".attn_k." : ".attn_v.") + part;
 }
 

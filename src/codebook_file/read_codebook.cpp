@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <new>
+#include <tuple>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -36,6 +37,14 @@ class Reader {
   Result<Codebook> run();
 
  private:
+  // Where the centroids of one side are; ids are -1 for what is not there.
+  struct Places {
+    std::string name;
+    std::int64_t id = -1;
+    std::string mean_name;
+    std::int64_t mean_id = -1;
+  };
+
   Status check_type_and_version();
   Status check_constant(const char* key, const char* want);
   Status check_only_known_names();
@@ -48,8 +57,10 @@ class Reader {
   Status read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec);
   Result<TensorSpec> uniform_shape(std::int64_t id, const std::string& name,
                                    const CodecSpec& spec) const;
-  Result<TensorSpec> mixed_shape(std::int64_t id, const std::string& name, KvKind kind,
-                                 int code_bits);
+  Result<TensorSpec> mixed_shape(const Places& places, KvKind kind, int code_bits);
+  Status check_mixed_shape(const Places& places, int code_bits) const;
+  Status read_centroids(const Places& places, const TensorSpec& spec, std::vector<float>& out);
+  Result<Places> find_places(std::size_t layer, KvKind kind, const CodecSpec& spec) const;
   Status read_halves(std::int64_t id, const std::string& name, std::vector<std::uint16_t>& out);
   Status read_basis_part(const std::string& name, ggml_type want, std::size_t size,
                          std::vector<std::uint16_t>& out);
@@ -317,7 +328,7 @@ Status Reader::read_basis_part(const std::string& name, ggml_type want, std::siz
 Result<TensorBasis> Reader::read_basis(std::size_t layer, KvKind kind, const TensorSpec& spec) {
   TensorBasis::Parts parts;
   const auto n_channels = static_cast<std::size_t>(spec.n_channels());
-  const auto name = [&](const char* part) { return format::basis_name(layer, kind, part); };
+  const auto name = [&](const char* part) { return format::part_name(layer, kind, part); };
   if (kind == KvKind::kKey) {
     CQKV_RETURN_IF_ERROR(
         read_basis_part(name(format::kOrder), GGML_TYPE_I16, n_channels, parts.order));
@@ -353,63 +364,136 @@ Result<TensorSpec> Reader::uniform_shape(std::int64_t id, const std::string& nam
   return TensorSpec(spec, static_cast<int>(ne[3]), head_dim);
 }
 
-// Takes the next layer's head sizes.
-Result<TensorSpec> Reader::mixed_shape(std::int64_t id, const std::string& name, KvKind kind,
-                                       int code_bits) {
-  const std::int64_t* ne = gguf_get_tensor_ne(file_.header.get(), id);
+// Heads with codes and heads without are each in a tensor of their own, if there are any.
+Status Reader::check_mixed_shape(const Places& places, int code_bits) const {
+  const gguf_context* header = file_.header.get();
   const std::int64_t n_centroids = std::int64_t{1} << code_bits;
-  const std::int64_t head_dim = ne[0] / n_centroids;
+  std::int64_t head_dim = 0;
+  for (const auto& [id, name, n] :
+       {std::tuple(places.id, places.name, n_centroids),
+        std::tuple(places.mean_id, places.mean_name, std::int64_t{1})}) {
+    if (id < 0) {
+      continue;
+    }
+    const std::int64_t* ne = gguf_get_tensor_ne(header, id);
+    const std::int64_t found = ne[0] / n;
+    if (ne[0] % n != 0 || found < 1 || found > format::kMaxHeadDim || ne[1] > format::kMaxKvHeads ||
+        ne[2] != 1 || ne[3] != 1 || (head_dim != 0 && found != head_dim)) {
+      return fields_.bad("tensor '" + name + "' has shape " + shape_text(ne) +
+                         ", want [head size * " + std::to_string(n) + ", KV heads]" +
+                         (head_dim == 0 ? "" : " with a head size of " + std::to_string(head_dim)));
+    }
+    head_dim = found;
+  }
+  return {};
+}
+
+// Takes the next layer's head sizes.
+Result<TensorSpec> Reader::mixed_shape(const Places& places, KvKind kind, int code_bits) {
+  CQKV_RETURN_IF_ERROR(check_mixed_shape(places, code_bits));
+  const gguf_context* header = file_.header.get();
+  const auto ne = [&](std::int64_t id, int axis) {
+    return id < 0 ? 0 : gguf_get_tensor_ne(header, id)[axis];
+  };
+  const std::int64_t head_dim =
+      std::max(ne(places.id, 0) / (std::int64_t{1} << code_bits), ne(places.mean_id, 0));
+  const std::int64_t n_coded = ne(places.id, 1);
+  const std::int64_t n_heads = n_coded + ne(places.mean_id, 1);
   const auto i = static_cast<std::size_t>(kind);
   const std::vector<std::uint32_t>& all = head_group_dims_[i];
   const std::size_t n_left = all.size() - n_head_group_dims_[i];
-  if (ne[0] % n_centroids != 0 || head_dim < 1 || head_dim > format::kMaxHeadDim ||
-      ne[1] > format::kMaxKvHeads || ne[2] != 1 || ne[3] != 1) {
-    return fields_.bad("tensor '" + name + "' has shape " + shape_text(ne) +
-                       ", want [head size * " + std::to_string(n_centroids) + ", KV heads]");
-  }
-  if (static_cast<std::size_t>(ne[1]) > n_left) {
+  if (n_heads > format::kMaxKvHeads || static_cast<std::size_t>(n_heads) > n_left) {
     return fields_.bad(std::string(format::head_group_dims_key(kind)) + " has " +
-                       std::to_string(n_left) + " numbers left for the " + std::to_string(ne[1]) +
-                       " KV heads of '" + name + "'");
+                       std::to_string(n_left) + " numbers left for the " + std::to_string(n_heads) +
+                       " KV heads of '" + places.name + "'");
   }
   std::vector<int> dims;
-  for (std::int64_t head = 0; head < ne[1]; head++) {
+  std::int64_t n_found = 0;
+  for (std::int64_t head = 0; head < n_heads; head++) {
     const std::uint32_t dim = all[n_head_group_dims_[i]++];
-    const CodecSpec spec{dim > static_cast<std::uint32_t>(kMaxGroupDim) ? 0 : static_cast<int>(dim),
+    const CodecSpec spec{static_cast<int>(std::min(dim, std::uint32_t{kMaxGroupDim + 1})),
                          code_bits};
-    const Status legal = spec.check(static_cast<int>(head_dim));
+    const Status legal = dim == 0 ? Status() : spec.check(static_cast<int>(head_dim));
     if (!legal.ok()) {
-      return fields_.bad("tensor '" + name + "', KV head " + std::to_string(head) + ": " +
+      return fields_.bad("tensor '" + places.name + "', KV head " + std::to_string(head) + ": " +
                          legal.message());
     }
+    n_found += dim == 0 ? 0 : 1;
     dims.push_back(spec.group_dim);
   }
+  if (n_found != n_coded) {
+    return fields_.bad("tensor '" + places.name + "' has " + std::to_string(n_coded) +
+                       " KV heads, want the " + std::to_string(n_found) +
+                       " whose groups have channels");
+  }
   return TensorSpec(code_bits, dims, static_cast<int>(head_dim));
+}
+
+Result<Reader::Places> Reader::find_places(std::size_t layer, KvKind kind,
+                                           const CodecSpec& spec) const {
+  const gguf_context* header = file_.header.get();
+  Places places;
+  places.name = format::tensor_name(layer, kind);
+  places.id = gguf_find_tensor(header, places.name.c_str());
+  if (spec.group_dim == 0) {
+    places.mean_name = format::part_name(layer, kind, format::kMean);
+    places.mean_id = gguf_find_tensor(header, places.mean_name.c_str());
+  }
+  if (places.id < 0 && places.mean_id < 0) {
+    return fields_.bad("has no tensor '" + places.name + "', but its configuration is " +
+                       spec.name());
+  }
+  for (const auto& [id, name] :
+       {std::pair(places.id, places.name), std::pair(places.mean_id, places.mean_name)}) {
+    if (id >= 0 && gguf_get_tensor_type(header, id) != GGML_TYPE_F16) {
+      return fields_.bad("tensor '" + name + "' has type " +
+                         ggml_type_name(gguf_get_tensor_type(header, id)) + ", want f16");
+    }
+  }
+  return places;
+}
+
+// Of all heads in their order.
+Status Reader::read_centroids(const Places& places, const TensorSpec& spec,
+                              std::vector<float>& out) {
+  std::vector<std::uint16_t> centroids;
+  std::vector<std::uint16_t> means;
+  if (places.id >= 0) {
+    CQKV_RETURN_IF_ERROR(read_halves(places.id, places.name, centroids));
+    n_tensors_++;
+  }
+  if (places.mean_id >= 0) {
+    CQKV_RETURN_IF_ERROR(read_halves(places.mean_id, places.mean_name, means));
+    n_tensors_++;
+  }
+  const std::uint16_t* next = centroids.data();
+  const std::uint16_t* next_mean = means.data();
+  out.resize(centroids.size() + means.size());
+  float* to = out.data();
+  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
+    const std::uint16_t*& from = spec.coded(kv_head) ? next : next_mean;
+    const std::uint16_t* end = from + spec.n_centroid_values(kv_head);
+    to = std::transform(from, end, to, half_to_float);
+    from = end;
+  }
+  return {};
 }
 
 Status Reader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec) {
   if (spec.exact()) {
     return {};
   }
-  const gguf_context* header = file_.header.get();
-  const std::string name = format::tensor_name(layer, kind);
-  const std::int64_t id = gguf_find_tensor(header, name.c_str());
-  if (id < 0) {
-    return fields_.bad("has no tensor '" + name + "', but its configuration is " + spec.name());
+  const auto places = find_places(layer, kind, spec);
+  if (!places.ok()) {
+    return places.status();
   }
-  if (gguf_get_tensor_type(header, id) != GGML_TYPE_F16) {
-    return fields_.bad("tensor '" + name + "' has type " +
-                       ggml_type_name(gguf_get_tensor_type(header, id)) + ", want f16");
-  }
-  const auto shape = spec.group_dim > 0 ? uniform_shape(id, name, spec)
-                                        : mixed_shape(id, name, kind, spec.code_bits);
+  const auto shape = spec.group_dim > 0 ? uniform_shape(places->id, places->name, spec)
+                                        : mixed_shape(*places, kind, spec.code_bits);
   if (!shape.ok()) {
     return shape.status();
   }
-  std::vector<std::uint16_t> halves;
-  CQKV_RETURN_IF_ERROR(read_halves(id, name, halves));
-  std::vector<float> centroids(halves.size());
-  std::transform(halves.begin(), halves.end(), centroids.begin(), half_to_float);
+  std::vector<float> centroids;
+  CQKV_RETURN_IF_ERROR(read_centroids(*places, *shape, centroids));
   auto basis = read_basis(layer, kind, *shape);
   if (!basis.ok()) {
     return fields_.bad("layer " + std::to_string(layer) + ", " + std::string(kv_kind_name(kind)) +
@@ -417,11 +501,10 @@ Status Reader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec
   }
   auto tensor = TensorCodebook::create(*shape, centroids, *std::move(basis));
   if (!tensor.ok()) {
-    return fields_.bad("tensor '" + name + "': " + tensor.status().message());
+    return fields_.bad("tensor '" + places->name + "': " + tensor.status().message());
   }
   auto& side = kind == KvKind::kKey ? codebook_.layers[layer].k : codebook_.layers[layer].v;
   side.push_back(*std::move(tensor));
-  n_tensors_++;
   return {};
 }
 

@@ -1,5 +1,6 @@
 // write_codebook: the header through ggml's writer, the centroids by hand, because
 // ggml's file writer loses the system's error.
+#include <deque>
 #include <memory>
 #include <new>
 #include <vector>
@@ -123,17 +124,23 @@ void set_specs(gguf_context* out, const Codebook& codebook, KvKind kind) {
   }
 }
 
-ggml_tensor* new_tensor(ggml_context* ggml, const TensorSpec& spec) {
-  return spec.uniform()
-             ? ggml_new_tensor_4d(ggml, GGML_TYPE_F16, spec.group_dim(0), spec.n_centroids(),
-                                  spec.n_groups(0), spec.n_kv_heads())
-             : ggml_new_tensor_2d(ggml, GGML_TYPE_F16,
-                                  std::int64_t{spec.head_dim()} * spec.n_centroids(),
-                                  spec.n_kv_heads());
-}
-
 // What is written of one tensor: 16-bit numbers, floats or not.
 using Halves = std::span<const std::uint16_t>;
+
+// The centroids of the heads that have codes, or the means of those that have none.
+std::vector<std::uint16_t> values_of(const TensorCodebook& tensor, bool coded) {
+  const TensorSpec& spec = tensor.spec();
+  std::vector<std::uint16_t> values;
+  const std::uint16_t* next = tensor.centroids().data();
+  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
+    const std::size_t n = spec.n_centroid_values(kv_head);
+    if (spec.coded(kv_head) == coded) {
+      values.insert(values.end(), next, next + n);
+    }
+    next += n;
+  }
+  return values;
+}
 
 // Collects the tensors in the order of the file.
 class Entries {
@@ -144,18 +151,27 @@ class Entries {
     const TensorSpec& spec = tensor.spec();
     const std::int64_t head_dim = spec.head_dim();
     const TensorBasis::Parts& basis = tensor.basis().parts();
-    add(format::tensor_name(layer, kind), new_tensor(ggml_, spec), tensor.centroids());
+    if (spec.uniform()) {
+      add(format::tensor_name(layer, kind),
+          ggml_new_tensor_4d(ggml_, GGML_TYPE_F16, spec.group_dim(0), spec.n_centroids(),
+                             spec.n_groups(0), spec.n_kv_heads()),
+          tensor.centroids());
+    } else {
+      add_heads(format::tensor_name(layer, kind), head_dim * spec.n_centroids(),
+                values_of(tensor, true));
+      add_heads(format::part_name(layer, kind, format::kMean), head_dim, values_of(tensor, false));
+    }
     if (!basis.order.empty()) {
-      add(format::basis_name(layer, kind, format::kOrder),
+      add(format::part_name(layer, kind, format::kOrder),
           ggml_new_tensor_2d(ggml_, GGML_TYPE_I16, head_dim, spec.n_kv_heads()), basis.order);
     }
     if (!basis.rotation.empty()) {
-      add(format::basis_name(layer, kind, format::kRotation),
+      add(format::part_name(layer, kind, format::kRotation),
           ggml_new_tensor_3d(ggml_, GGML_TYPE_F16, head_dim, head_dim, spec.n_kv_heads()),
           basis.rotation);
     }
     if (!basis.metric.empty()) {
-      add(format::basis_name(layer, kind, format::kMetric),
+      add(format::part_name(layer, kind, format::kMetric),
           ggml_new_tensor_1d(ggml_, GGML_TYPE_F16, static_cast<std::int64_t>(basis.metric.size())),
           basis.metric);
     }
@@ -164,6 +180,15 @@ class Entries {
   const std::vector<Halves>& contents() const { return contents_; }
 
  private:
+  // Rows of some heads, if there are any.
+  void add_heads(const std::string& name, std::int64_t n_values, std::vector<std::uint16_t> rows) {
+    if (!rows.empty()) {
+      const auto n_heads = static_cast<std::int64_t>(rows.size()) / n_values;
+      owned_.push_back(std::move(rows));
+      add(name, ggml_new_tensor_2d(ggml_, GGML_TYPE_F16, n_values, n_heads), owned_.back());
+    }
+  }
+
   void add(const std::string& name, ggml_tensor* entry, Halves content) {
     ggml_set_name(entry, name.c_str());
     gguf_add_tensor(out_, entry);
@@ -173,9 +198,10 @@ class Entries {
   gguf_context* out_;
   ggml_context* ggml_;
   std::vector<Halves> contents_;
+  std::deque<std::vector<std::uint16_t>> owned_;  // what contents_ has of it stays where it is
 };
 
-constexpr std::size_t kMostEntries = 3;  // of one tensor: centroids, order or rotation, metric
+constexpr std::size_t kMostEntries = 4;  // of one side: centroids, means, order or rotation, metric
 
 Status write_tensor(AtomicFile& file, Halves content, std::size_t alignment) {
   const std::size_t n_bytes = content.size_bytes();

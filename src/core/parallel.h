@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <exception>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -29,7 +30,8 @@ class ParallelFor {
   ParallelFor& operator=(ParallelFor&&) = default;
 };
 
-/// Starts its threads anew for each loop: right for loops of milliseconds and up.
+/// Starts its threads anew for each loop: right for loops of milliseconds and up. Here tasks may
+/// throw: the first exception is thrown again once all threads have stopped.
 class ThreadParallelFor final : public ParallelFor {
  public:
   explicit ThreadParallelFor(int n_threads) : n_threads_(n_threads < 1 ? 1 : n_threads) {}
@@ -38,16 +40,29 @@ class ThreadParallelFor final : public ParallelFor {
 
   void run(int n_tasks, const Task& task) override {
     std::atomic<int> next{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr exception;
     const auto work = [&](int thread) {
-      for (int i = next.fetch_add(1); i < n_tasks; i = next.fetch_add(1)) {
-        task(i, thread);
+      try {
+        for (int i = next.fetch_add(1); i < n_tasks && !failed; i = next.fetch_add(1)) {
+          task(i, thread);
+        }
+      } catch (...) {
+        if (!failed.exchange(true)) {
+          exception = std::current_exception();
+        }
       }
     };
-    std::vector<std::jthread> threads;
-    for (int thread = 1; thread < n_threads_ && thread < n_tasks; thread++) {
-      threads.emplace_back(work, thread);
+    {
+      std::vector<std::jthread> threads;
+      for (int thread = 1; thread < n_threads_ && thread < n_tasks; thread++) {
+        threads.emplace_back(work, thread);
+      }
+      work(0);
     }
-    work(0);
+    if (failed) {
+      std::rethrow_exception(exception);
+    }
   }
 
  private:

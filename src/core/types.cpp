@@ -80,19 +80,23 @@ TensorSpec::TensorSpec(CodecSpec spec, int n_kv_heads, int head_dim)
 
 TensorSpec::TensorSpec(int code_bits, const std::vector<int>& group_dims, int head_dim)
     : code_bits_(code_bits), head_dim_(head_dim), group_dims_(group_dims) {
-  for (const int group_dim : group_dims_) {
-    first_codes_.push_back(first_codes_.back() + head_dim_ / group_dim);
+  while (largest_group_dim_ < kMaxGroupDim && head_dim_ % (2 * largest_group_dim_) == 0) {
+    largest_group_dim_ *= 2;
+  }
+  for (int kv_head = 0; kv_head < n_kv_heads(); kv_head++) {
+    first_codes_.push_back(first_codes_.back() + n_codes(kv_head));
   }
 }
 
 bool TensorSpec::uniform() const {
   return std::adjacent_find(group_dims_.begin(), group_dims_.end(), std::not_equal_to<>()) ==
-         group_dims_.end();
+             group_dims_.end() &&
+         (group_dims_.empty() || group_dims_[0] != 0);
 }
 
 std::string TensorSpec::name() const {
   const auto [least, most] = std::minmax_element(group_dims_.begin(), group_dims_.end());
-  const std::string first = CodecSpec{*least, code_bits_}.name();
+  const std::string first = *least == 0 ? "mean" : CodecSpec{*least, code_bits_}.name();
   return *least == *most ? first : first + " to " + CodecSpec{*most, code_bits_}.name();
 }
 

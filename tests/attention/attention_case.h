@@ -173,12 +173,14 @@ class AttentionCase {
       }
       return;
     }
-    std::vector<float> centroids(n_channels * spec.n_centroids());
-    for (float& value : centroids) {
-      value = static_cast<float>(rng_.normal());
-    }
     const TensorSpec tensor = dims.empty() ? TensorSpec(spec, shape_.n_kv_heads, head_dim)
                                            : TensorSpec(spec.code_bits, dims, head_dim);
+    std::vector<float> centroids;
+    for (int kv_head = 0; kv_head < shape_.n_kv_heads; kv_head++) {
+      for (std::size_t i = 0; i < tensor.n_centroid_values(kv_head); i++) {
+        centroids.push_back(static_cast<float>(rng_.normal()));
+      }
+    }
     codebook.emplace(
         TensorCodebook::create(tensor, centroids, make_basis(tensor, &data == &k_data_)).value());
     // Any bytes are legal codes.

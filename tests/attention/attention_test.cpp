@@ -107,8 +107,8 @@ TEST(Attention, EveryGroupDimAndCodeBits) {
   }
 }
 
-// Rates by head: groups of a size of its own for every KV head, up to the whole head; codes where
-// they lie and gathered, few rows and many, beside exact rows.
+// Rates by head: groups of a size of its own for every KV head, up to the whole head, or no codes;
+// codes where they lie and gathered, few rows and many, beside exact rows.
 TEST(Attention, HeadsOfUnequalRates) {
   for (const int bits : {8, 5, 10}) {
     for (const int n_queries : {1, 30}) {
@@ -123,6 +123,11 @@ TEST(Attention, HeadsOfUnequalRates) {
         shape.scrambled = n_queries > 1;
         shape.exact_rows = exact_rows;
         shape.rope = plain_rope(64, RopeMode::kNeox);
+        expect_matches_reference(shape);
+        shape.k_dims = {2, 0, 64, 0};
+        shape.v_dims = {0, 4, 0, 64};
+        expect_matches_reference(shape);
+        shape.v_dims = {0, 0, 0, 0};
         expect_matches_reference(shape);
       }
     }
@@ -139,8 +144,8 @@ TEST(Attention, Bases) {
         shape.bases = true;
         shape.n_kv_heads = 4;
         shape.heads_per_kv = 2;
-        shape.k_dims = {2, 64, 16, 32};
-        shape.v_dims = {64, 4, 32, 64};
+        shape.k_dims = {2, 64, 0, 32};
+        shape.v_dims = {64, 4, 32, 0};
         shape.n_queries = n_queries;
         shape.n_cells = 1200;
         shape.exact_rows = exact_rows;
@@ -168,10 +173,10 @@ TEST(Attention, BasesThatKeepPairsTogether) {
       AttentionShape shape;
       shape.bases = true;
       shape.partner = mode == RopeMode::kNeox ? 32 : 1;
-      shape.n_kv_heads = 3;
       shape.heads_per_kv = 3;
-      shape.k_dims = {4, 64, 8};
-      shape.v_dims = {64, 32, 2};
+      shape.n_kv_heads = 4;
+      shape.k_dims = {4, 64, 8, 0};
+      shape.v_dims = {64, 0, 32, 2};
       shape.n_queries = n_queries;
       shape.n_cells = 700;
       shape.exact_rows = n_queries == 1;

@@ -360,6 +360,14 @@ TEST(ExactWindow, MillionsOfCells) {
   EXPECT_EQ(size.pool_bytes, (std::size_t{1} << 20) * (16384 + 512 * 4));
 }
 
+// The device knows tensors by their addresses.
+TEST(ExactWindow, TensorsWithoutCodesTakeRoom) {
+  const CodeLayout layout(TensorSpec(8, {0, 0}, 64));
+  EXPECT_EQ(layout.tensor_bytes(1000), 0U);
+  EXPECT_GT(CodedTensorSize::of(layout, 1000, 0).total(), 0U);
+  EXPECT_EQ(CodedTensorSize::of(layout, 1000, 3).pool_offset(), 0U);
+}
+
 TEST(ExactRow, IsOffByHalfAStep) {
   for (const int n_channels : {1, 31, 32, 33, 80, 192}) {
     const ExactRowLayout layout{n_channels};

@@ -321,5 +321,49 @@ TEST(TensorCodebook, HeadsOfUnequalRates) {
   EXPECT_NE(codebook.identity(), identity) << "the sizes are part of what codes mean";
 }
 
+// A head without codes is its mean in every row, the others are coded as without it.
+TEST(TensorCodebook, HeadsWithoutCodes) {
+  const TensorSpec spec(8, {0, 8, 0}, 64);
+  EXPECT_FALSE(spec.uniform());
+  EXPECT_FALSE(TensorSpec(8, {0}, 64).uniform());
+  EXPECT_EQ(spec.name(), "mean to 8c8b");
+  EXPECT_EQ(TensorSpec(8, {0, 0}, 64).name(), "mean");
+  EXPECT_EQ(spec.n_codes(), 8);
+  EXPECT_EQ(spec.first_code(1), 0);
+  EXPECT_EQ(spec.first_code(2), 8);
+  EXPECT_DOUBLE_EQ(spec.bits_per_channel(), 64.0 / 192);
+  const std::vector<float> coded = random_floats(std::size_t{64} * 256, 3);
+  const std::vector<float> means = random_floats(128, 5);
+  std::vector<float> centroids(means.begin(), means.begin() + 64);
+  centroids.insert(centroids.end(), coded.begin(), coded.end());
+  centroids.insert(centroids.end(), means.begin() + 64, means.end());
+  const TensorCodebook all = TensorCodebook::create(spec, centroids).value();
+  const TensorCodebook one = TensorCodebook::create({8, 8}, 1, 64, coded).value();
+  const std::size_t n_rows = 5;
+  const std::vector<float> rows = random_floats(n_rows * 192, 4);
+  std::vector<std::uint16_t> codes(n_rows * 8);
+  std::vector<std::uint16_t> want(n_rows * 8);
+  all.encode(rows.data(), n_rows, 192, codes.data());
+  one.encode(rows.data() + 64, n_rows, 192, want.data());
+  EXPECT_EQ(codes, want);
+  std::vector<float> decoded(rows.size());
+  all.decode(codes.data(), n_rows, decoded.data(), 192);
+  std::vector<float> row(64);
+  for (std::size_t r = 0; r < n_rows; r++) {
+    one.decode(codes.data() + r * 8, 1, row.data(), 64);
+    ASSERT_TRUE(std::equal(row.begin(), row.end(), decoded.begin() + r * 192 + 64));
+    for (std::size_t d = 0; d < 64; d++) {
+      ASSERT_EQ(decoded[r * 192 + d], half_to_float(float_to_half(means[d])));
+      ASSERT_EQ(decoded[r * 192 + 128 + d], half_to_float(float_to_half(means[64 + d])));
+    }
+  }
+  centroids.push_back(0);
+  EXPECT_FALSE(TensorCodebook::create(spec, centroids).ok());
+  centroids.pop_back();
+  centroids.back() = std::numeric_limits<float>::infinity();
+  const Status status = TensorCodebook::create(spec, centroids).status();
+  EXPECT_NE(status.message().find("KV head 2, its mean"), std::string::npos) << status.message();
+}
+
 }  // namespace
 }  // namespace cqkv

@@ -120,6 +120,25 @@ TEST(CodebookFile, RoundTripOfRatesByHead) {
   expect_equal(*got, want);
 }
 
+// Heads without codes beside others, alone in their side, and of components.
+TEST(CodebookFile, RoundTripOfHeadsWithoutCodes) {
+  const TempFolder folder;
+  Codebook want = random_codebook(4, {8, 8}, {4, 8}, 3, 64);
+  want.layers[0].k = {testing::random_mixed_tensor(8, {0, 64, 8}, 64, 1)};
+  want.layers[0].v = {testing::random_mixed_tensor(8, {0, 0, 0}, 64, 2)};
+  want.layers[1].k = {
+      testing::with_basis(testing::random_mixed_tensor(5, {32, 0, 1}, 64, 3), KvKind::kKey, 1)};
+  want.layers[1].v = {
+      testing::with_basis(testing::random_mixed_tensor(8, {0, 0, 4}, 64, 4), KvKind::kValue, 2)};
+  ASSERT_TRUE(write_codebook(want, folder.file("a.gguf")).ok());
+  const auto got = read_codebook(folder.file("a.gguf"));
+  ASSERT_TRUE(got.ok()) << got.status().message();
+  expect_equal(*got, want);
+  EXPECT_EQ(got->identity(), want.identity());
+  // Their means take no more room than they need: 192 values, not 256 times as many.
+  EXPECT_EQ(want.layers[0].v.front().centroids().size(), 192U);
+}
+
 // Bases in some layers and sides, of heads that are alike and that are not.
 TEST(CodebookFile, RoundTripOfBases) {
   const TempFolder folder;

@@ -28,7 +28,7 @@ class HostileFile : public ::testing::Test {
   void SetUp() override {
     codebook = random_codebook(2, {4, 4}, {2, 3}, 2, 16);
     codebook.layers[1].k = {
-        testing::with_basis(testing::random_mixed_tensor(4, {2, 8}, 16, 5), KvKind::kKey, 1)};
+        testing::with_basis(testing::random_mixed_tensor(4, {2, 0}, 16, 5), KvKind::kKey, 1)};
     codebook.layers[1].v = {testing::with_basis(codebook.layers[1].v.front(), KvKind::kValue, 2)};
     ASSERT_TRUE(write_codebook(codebook, path()).ok());
     std::ifstream in(path(), std::ios::binary);

@@ -2,6 +2,7 @@
 #include "core/parallel.h"
 
 #include <atomic>
+#include <new>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -24,6 +25,22 @@ TEST(ThreadParallelFor, RunsEveryTaskOnce) {
       }
       EXPECT_EQ(bad_threads, 0);
     }
+  }
+}
+
+TEST(ThreadParallelFor, ThrowsWhatATaskThrew) {
+  for (const int n_threads : {1, 3}) {
+    ThreadParallelFor parallel(n_threads);
+    std::atomic<int> n_done{0};
+    const auto task = [&](int i, int) {
+      if (i == 2) {
+        throw std::bad_alloc();
+      }
+      n_done++;
+    };
+    EXPECT_THROW(parallel.run(100, task), std::bad_alloc);
+    EXPECT_LT(n_done, 100);
+    parallel.run(2, task);  // works again
   }
 }
 

@@ -37,16 +37,18 @@ inline TensorCodebook grid_tensor(int n_kv_heads, int head_dim, float range) {
   return TensorCodebook::create(kSpec, n_kv_heads, head_dim, values).value();
 }
 
-/// KV heads with groups of the sizes given.
+/// KV heads with groups of the sizes given; 0: without codes.
 inline TensorCodebook random_mixed_tensor(int code_bits, const std::vector<int>& group_dims,
                                           int head_dim, std::uint64_t seed) {
   Rng rng(seed);
-  std::vector<float> values(group_dims.size() * static_cast<std::size_t>(head_dim)
-                            << static_cast<unsigned>(code_bits));
-  for (auto& value : values) {
-    value = static_cast<float>(rng.normal());
+  const TensorSpec spec(code_bits, group_dims, head_dim);
+  std::vector<float> values;
+  for (int head = 0; head < spec.n_kv_heads(); head++) {
+    for (std::size_t i = 0; i < spec.n_centroid_values(head); i++) {
+      values.push_back(static_cast<float>(rng.normal()));
+    }
   }
-  return TensorCodebook::create(TensorSpec(code_bits, group_dims, head_dim), values).value();
+  return TensorCodebook::create(spec, values).value();
 }
 
 /// A basis of anything: keys in a random order with random metrics near plain ones; values in a
@@ -70,7 +72,7 @@ inline TensorBasis random_basis(const TensorSpec& spec, KvKind kind, std::uint64
     if (kind == KvKind::kValue) {
       near_identity(parts.rotation, head_dim);
     }
-    for (int g = 0; g < spec.n_groups(head) && kind == KvKind::kKey; g++) {
+    for (int g = 0; g < spec.n_codes(head) && kind == KvKind::kKey; g++) {
       near_identity(parts.metric, static_cast<std::size_t>(spec.group_dim(head)));
     }
   }
