@@ -185,9 +185,14 @@ void print_summary(const Flags& flags, const Calibration& result) {
   for (const CalibratedCodebook& codebook : result.codebooks) {
     print_codebook(flags, codebook);
   }
-  std::printf("%zu tokens in %zu sequences; model %s, learning %s\n", stats.n_tokens,
+  std::printf("%zu tokens in %zu sequences; model %s, learning %s", stats.n_tokens,
               stats.n_sequences, clock_text(stats.seconds_model).c_str(),
               clock_text(stats.seconds_learning).c_str());
+  if (stats.n_measured > 0) {
+    std::printf("; rates chosen on %zu tokens more, %s", stats.n_measured,
+                clock_text(stats.seconds_choosing).c_str());
+  }
+  std::printf("\n");
 }
 
 Outcome execute(Flags& flags) {

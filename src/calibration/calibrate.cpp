@@ -12,6 +12,7 @@
 #include <span>
 #include <utility>
 
+#include "calibration/budget.h"
 #include "calibration/capture.h"
 #include "calibration/fingerprint.h"
 #include "calibration/gguf_file.h"
@@ -27,6 +28,12 @@ namespace {
 using Sequences = std::vector<Sequence>;
 
 constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
+
+// One sequence to measure costs on for so many to learn from.
+constexpr std::size_t kMeasuredShare = 4;
+
+// How often costs are measured again in the cache that the last ones led to.
+constexpr int kCostPasses = 2;
 
 // What every step needs.
 struct Job {
@@ -153,14 +160,18 @@ Status run_uniform(const Job& job, const Sequences& sequences, SampleCollector& 
   return {};
 }
 
-Status run_fisher(Job& job, const Sequences& sequences, SampleCollector& samples,
-                  CalibrationStats& stats) {
+// Without far gradients every query counts, and none reads anything exactly.
+Result<GradientModel> load_gradients(const Job& job) {
   GradientOptions options;
   options.n_threads = job.options.n_threads;
-  if (job.options.far_gradients) {
-    options.exact = ExactTokens{job.options.window, job.options.sinks};
-  }
-  auto model = GradientModel::load(job.options.model_path, options);
+  options.exact = job.options.far_gradients ? ExactTokens{job.options.window, job.options.sinks}
+                                            : ExactTokens{};
+  return GradientModel::load(job.options.model_path, options);
+}
+
+Status run_fisher(Job& job, const Sequences& sequences, SampleCollector& samples,
+                  CalibrationStats& stats) {
+  auto model = load_gradients(job);
   if (!model.ok()) {
     return model.status();
   }
@@ -268,32 +279,6 @@ Status learn_tensor(const Job& job, const SampleCollector::Key& key, const Tenso
   return {};
 }
 
-// One layer's side with the rates of its heads.
-struct RatedSide {
-  SampleCollector::Key key;
-  RatedTensor tensor;
-};
-
-Status choose(const std::vector<RatedSide>& sides, double bits, CalibratedCodebook& out) {
-  std::vector<std::vector<RateOption>> heads;
-  double n_channels = 0;
-  for (const RatedSide& side : sides) {
-    heads.insert(heads.end(), side.tensor.heads.begin(), side.tensor.heads.end());
-    n_channels += side.tensor.codebooks.front().n_channels();
-  }
-  const std::vector<std::size_t> chosen = choose_rates(heads, bits * n_channels);
-  const std::size_t* next = chosen.data();
-  for (const RatedSide& side : sides) {
-    auto codebook = assemble(side.tensor, next);
-    if (!codebook.ok()) {
-      return codebook.status();
-    }
-    next += side.tensor.heads.size();
-    side_of(side.key, out.codebook).push_back(*std::move(codebook));
-  }
-  return {};
-}
-
 Result<RatedSide> learn_rated_side(const Job& job, const SampleCollector::Key& key,
                                    const TensorSamples& samples) {
   RateLearning options;
@@ -307,11 +292,43 @@ Result<RatedSide> learn_rated_side(const Job& job, const SampleCollector::Key& k
   if (!tensor.ok()) {
     return at_side(key, tensor.status());
   }
-  return RatedSide{key, *std::move(tensor)};
+  return RatedSide{key.first, key.second, *std::move(tensor)};
+}
+
+// What the rates cost in a model whose cache is coded with this codebook, on texts that it was not
+// learned from.
+Status measure_costs(const Job& job, const Sequences& sequences, const Codebook& codebook,
+                     std::vector<RatedSide>& sides) {
+  auto model = load_gradients(job);
+  if (!model.ok()) {
+    return model.status();
+  }
+  CQKV_RETURN_IF_ERROR(model->use_codes(&codebook));
+  ThreadParallelFor parallel(job.options.n_threads);
+  CostMeter meter(sides, parallel);
+  for (const Sequence& sequence : sequences) {
+    const auto loss = model->run(
+        sequence.tokens, [&](const KvRows& rows) { return meter.add(rows); }, job.cancel);
+    CQKV_RETURN_IF_ERROR(loss.status());
+  }
+  meter.set_losses(sides);
+  return {};
+}
+
+// Begins with the costs of an exact cache, then takes those of the cache that they led to.
+Status choose_rates_of(const Job& job, const Sequences& measured, double bits,
+                       std::vector<RatedSide> sides, Codebook& codebook) {
+  CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
+  for (int pass = 0; pass < kCostPasses && !measured.empty(); pass++) {
+    CQKV_RETURN_IF_ERROR(measure_costs(job, measured, codebook, sides));
+    CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
+  }
+  return {};
 }
 
 // Every rate of every tensor first: a budget is for all heads together.
-Status learn_budgets(const Job& job, SampleCollector& samples, Calibration& calibration) {
+Status learn_budgets(const Job& job, SampleCollector& samples, const Sequences& measured,
+                     Calibration& calibration) {
   const auto start = std::chrono::steady_clock::now();
   const std::size_t n_total = samples.tensors().size();
   std::vector<RatedSide> sides;
@@ -324,10 +341,14 @@ Status learn_budgets(const Job& job, SampleCollector& samples, Calibration& cali
     }
     sides.push_back(*std::move(side));
   }
-  for (std::size_t i = 0; i < job.options.bits.size(); i++) {
-    CQKV_RETURN_IF_ERROR(choose(sides, job.options.bits[i], calibration.codebooks[i]));
-  }
   calibration.stats.seconds_learning = seconds_since(start);
+  const auto learned = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < job.options.bits.size(); i++) {
+    job.report("choosing rates", i, job.options.bits.size());
+    CQKV_RETURN_IF_ERROR(choose_rates_of(job, measured, job.options.bits[i], sides,
+                                         calibration.codebooks[i].codebook));
+  }
+  calibration.stats.seconds_choosing = seconds_since(learned);
   return {};
 }
 
@@ -442,22 +463,41 @@ Sequences without_repeats(const Sequences& sequences) {
   return result;
 }
 
-Result<Sequences> read_texts(const Job& job, CalibrationStats& stats) {
+// To learn from, and to measure costs on.
+struct Texts {
+  Sequences learned;
+  Sequences measured;
+};
+
+// Sequences on which costs are measured, so many for those learned from.
+std::size_t n_measured(const CalibrationOptions& options) {
+  const std::size_t n_ctx = std::max<std::size_t>(options.text.n_ctx, 1);
+  const std::size_t n_learned = (options.text.n_tokens + n_ctx - 1) / n_ctx;
+  return options.bits.empty() ? 0 : (n_learned + kMeasuredShare - 1) / kMeasuredShare;
+}
+
+Result<Texts> read_texts(const Job& job, CalibrationStats& stats) {
   job.report("reading texts", 0, 1);
   auto tokenizer = Tokenizer::load(job.options.model_path);
   if (!tokenizer.ok()) {
     return tokenizer.status();
   }
-  auto sequences = read_sequences(*tokenizer, job.options.text);
+  TextOptions text = job.options.text;
+  const std::size_t n_out = n_measured(job.options);
+  text.n_tokens += n_out * text.n_ctx;
+  auto sequences = read_sequences(*tokenizer, text);
   if (!sequences.ok()) {
     return sequences.status();
   }
-  count_tokens(*sequences, stats);
+  const auto end = sequences->end() - static_cast<std::ptrdiff_t>(n_out);
+  Texts texts{{sequences->begin(), end}, {end, sequences->end()}};
+  count_tokens(texts.learned, stats);
+  stats.n_measured = text.n_tokens - stats.n_tokens;
   const CodecSpec finest = job.options.bits.empty() ? finest_spec(job.options.configs) : kRates[0];
   CQKV_RETURN_IF_ERROR(check_enough(stats, finest));
-  job.warn(text_warning(measure_texts(without_repeats(*sequences)), finest.n_centroids()));
+  job.warn(text_warning(measure_texts(without_repeats(texts.learned)), finest.n_centroids()));
   job.warn(vectors_warning(stats.n_tokens - stats.n_held_out, finest));
-  return sequences;
+  return texts;
 }
 
 SampleCollector collector_of(const CalibrationOptions& options) {
@@ -479,15 +519,16 @@ Status run_calibration(Job& job, Calibration& calibration) {
   // Before the long steps, so that a bad model file fails at once.
   CQKV_RETURN_IF_ERROR(begin_codebooks(job.options, calibration));
   CalibrationStats& stats = calibration.stats;
-  const auto sequences = read_texts(job, stats);
-  if (!sequences.ok()) {
-    return sequences.status();
+  const auto texts = read_texts(job, stats);
+  if (!texts.ok()) {
+    return texts.status();
   }
   SampleCollector samples = collector_of(job.options);
   samples.expect(stats.n_tokens - stats.n_held_out, stats.n_held_out);
-  CQKV_RETURN_IF_ERROR(run_model(job, *sequences, samples, stats));
-  CQKV_RETURN_IF_ERROR(job.options.bits.empty() ? learn(job, samples, calibration)
-                                                : learn_budgets(job, samples, calibration));
+  CQKV_RETURN_IF_ERROR(run_model(job, texts->learned, samples, stats));
+  CQKV_RETURN_IF_ERROR(job.options.bits.empty()
+                           ? learn(job, samples, calibration)
+                           : learn_budgets(job, samples, texts->measured, calibration));
   for (CalibratedCodebook& result : calibration.codebooks) {
     finish(stats, result);
   }

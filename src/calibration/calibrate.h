@@ -53,7 +53,8 @@ struct CalibrationOptions {
   std::vector<KvConfig> configs{KvConfig{}};
   /// Instead of configs: bits a channel, one codebook each, in which every KV head of keys and of
   /// values has a rate of its own (rates.h): codes of 8 bits for 2 to 64 channels, as far as they
-  /// divide the heads. Needs Fisher weights.
+  /// divide the heads, or none. Needs Fisher weights. Rates are chosen on as many tokens again as a
+  /// quarter of the sequences have, which follow in the texts.
   std::vector<double> bits;
   /// With `bits`: groups in bases learned for each head (bases.h), not of neighbouring channels.
   bool bases = true;
@@ -70,7 +71,7 @@ struct CalibrationOptions {
 
 /// Where a calibration stands; `stage` is a constant text.
 struct CalibrationProgress {
-  std::string_view stage;  ///< "reading texts", "running the model", "learning codebooks".
+  std::string_view stage;  ///< "reading texts", "running the model", "learning codebooks" ...
   std::size_t n_done = 0;  ///< Sequences, or tensors.
   std::size_t n_total = 0;
 };
@@ -88,9 +89,11 @@ struct CalibrationStats {
   std::size_t n_sequences = 0;
   std::size_t n_tokens = 0;    ///< Held-out ones included.
   std::size_t n_held_out = 0;  ///< Not learned from; see held_out_range in samples.h.
+  std::size_t n_measured = 0;  ///< With budgets: of the texts on which rates were chosen.
   double mean_loss = 0.0;      ///< Nats a predicted token; 0 with uniform weights.
   double seconds_model = 0.0;
   double seconds_learning = 0.0;
+  double seconds_choosing = 0.0;  ///< With budgets.
 };
 
 /// One configuration's codebook, or one budget's.

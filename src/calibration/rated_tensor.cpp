@@ -43,6 +43,9 @@ class BasisLearner {
     }
   }
 
+  // How much each row counts, [row, kv_head].
+  std::span<const float> head_weights() const { return head_weights_; }
+
   // Groups must grow from call to call.
   Result<TensorCodebook> learn(const CodecSpec& spec) {
     auto basis = keys_ ? keys_->next(spec.group_dim, parallel_) : values_->of(spec.group_dim);
@@ -154,6 +157,43 @@ class BasisLearner {
   std::vector<float> weights_;       // [row, code]
 };
 
+// The weighted mean of each head's rows, [n_channels]; `weights` [n_rows, n_channels / dim].
+std::vector<float> mean_row(const TensorSamples& samples, std::span<const float> weights) {
+  const SampleRows& in = samples.learned;
+  const auto n_channels = static_cast<std::size_t>(samples.shape.n_channels());
+  const std::size_t dim = n_channels * in.n_rows / weights.size();
+  std::vector<double> sums(n_channels);
+  std::vector<double> mass(n_channels);
+  for (std::size_t t = 0; t < in.n_rows; t++) {
+    for (std::size_t c = 0; c < n_channels; c++) {
+      // A little for every row, so that there is a mean without any gradient.
+      const double weight = 1e-30 + static_cast<double>(weights[(t * n_channels + c) / dim]);
+      sums[c] += weight * static_cast<double>(in.rows[t * n_channels + c]);
+      mass[c] += weight;
+    }
+  }
+  std::vector<float> mean(n_channels);
+  std::transform(sums.begin(), sums.end(), mass.begin(), mean.begin(),
+                 [](double sum, double all) { return static_cast<float>(sum / all); });
+  return mean;
+}
+
+// All heads without codes, in the basis of a codebook that has some.
+Result<TensorCodebook> without_codes(const TensorCodebook& coded, const std::vector<float>& mean) {
+  const TensorSpec spec(coded.spec().code_bits(),
+                        std::vector<int>(static_cast<std::size_t>(coded.n_kv_heads()), 0),
+                        coded.head_dim());
+  TensorBasis::Parts parts = coded.basis().parts();
+  parts.metric.clear();
+  auto basis = TensorBasis::create(spec, std::move(parts));
+  if (!basis.ok()) {
+    return basis.status();
+  }
+  std::vector<float> components(mean.size());
+  basis->to_components(mean.data(), components.data());
+  return TensorCodebook::create(spec, components, *std::move(basis));
+}
+
 // Adds one learned rate and what it costs.
 void add_rate(const TensorSamples& samples, const CodecSpec& spec, TensorCodebook codebook,
               RatedTensor& tensor) {
@@ -161,7 +201,7 @@ void add_rate(const TensorSamples& samples, const CodecSpec& spec, TensorCodeboo
   const std::vector<double> losses =
       coding_losses(codebook, out.rows.data(), out.gradients.data(), out.n_rows);
   for (std::size_t head = 0; head < losses.size(); head++) {
-    const int n_codes = samples.shape.head_dim / spec.group_dim;
+    const int n_codes = codebook.spec().n_codes(static_cast<int>(head));
     tensor.heads[head].push_back(
         {spec.group_dim, static_cast<double>(n_codes * spec.code_bits), losses[head]});
   }
@@ -196,6 +236,7 @@ Result<RatedTensor> learn_rates(const TensorSamples& samples, KvKind kind,
   if (options.bases) {
     learner.emplace(samples, kind, options, parallel);
   }
+  CodecSpec coarsest;
   for (const CodecSpec& spec : kRates) {
     if (!spec.check(samples.shape.head_dim).ok()) {
       continue;
@@ -206,11 +247,20 @@ Result<RatedTensor> learn_rates(const TensorSamples& samples, KvKind kind,
       return codebook.status();
     }
     add_rate(samples, spec, *std::move(codebook), result);
+    coarsest = spec;
   }
   if (result.codebooks.empty()) {
     return unsupported("heads of " + std::to_string(samples.shape.head_dim) +
                        " channels have no groups of 1 to 64");
   }
+  const std::vector<float> mean =
+      mean_row(samples, learner ? learner->head_weights()
+                                : std::span(samples.learned.weights.at(coarsest.group_dim)));
+  auto codebook = without_codes(result.codebooks.back(), mean);
+  if (!codebook.ok()) {
+    return codebook.status();
+  }
+  add_rate(samples, {0, coarsest.code_bits}, *std::move(codebook), result);
   return result;
 }
 
@@ -221,7 +271,7 @@ Result<TensorCodebook> assemble(const RatedTensor& tensor, const std::size_t* ch
   for (std::size_t head = 0; head < tensor.heads.size(); head++) {
     const TensorCodebook& codebook = tensor.codebooks[chosen[head]];
     const auto kv_head = static_cast<int>(head);
-    dims.push_back(codebook.spec().group_dim(kv_head));
+    dims.push_back(codebook.spec().group_dims()[head]);
     for (int group = 0; group < codebook.spec().n_groups(kv_head); group++) {
       const std::vector<float> floats = codebook.group_floats(kv_head, group);
       centroids.insert(centroids.end(), floats.begin(), floats.end());

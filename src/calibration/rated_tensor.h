@@ -19,12 +19,13 @@
 
 namespace cqkv {
 
-/// The rates that heads may have, as far as they divide them: one byte for so many channels.
+/// The rates that heads may have, as far as they divide them: one byte for so many channels. Or no
+/// codes at all.
 inline constexpr CodecSpec kRates[] = {{1, 8}, {2, 8}, {4, 8}, {8, 8}, {16, 8}, {32, 8}, {64, 8}};
 
 /// One tensor at all rates.
 struct RatedTensor {
-  std::vector<TensorCodebook> codebooks;       ///< [rate], all heads alike.
+  std::vector<TensorCodebook> codebooks;       ///< [rate], all heads alike; the last: no codes.
   std::vector<std::vector<RateOption>> heads;  ///< [kv_head][rate]
 };
 
@@ -37,7 +38,8 @@ struct RateLearning {
   RopeMode rope_mode = RopeMode::kNormal;  ///< How keys are paired.
 };
 
-/// Learns the tensor at every rate and measures what each costs on the held-out rows.
+/// Learns the tensor at every rate and measures what each costs on the held-out rows. Without codes
+/// a head is the mean of its rows, weighted as they are for the coarsest rate.
 ///
 /// @return kUnsupported for heads that no rate divides; the errors of learn_tensor_codebook.
 /// Numerics: does not depend on the number of threads. May throw std::bad_alloc.

@@ -38,18 +38,19 @@ std::vector<double> coding_losses(const TensorCodebook& codebook, const float* r
                                   const float* gradients, std::size_t n_rows) {
   const auto n_channels = static_cast<std::size_t>(codebook.n_channels());
   const auto head_dim = static_cast<std::size_t>(codebook.head_dim());
-  std::vector<std::uint16_t> codes(static_cast<std::size_t>(codebook.n_codes()));
-  std::vector<float> decoded(n_channels);
+  std::vector<std::uint16_t> codes(n_rows * static_cast<std::size_t>(codebook.n_codes()));
+  std::vector<float> decoded(n_rows * n_channels);
   std::vector<double> losses(static_cast<std::size_t>(codebook.n_kv_heads()));
+  codebook.encode(rows, n_rows, n_channels, codes.data());
+  codebook.decode(codes.data(), n_rows, decoded.data(), n_channels);
   for (std::size_t t = 0; t < n_rows; t++) {
     const float* row = rows + t * n_channels;
     const float* gradient = gradients + t * n_channels;
-    codebook.encode(row, 1, n_channels, codes.data());
-    codebook.decode(codes.data(), 1, decoded.data(), n_channels);
+    const float* coded = decoded.data() + t * n_channels;
     for (std::size_t head = 0; head < losses.size(); head++) {
       double change = 0;
       for (std::size_t d = head * head_dim; d < (head + 1) * head_dim; d++) {
-        change += static_cast<double>(gradient[d]) * (static_cast<double>(decoded[d]) - row[d]);
+        change += static_cast<double>(gradient[d]) * (static_cast<double>(coded[d]) - row[d]);
       }
       losses[head] += change * change / static_cast<double>(n_rows);
     }

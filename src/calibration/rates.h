@@ -13,9 +13,9 @@ namespace cqkv {
 
 /// One way to code the keys or the values of one KV head.
 struct RateOption {
-  int group_dim = 0;
-  double bits = 0;  ///< Codes of one token.
-  double loss = 0;  ///< What it costs; see coding_losses.
+  int group_dim = 0;  ///< 0: no codes, every row is the head's mean.
+  double bits = 0;    ///< Codes of one token.
+  double loss = 0;    ///< What it costs; see coding_losses.
 };
 
 /// What coding with this codebook costs each KV head, to second order:

@@ -63,6 +63,9 @@ TEST(GradientMoments, OfNothingAreEvenlySpread) {
 // Rows in which pairs i and i + 4 of the eight of a head say nearly the same.
 class BasesTest : public ::testing::Test {
  protected:
+  void expect_put_together(const RatedTensor& tensor, const std::vector<std::size_t>& chosen,
+                           const std::vector<int>& group_dims) const;
+
   void make(RopeMode mode) {
     Rng rng(2);
     const auto channel = [mode](int pair, int half) {
@@ -183,6 +186,32 @@ TEST_F(BasesTest, ComponentsOfValuesAreUncorrelated) {
   }
 }
 
+// Each head is coded as by the codebook of its rate.
+void BasesTest::expect_put_together(const RatedTensor& tensor,
+                                    const std::vector<std::size_t>& chosen,
+                                    const std::vector<int>& group_dims) const {
+  const auto mixed = assemble(tensor, chosen.data());
+  ASSERT_TRUE(mixed.ok()) << mixed.status().message();
+  EXPECT_EQ(mixed->spec().group_dims(), group_dims);
+  std::vector<std::uint16_t> codes(16);
+  std::vector<float> got(kChannels);
+  std::vector<float> want(kChannels);
+  for (std::size_t t = 0; t < 50; t++) {
+    const float* row = samples.held_out.rows.data() + t * kChannels;
+    mixed->encode(row, 1, kChannels, codes.data());
+    mixed->decode(codes.data(), 1, got.data(), kChannels);
+    for (std::size_t head = 0; head < 2; head++) {
+      const TensorCodebook& of_rate = tensor.codebooks[chosen[head]];
+      std::vector<std::uint16_t> one(static_cast<std::size_t>(of_rate.n_codes()));
+      of_rate.encode(row, 1, kChannels, one.data());
+      of_rate.decode(one.data(), 1, want.data(), kChannels);
+      for (std::size_t d = head * 16; d < head * 16 + 16; d++) {
+        EXPECT_EQ(got[d], want[d]) << t << " " << d;
+      }
+    }
+  }
+}
+
 // Rates learned in bases against those of neighbouring channels, and what is put together of them.
 TEST_F(BasesTest, LoseLessAndArePutTogether) {
   make(RopeMode::kNormal);
@@ -193,33 +222,44 @@ TEST_F(BasesTest, LoseLessAndArePutTogether) {
     options.bases = false;
     const auto plain = learn_rates(samples, kind, options, parallel);
     ASSERT_TRUE(better.ok() && plain.ok());
-    ASSERT_EQ(better->codebooks.size(), 5U) << "1, 2, 4, 8 and 16 channels";
+    ASSERT_EQ(better->codebooks.size(), 6U) << "1, 2, 4, 8 and 16 channels, no codes";
     for (std::size_t head = 0; head < 2; head++) {
       for (const std::size_t rate : {2U, 3U}) {
         EXPECT_LT(better->heads[head][rate].loss, 0.7 * plain->heads[head][rate].loss)
             << kv_kind_name(kind) << " " << plain->codebooks[rate].spec().name();
       }
     }
-    const std::size_t chosen[2] = {3, 1};
-    const auto mixed = assemble(*better, chosen);
-    ASSERT_TRUE(mixed.ok()) << mixed.status().message();
-    EXPECT_EQ(mixed->spec().group_dims(), (std::vector<int>{8, 2}));
-    std::vector<std::uint16_t> codes(16);
+    expect_put_together(*better, {3, 1}, {8, 2});
+    expect_put_together(*better, {5, 2}, {0, 4});
+    expect_put_together(*plain, {4, 5}, {16, 0});
+    expect_put_together(*better, {5, 5}, {0, 0});
+  }
+}
+
+// Without codes a row is the mean of all, weighted as in learning.
+TEST_F(BasesTest, WithoutCodesARowIsTheMean) {
+  make(RopeMode::kNormal);
+  RateLearning options;
+  options.learning.max_iterations = 1;
+  for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+    const auto rated = learn_rates(samples, kind, options, parallel);
+    ASSERT_TRUE(rated.ok());
     std::vector<float> got(kChannels);
-    std::vector<float> want(kChannels);
-    for (std::size_t t = 0; t < 50; t++) {
-      const float* row = samples.held_out.rows.data() + t * kChannels;
-      mixed->encode(row, 1, kChannels, codes.data());
-      mixed->decode(codes.data(), 1, got.data(), kChannels);
-      for (std::size_t head = 0; head < 2; head++) {
-        const TensorCodebook& of_rate = better->codebooks[chosen[head]];
-        std::vector<std::uint16_t> one(static_cast<std::size_t>(of_rate.n_codes()));
-        of_rate.encode(row, 1, kChannels, one.data());
-        of_rate.decode(one.data(), 1, want.data(), kChannels);
-        for (std::size_t d = head * 16; d < head * 16 + 16; d++) {
-          EXPECT_EQ(got[d], want[d]) << t << " " << d;
-        }
+    rated->codebooks.back().decode(nullptr, 1, got.data(), kChannels);
+    for (std::size_t c = 0; c < kChannels; c++) {
+      double sum = 0;
+      double mass = 0;
+      for (std::size_t t = 0; t < samples.learned.n_rows; t++) {
+        const double weight = std::sqrt(samples.learned.weights.at(16)[t * 2 + c / 16]);
+        sum += weight * samples.learned.rows[t * kChannels + c];
+        mass += weight;
       }
+      EXPECT_NEAR(got[c], sum / mass, 2e-2 * (1 + std::abs(sum / mass))) << c;
+    }
+    for (std::size_t head = 0; head < 2; head++) {
+      EXPECT_EQ(rated->heads[head].back().bits, 0);
+      EXPECT_EQ(rated->heads[head].back().group_dim, 0);
+      EXPECT_GT(rated->heads[head].back().loss, rated->heads[head][2].loss);
     }
   }
 }
