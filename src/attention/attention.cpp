@@ -21,6 +21,7 @@
 #include <utility>
 
 #include "attention/attention_operator.h"
+#include "core/half.h"
 #include "kernels/dispatch.h"
 
 namespace cqkv {
@@ -186,6 +187,7 @@ float AttentionOperator::cap_scores(float* scores, int n_rows) const {
 
 // The outputs of a task whose states, in scratch.total, are complete.
 void AttentionOperator::finish(const Part& part, const Scratch& scratch) const {
+  add_value_means(part, scratch);
   if (call_.v.codebook != nullptr && call_.v.codebook->basis().has_rotation()) {
     turn_values(part, scratch);
   }
@@ -193,6 +195,29 @@ void AttentionOperator::finish(const Part& part, const Scratch& scratch) const {
     add_key_sums(part, scratch.total, scratch);
   }
   write_out(part, scratch.total);
+}
+
+// Whether the values of a head are anything but their mean; exact ones always are.
+bool AttentionOperator::has_value_codes(int kv_head) const {
+  return call_.v.codebook == nullptr || call_.v.codebook->spec().coded(kv_head);
+}
+
+// Every cell of a head without codes has the same value, which steps leave out: it is there as
+// often as the weights say.
+void AttentionOperator::add_value_means(const Part& part, const Scratch& scratch) const {
+  for (int kv = 0; kv < part.n_kv; kv++) {
+    if (has_value_codes(part.first_kv + kv)) {
+      continue;
+    }
+    const SoftmaxState state = scratch.total.at(kv, part.n_rows, plan_.channels);
+    const std::uint16_t* mean = call_.v.codebook->group(part.first_kv + kv, 0);
+    for (int d = 0; d < call_.head_dim_v; d++) {
+      const float value = half_to_float(mean[d]);
+      for (int r = 0; r < part.n_rows; r++) {
+        state.out[static_cast<std::size_t>(r) * plan_.channels + d] += value * state.sums[r];
+      }
+    }
+  }
 }
 
 // Sums over components of values become sums over channels: 64 components of a row take the place

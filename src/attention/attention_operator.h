@@ -69,6 +69,8 @@ class AttentionOperator {
   float cap_scores(float* scores, int n_rows) const;
   void finish(const Part& part, const Scratch& scratch) const;
   void turn_values(const Part& part, const Scratch& scratch) const;
+  bool has_value_codes(int kv_head) const;
+  void add_value_means(const Part& part, const Scratch& scratch) const;
   void write_out(const Part& part, const SoftmaxState& state) const;
 
   // visible_blocks.cpp
@@ -123,6 +125,8 @@ class AttentionOperator {
   void byte_scores(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
   void rotate_rows(const Part& part, int kv, int index, const Scratch& scratch) const;
   void byte_values(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
+  void accumulate(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
+  void rescale_values(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
 
   // key_sum_step.cpp
   void keep_probabilities(const Part& part, int kv, const Chunk& chunk,

@@ -260,6 +260,19 @@ void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk
     step.p = scratch.probabilities + row * kBlockCells;
     kernel_.softmax_bytes(step);
   }
+  if (has_value_codes(part.first_kv + kv)) {
+    accumulate(part, kv, chunk, scratch);
+  } else {
+    rescale_values(part, kv, chunk, scratch);
+  }
+  if (plan_.byte_sums()) {
+    keep_probabilities(part, kv, chunk, scratch);
+  }
+}
+
+void AttentionOperator::accumulate(const Part& part, int kv, const Chunk& chunk,
+                                   const Scratch& scratch) const {
+  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels);
   kernels::AccumulateCodes values;
   values.blocks =
       coded_blocks(call_.v, part.first_kv + kv, call_.head_dim_v, chunk, scratch.unpacked);
@@ -271,8 +284,20 @@ void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk
   values.out = state.out;
   values.out_stride = static_cast<std::size_t>(plan_.channels);
   value_kernel_.accumulate_codes(values);
-  if (plan_.byte_sums()) {
-    keep_probabilities(part, kv, chunk, scratch);
+}
+
+// Of a head without codes: what exact rows have added so far.
+void AttentionOperator::rescale_values(const Part& part, int kv, const Chunk& chunk,
+                                       const Scratch& scratch) const {
+  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels);
+  for (int i = 0; i < chunk.n; i++) {
+    for (int r = 0; r < part.n_rows; r++) {
+      const float factor = scratch.rescale[i * part.n_rows + r];
+      float* out = state.out + static_cast<std::size_t>(r) * plan_.channels;
+      for (int d = 0; d < plan_.channels_v && factor != 1.0F; d++) {
+        out[d] *= factor;
+      }
+    }
   }
 }
 

@@ -124,7 +124,11 @@ void AttentionOperator::load_values(int kv_head, const ViewBlock& block, bool ex
     load_plain(call_.v, kv_head, block, call_.head_dim_v, scratch.values, stride);
     return;
   }
-  decode_rows(call_.v, kv_head, block, call_.head_dim_v, scratch, scratch.values, stride);
+  if (has_value_codes(kv_head)) {
+    decode_rows(call_.v, kv_head, block, call_.head_dim_v, scratch, scratch.values, stride);
+  } else {  // its mean is added at the end
+    std::fill_n(scratch.values, stride * kBlockCells, 0.0F);
+  }
   if (exact) {
     add_exact(call_.exact->v, kv_head, block, call_.head_dim_v, scratch.values, stride);
   }
