@@ -88,8 +88,7 @@ TEST(CostMeter, TakesTheMeanOverAllRows) {
         EXPECT_NEAR(sides[1].tensor.heads[head][rate].loss, want[head], 1e-9 * want[head]);
         EXPECT_EQ(sides[0].tensor.heads[head][rate].loss, before[0].tensor.heads[head][rate].loss);
         if (n_threads > 1) {
-          EXPECT_EQ(sides[1].tensor.heads[head][rate].loss,
-                    first[1].tensor.heads[head][rate].loss);
+          EXPECT_EQ(sides[1].tensor.heads[head][rate].loss, first[1].tensor.heads[head][rate].loss);
         }
       }
     }
