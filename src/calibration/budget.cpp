@@ -74,15 +74,24 @@ Status CostMeter::add(const KvRows& rows) {
   return {};
 }
 
-void CostMeter::set_losses(std::vector<RatedSide>& sides) const {
+template <typename Function>
+void CostMeter::update_losses(std::vector<RatedSide>& sides, const Function& update) const {
   for (std::size_t i = 0; i < sides.size(); i++) {
     for (std::size_t head = 0; head < sides[i].tensor.heads.size(); head++) {
       std::vector<RateOption>& options = sides[i].tensor.heads[head];
       for (std::size_t rate = 0; rate < options.size() && n_rows_[i] > 0; rate++) {
-        options[rate].loss = sums_[i][rate][head] / static_cast<double>(n_rows_[i]);
+        update(options[rate].loss, sums_[i][rate][head] / static_cast<double>(n_rows_[i]));
       }
     }
   }
+}
+
+void CostMeter::set_losses(std::vector<RatedSide>& sides) const {
+  update_losses(sides, [](double& loss, double measured) { loss = measured; });
+}
+
+void CostMeter::raise_losses(std::vector<RatedSide>& sides) const {
+  update_losses(sides, [](double& loss, double measured) { loss = std::max(loss, measured); });
 }
 
 }  // namespace cqkv

@@ -42,7 +42,14 @@ class CostMeter {
   /// Sets the losses of all options of the sides to the means over all rows added.
   void set_losses(std::vector<RatedSide>& sides) const;
 
+  /// The same where they are larger. For costs measured at several points: a head that has been
+  /// given fine groups is sure of itself again, and its coarse ones look cheap.
+  void raise_losses(std::vector<RatedSide>& sides) const;
+
  private:
+  template <typename Function>
+  void update_losses(std::vector<RatedSide>& sides, const Function& update) const;
+
   const std::vector<RatedSide>& sides_;
   ParallelFor& parallel_;
   std::vector<std::vector<std::vector<double>>> sums_;  // [side][rate][kv_head]

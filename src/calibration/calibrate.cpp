@@ -298,29 +298,34 @@ Result<RatedSide> learn_rated_side(const Job& job, const SampleCollector::Key& k
 // What the rates cost in a model whose cache is coded with this codebook, on texts that it was not
 // learned from.
 Status measure_costs(const Job& job, const Sequences& sequences, const Codebook& codebook,
-                     std::vector<RatedSide>& sides) {
+                     CostMeter& meter) {
   auto model = load_gradients(job);
   if (!model.ok()) {
     return model.status();
   }
   CQKV_RETURN_IF_ERROR(model->use_codes(&codebook));
-  ThreadParallelFor parallel(job.options.n_threads);
-  CostMeter meter(sides, parallel);
   for (const Sequence& sequence : sequences) {
     const auto loss = model->run(
         sequence.tokens, [&](const KvRows& rows) { return meter.add(rows); }, job.cancel);
     CQKV_RETURN_IF_ERROR(loss.status());
   }
-  meter.set_losses(sides);
   return {};
 }
 
-// Begins with the costs of an exact cache, then takes those of the cache that they led to.
+// Begins with the costs of an exact cache, then takes those of the cache that they led to, then the
+// larger ones of that and of the next.
 Status choose_rates_of(const Job& job, const Sequences& measured, double bits,
                        std::vector<RatedSide> sides, Codebook& codebook) {
   CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
+  ThreadParallelFor parallel(job.options.n_threads);
   for (int pass = 0; pass < kCostPasses && !measured.empty(); pass++) {
-    CQKV_RETURN_IF_ERROR(measure_costs(job, measured, codebook, sides));
+    CostMeter meter(sides, parallel);
+    CQKV_RETURN_IF_ERROR(measure_costs(job, measured, codebook, meter));
+    if (pass == 0) {
+      meter.set_losses(sides);
+    } else {
+      meter.raise_losses(sides);
+    }
     CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
   }
   return {};

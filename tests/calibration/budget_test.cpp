@@ -92,6 +92,13 @@ TEST(CostMeter, TakesTheMeanOverAllRows) {
         }
       }
     }
+    // Once more where they are not less.
+    std::vector<RatedSide> raised = sides;
+    raised[1].tensor.heads[0][0].loss += 5;
+    raised[1].tensor.heads[1][2].loss = 0;
+    meter.raise_losses(raised);
+    EXPECT_EQ(raised[1].tensor.heads[0][0].loss, sides[1].tensor.heads[0][0].loss + 5);
+    EXPECT_EQ(raised[1].tensor.heads[1][2].loss, sides[1].tensor.heads[1][2].loss);
     first = n_threads == 1 ? sides : first;
   }
 }
