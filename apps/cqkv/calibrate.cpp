@@ -26,7 +26,7 @@ constexpr std::string_view kPlaceholder = "{config}";
 struct Flags {
   CalibrationOptions options;
   std::string output;  // with kPlaceholder for the configuration, if there are several
-  std::vector<std::string> configs = {"8c8b"};
+  std::vector<std::string> configs;
   std::string gradients;  // "far" or "all"; empty: as the kind of codebook wants
   std::string config_k;
   std::string config_v;
@@ -69,6 +69,19 @@ Status parse_side(const std::string& own, const std::string& config, CodecSpec& 
   }
   out = *spec;
   return {};
+}
+
+// What is learned if nobody asks for anything: the better kind, wherever there are gradients.
+void set_defaults(Flags& flags) {
+  const bool asked = !flags.configs.empty() || !flags.options.bits.empty();
+  if (asked) {
+    return;
+  }
+  if (flags.weights == "fisher" && flags.config_k.empty() && flags.config_v.empty()) {
+    flags.options.bits = {1.0};
+  } else {
+    flags.configs = {"8c8b"};
+  }
 }
 
 Status parse_configs(Flags& flags) {
@@ -117,6 +130,7 @@ Status parse_gradients(Flags& flags) {
 
 // What cannot be read is wrong use, not a failure.
 Status parse_flags(Flags& flags) {
+  set_defaults(flags);
   CQKV_RETURN_IF_ERROR(parse_configs(flags));
   CQKV_RETURN_IF_ERROR(parse_gradients(flags));
   const std::size_t n_outputs = output_names(flags).size();
@@ -236,7 +250,8 @@ void add_text_flags(CLI::App* parser, TextOptions& text) {
           [](const std::string& names) { return names.empty() ? "got no name" : std::string(); },
           ""))
       ->type_name("NAMES");
-  add_number(parser, "--n-tokens", text.n_tokens, kTextRange, "Tokens in all");
+  add_number(parser, "--n-tokens", text.n_tokens, kTextRange,
+             "Tokens to learn from; with --bits a quarter more is read to choose rates");
   add_number(parser, "-c,--ctx-size", text.n_ctx, kSequenceSizeRange, "Tokens of one sequence");
 }
 
@@ -245,17 +260,17 @@ void add_learning_flags(CLI::App* parser, Flags& flags) {
       parser
           ->add_option(
               "--config", flags.configs,
-              "<channels>c<bits>b: 1, 2, 4, ... or 64 channels coded together in 1 to 12 bits; "
-              "several by commas, with {config} in -o: the model runs once for all")
+              "The paper's method: <channels>c<bits>b, 1, 2, 4, ... or 64 neighbouring channels "
+              "coded together in 1 to 12 bits; several by commas, with {config} in -o: the model "
+              "runs once for all")
           ->delimiter(',')
-          ->capture_default_str()
           ->type_name("CONFIG");
   CLI::Option* bits =
       parser
           ->add_option(
               "--bits", flags.options.bits,
-              "Instead of --config: bits a channel, 0.125 to 4, in which every KV head has the "
-              "rate that it needs; several by commas")
+              "Bits a channel, 0.125 to 4, in which every KV head has the rate that it needs "
+              "[default: 1, unless --config or --weights uniform is given]; several by commas")
           ->delimiter(',')
           ->type_name("BITS");
   parser
@@ -308,6 +323,7 @@ Command add_calibrate(CLI::App& app) {
   parser->add_flag("-q,--quiet", flags->quiet, "No progress");
   parser->footer(
       "Examples:\n"
+      "  cqkv calibrate -m model.gguf -f text.txt code.txt -o model-1b.gguf\n"
       "  cqkv calibrate -m model.gguf -f text.txt -o model-8c8b.gguf --config 8c8b\n"
       "  cqkv calibrate -m model.gguf -f wiki.txt chat.jsonl --json-field question,answer "
       "-o model-mixed.gguf --config-k 4c8b --config-v 8c8b\n"

@@ -492,7 +492,12 @@ Result<Texts> read_texts(const Job& job, CalibrationStats& stats) {
   text.n_tokens += n_out * text.n_ctx;
   auto sequences = read_sequences(*tokenizer, text);
   if (!sequences.ok()) {
-    return sequences.status();
+    const bool short_of = sequences.status().code() == StatusCode::kInvalidArgument && n_out > 0;
+    return Status(
+        sequences.status().code(),
+        sequences.status().message() +
+            (short_of ? " (" + std::to_string(n_out * text.n_ctx) + " of them to choose rates on)"
+                      : ""));
   }
   const auto end = sequences->end() - static_cast<std::ptrdiff_t>(n_out);
   Texts texts{{sequences->begin(), end}, {end, sequences->end()}};

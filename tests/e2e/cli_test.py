@@ -209,6 +209,7 @@ class CliTest(unittest.TestCase):
         self.expect(run(*base, "--config-k", "exact", "--config-v", "exact"), 2, "nothing to learn")
         self.expect(run(*base, "--config-k", "4c8b", "--config-v", "9c9b"), 2, "9c9b")
         self.expect(run(*base, "--weights", "heavy"), 2, "heavy", "uniform")
+        self.expect(run(*base, "--no-bases"), 2, "--bits")
         self.expect(run(*base, "-t", "0"), 2)
         base = ["perplexity", "-m", self.model, "-f", text]
         self.expect(run(*base, "--score", "some"), 2, "some")
