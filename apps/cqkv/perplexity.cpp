@@ -307,7 +307,8 @@ Command add_perplexity(CLI::App& app) {
       "wiki.test.raw\n"
       "  cqkv perplexity -m model.gguf --kv-codebook one.gguf -f wiki.test.raw -c 2048 --repeat\n"
       "The second shows the spread of llama.cpp's own 16-bit variants beside the codebook:\n"
-      "stock-nofa without flash attention, stock-ub:<N> with another -ub. The third compares\n"
+      "stock-nofa without flash attention, stock-ub:<N> with another -ub; stock-q8_0 or\n"
+      "stock-q4_0 is llama.cpp's own quantized cache. The third compares\n"
       "with and without the exact window; the fourth copying from 1024 tokens back.");
   return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};
 }

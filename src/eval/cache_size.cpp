@@ -10,15 +10,16 @@ constexpr std::uint64_t kHalfBytes = 2;
 
 }  // namespace
 
-CacheSize plain_cache_size(const ModelKvShape& model, std::size_t n_cells) {
+CacheSize plain_cache_size(const ModelKvShape& model, std::size_t n_cells, ggml_type type) {
   CacheSize result;
   for (const LayerKvShape& layer : model.layers) {
     result.n_channels += layer.n_channels(KvKind::kKey) + layer.n_channels(KvKind::kValue);
   }
   result.f16_bytes = kHalfBytes * result.n_channels * n_cells;
-  result.exact_bytes = result.f16_bytes;
-  result.bits_codes = 16;
-  result.bits_all_in = 16;
+  const auto block = static_cast<std::uint64_t>(ggml_blck_size(type));
+  result.exact_bytes = result.n_channels * n_cells / block * ggml_type_size(type);
+  result.bits_codes = 8.0 * static_cast<double>(ggml_type_size(type)) / static_cast<double>(block);
+  result.bits_all_in = result.bits_codes;
   return result;
 }
 

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <ggml.h>
+
 #include "cqkv/codebook.h"
 
 #include "cache/exact_window.h"
@@ -38,7 +40,8 @@ struct CacheSize {
 CacheSize coded_cache_size(const Codebook& codebook, const ModelKvShape& model, std::size_t n_cells,
                            const WindowSpec& window, std::size_t n_sequences = 1);
 
-/// The stock cache.
-CacheSize plain_cache_size(const ModelKvShape& model, std::size_t n_cells);
+/// The stock cache, of rows of this type.
+CacheSize plain_cache_size(const ModelKvShape& model, std::size_t n_cells,
+                           ggml_type type = GGML_TYPE_F16);
 
 }  // namespace cqkv::eval

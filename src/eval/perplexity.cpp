@@ -237,6 +237,8 @@ Status Evaluation::make_context(const Variant& variant, ContextHandle& out) {
   params.n_threads_batch = options_.n_threads;
   params.flash_attn_type =
       variant.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  params.type_k = variant.cache_type;
+  params.type_v = variant.cache_type;
   params.offload_kqv = variant.uses_device();
   params.swa_full = false;  // as llama.cpp's programs
   params.no_perf = true;
@@ -308,7 +310,7 @@ Status Evaluation::describe(Contender& contender) const {
     report.device_cache_bytes = device_->cache_bytes();
   }
   if (contender.variant.kind != CacheKind::kCoded) {
-    report.size = plain_cache_size(shape_, n_cells);
+    report.size = plain_cache_size(shape_, n_cells, contender.variant.cache_type);
     return {};
   }
   // Read again rather than kept: a large model's codebooks take as much memory as its cache.

@@ -73,9 +73,27 @@ Status check_word(std::string_view name, const std::string& text) {
   const bool word = name.find_first_of("./") == std::string_view::npos;
   return word && name.starts_with("stock")
              ? invalid_argument("'" + text +
-                                "': unknown; besides files there are none, stock, stock-nofa and "
+                                "': unknown; besides files there are none, stock, stock-nofa, "
+                                "stock-q8_0 (or another of llama.cpp's cache types) and "
                                 "stock-ub:N")
              : Status();
+}
+
+// What llama.cpp's --cache-type-k and --cache-type-v take, but for the floats.
+bool take_cache_type(std::string_view name, Variant& out) {
+  constexpr std::string_view kStock = "stock-";
+  if (!name.starts_with(kStock)) {
+    return false;
+  }
+  name.remove_prefix(kStock.size());
+  for (const ggml_type type : {GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1,
+                               GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL}) {
+    if (name == ggml_type_name(type)) {
+      out.cache_type = type;
+      return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace
@@ -99,6 +117,8 @@ Result<Variant> Variant::parse(const std::string& text) {
   }
   if (name == "stock" || name == "stock-nofa") {
     result.flash_attention = name == "stock";
+  } else if (take_cache_type(name, result)) {
+    result.kind = CacheKind::kStock;
   } else if (name == "none") {
     result.kind = CacheKind::kUncoded;
   } else {

@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include <ggml.h>
+
 #include "cqkv/status.h"
 
 #include "cache/window_pool.h"
@@ -21,13 +23,15 @@ struct Variant {
   std::string text;           ///< As given.
   std::string codebook_path;  ///< kCoded only.
   bool flash_attention = true;
-  int n_ubatch = 0;         ///< 0: that of the run.
-  WindowOverride window;    ///< kCoded: in the place of the codebook's.
-  bool byte_tables = true;  ///< kCoded: whether attention may use centroids as bytes.
+  ggml_type cache_type = GGML_TYPE_F16;  ///< kStock: of keys and values.
+  int n_ubatch = 0;                      ///< 0: that of the run.
+  WindowOverride window;                 ///< kCoded: in the place of the codebook's.
+  bool byte_tables = true;               ///< kCoded: whether attention may use centroids as bytes.
 
   bool uses_device() const { return kind != CacheKind::kStock; }
 
-  /// Reads a path, "none", "stock", "stock-nofa" or "stock-ub:<N>"; each but the last
+  /// Reads a path, "none", "stock", "stock-nofa", "stock-<one of llama.cpp's cache types>", as
+  /// stock-q8_0, or "stock-ub:<N>"; each but the last
   /// may end in "@ub:<N>", a path also in "@window:<N>", "@sinks:<N>",
   /// "@spare:<N>" and "@bytes:<0 or 1>", in any order.
   static Result<Variant> parse(const std::string& text);

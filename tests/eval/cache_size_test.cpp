@@ -55,6 +55,16 @@ TEST(CacheSize, LayersWithoutACacheCostNothing) {
 
 // One sequence's window: (128 + 16 + 4) rows a tensor of a byte a channel and a scale for
 // 32, each tensor's part aligned to 64, and the table.
+// Blocks of 32 numbers with a 16-bit scale.
+TEST(CacheSize, OfQuantizedStockCaches) {
+  const CacheSize q8 = plain_cache_size(model_of(30, 3, 64), 2048, GGML_TYPE_Q8_0);
+  EXPECT_DOUBLE_EQ(q8.bits_codes, 8.5);
+  EXPECT_EQ(q8.cache_bytes(), q8.f16_bytes / 64 * 34);
+  const CacheSize q4 = plain_cache_size(model_of(30, 3, 64), 2048, GGML_TYPE_Q4_0);
+  EXPECT_DOUBLE_EQ(q4.bits_all_in, 4.5);
+  EXPECT_EQ(plain_cache_size(model_of(30, 3, 64), 2048).cache_bytes(), q4.f16_bytes);
+}
+
 TEST(CacheSize, WindowCounts) {
   const auto codebook = testing::random_codebook(30, {8, 8}, {8, 8}, 3, 64);
   const ModelKvShape model = model_of(30, 3, 64);

@@ -20,6 +20,14 @@ TEST(Variant, Names) {
   ASSERT_TRUE(stock.ok());
   EXPECT_EQ(stock->kind, CacheKind::kStock);
   EXPECT_FALSE(stock->flash_attention);
+  EXPECT_EQ(stock->cache_type, GGML_TYPE_F16);
+  const auto quantized = Variant::parse("stock-q4_0@ub:64");
+  ASSERT_TRUE(quantized.ok());
+  EXPECT_EQ(quantized->kind, CacheKind::kStock);
+  EXPECT_EQ(quantized->cache_type, GGML_TYPE_Q4_0);
+  EXPECT_TRUE(quantized->flash_attention);
+  EXPECT_EQ(quantized->n_ubatch, 64);
+  EXPECT_FALSE(Variant::parse("stock-q3_K").ok());
 }
 
 TEST(Variant, MicroBatches) {
