@@ -17,22 +17,27 @@ from matplotlib.colors import BoundaryNorm, ListedColormap  # noqa: E402
 
 # Text as text, and the same file from the same figures.
 plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "cqkv"})
-# Bits a channel: none, then doubling.
+# Bits a channel: none, up to 1/8, then doubling.
 LEVELS = [0, 0.125, 0.25, 0.5, 1, 2, 4, 8]
+EXACT = float("nan")  # grey
 NAMES = ["0", "1/8", "1/4", "1/2", "1", "2", "4", "8"]
 COLOURS = ListedColormap(["#ffffff", "#e3eef9", "#cfe1f2", "#a6cee4", "#6aaed6", "#3787c0",
-                          "#105ba4", "#08306b"])
+                          "#105ba4", "#08306b"]).with_extremes(bad="#bbbbbb")
 
 
 def rates_of(side, n_kv_heads):
-    """Bits a channel of each KV head; exact sides have 16, which no level reaches."""
+    """Bits a channel of each KV head; EXACT of exact sides and of heads that a layer lacks."""
     if side is None or side["config"] == "exact":
-        return [16.0] * n_kv_heads
-    return [side["code_bits"] / dim if dim > 0 else 0.0 for dim in side["group_dims"]]
+        return [EXACT] * n_kv_heads
+    rates = [side["code_bits"] / dim if dim > 0 else 0.0 for dim in side["group_dims"]]
+    return rates + [EXACT] * (n_kv_heads - len(rates))
 
 
 def level_of(rate):
-    return max(i for i, level in enumerate(LEVELS) if rate >= level)
+    """The nearest level above, of 12 bits a channel the last."""
+    if rate != rate:
+        return rate
+    return min([i for i, level in enumerate(LEVELS) if rate <= level], default=len(LEVELS) - 1)
 
 
 def main():

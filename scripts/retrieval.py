@@ -14,6 +14,7 @@ Prints, for each cache and size, how many answers begin with what was asked for.
 import argparse
 import os
 import random
+import re
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -27,7 +28,7 @@ TASKS = ("pass key", "table")
 
 
 def server(options, cache, codebook):
-    size = max(options.tokens) + 256
+    size = max(options.tokens) + 64
     theirs = ["-t", str(options.threads), "-c", str(size), "-np", "1", "--cache-ram", "0"]
     if codebook:
         command = [os.path.join(BIN, "cqkv"), "serve", "-m", options.model, "--kv-codebook",
@@ -74,12 +75,21 @@ def prompts(options, count_tokens):
     for task, make in zip(TASKS, (pass_key, table)):
         for size in options.tokens:
             rng = random.Random(f"{options.seed} {task} {size}")
-            # As many pieces as the size needs, by a first prompt.
-            n = 20
-            for _ in range(4):
-                n = max(4, n * size // count_tokens(make(random.Random(1), sentences, n)[0]))
-            result[task, size] = [make(rng, sentences, n) for _ in range(options.prompts)]
+            result[task, size] = [fitting(make, rng, sentences, size, count_tokens)
+                                  for _ in range(options.prompts)]
     return result
+
+
+def fitting(make, rng, sentences, size, count_tokens):
+    """A prompt of at most `size` tokens, and nearly as many."""
+    seed = rng.random()
+    n = size // 15
+    while True:
+        prompt, answer = make(random.Random(seed), sentences, n)
+        n_tokens = count_tokens(prompt)
+        if n_tokens <= size:
+            return prompt, answer
+        n = min(n - 1, n * size // n_tokens)
 
 
 def main():
@@ -107,7 +117,7 @@ def main():
                 n_right = 0
                 for prompt, answer in pairs:
                     got = running.complete(prompt, -1, 8)["content"]
-                    n_right += got.strip().startswith(answer)
+                    n_right += re.match(rf"\s*{answer}(?!\d)", got) is not None
                 print(f"{os.path.basename(codebook or cache):24} {task:10} {size:6} tokens "
                       f"{n_right:4} of {len(pairs)}", flush=True)
         finally:

@@ -270,7 +270,8 @@ void add_learning_flags(CLI::App* parser, Flags& flags) {
           ->add_option(
               "--bits", flags.options.bits,
               "Bits a channel, 0.125 to 4, in which every KV head has the rate that it needs "
-              "[default: 1, unless --config or --weights uniform is given]; several by commas")
+              "[default: 1, unless --config, --config-k, --config-v or --weights uniform is "
+              "given]; several by commas")
           ->delimiter(',')
           ->type_name("BITS");
   parser

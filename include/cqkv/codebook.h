@@ -44,7 +44,7 @@ class TensorCodebook {
 
   int head_dim() const { return spec_.head_dim(); }
 
-  /// Groups of all heads: the codes of one row.
+  /// Codes of one row: the groups of all heads that have codes.
   int n_codes() const { return spec_.n_codes(); }
 
   /// Channels of one row.

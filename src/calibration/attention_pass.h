@@ -47,8 +47,8 @@ struct AttentionShape {
 
 /// A second copy of keys and values, which queries read to which a row is far: decoded codes.
 struct CodedRows {
-  const float* keys = nullptr;  ///< After RoPE; nullptr: there is no such copy.
-  const float* values = nullptr;
+  const float* keys = nullptr;    ///< After RoPE; nullptr: there is no such copy.
+  const float* values = nullptr;  ///< Given if the keys are.
 };
 
 /// Rows after RoPE: queries and out [n_tokens, n_heads, head_dim], keys and values
@@ -98,7 +98,7 @@ class AttentionPass {
 
   void forward(const AttentionShape& shape, const AttentionRows& rows);
 
-  /// `rows.out` and `rows.lse` as `forward` left them. `far` may be null.
+  /// `rows.out` and `rows.lse` as `forward` left them. `far` may be null, but not of coded rows.
   void backward(const AttentionShape& shape, const AttentionRows& rows,
                 const AttentionGradients& gradients, const FarGradients* far = nullptr);
 

@@ -33,7 +33,7 @@ Status fill_codebook(const std::vector<RatedSide>& sides, double bits, Codebook&
   return {};
 }
 
-CostMeter::CostMeter(const std::vector<RatedSide>& sides, ParallelFor& parallel)
+CostMeter::CostMeter(const std::vector<RatedSide>& sides, ThreadParallelFor& parallel)
     : sides_(sides), parallel_(parallel), n_rows_(sides.size(), 0) {
   for (const RatedSide& side : sides) {
     sums_.emplace_back(side.tensor.codebooks.size(),

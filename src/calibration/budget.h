@@ -34,7 +34,7 @@ Status fill_codebook(const std::vector<RatedSide>& sides, double bits, Codebook&
 /// Numerics: sums in f64, the same for any number of threads.
 class CostMeter {
  public:
-  explicit CostMeter(const std::vector<RatedSide>& sides, ParallelFor& parallel);
+  CostMeter(const std::vector<RatedSide>& sides, ThreadParallelFor& parallel);
 
   /// A KvSink: rows with gradients. May throw std::bad_alloc.
   Status add(const KvRows& rows);
@@ -51,7 +51,7 @@ class CostMeter {
   void update_losses(std::vector<RatedSide>& sides, const Function& update) const;
 
   const std::vector<RatedSide>& sides_;
-  ParallelFor& parallel_;
+  ThreadParallelFor& parallel_;                         // its tasks may throw
   std::vector<std::vector<std::vector<double>>> sums_;  // [side][rate][kv_head]
   std::vector<std::size_t> n_rows_;                     // [side]
 };

@@ -33,7 +33,7 @@ constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
 constexpr std::size_t kMeasuredShare = 4;
 
 // How often costs are measured again in the cache that the last ones led to.
-constexpr int kCostPasses = 2;
+constexpr std::size_t kCostPasses = 2;
 
 // What every step needs.
 struct Job {
@@ -119,6 +119,13 @@ Status check_budgets(const CalibrationOptions& options) {
 Status check_options(const CalibrationOptions& options) {
   CQKV_RETURN_IF_ERROR(options.bits.empty() ? check_configs(options.configs)
                                             : check_budgets(options));
+  const std::size_t n_exact = std::size_t{options.window} + options.sinks;
+  if (options.far_gradients && options.text.n_ctx <= n_exact) {
+    return invalid_argument("calibration: got sequences of " + std::to_string(options.text.n_ctx) +
+                            " tokens for a window and sinks of " + std::to_string(n_exact) +
+                            ", so that nothing would be read as codes; want longer sequences, best "
+                            "several times as long (--ctx-size)");
+  }
   if (options.n_threads < 1) {
     return invalid_argument("calibration: got " + std::to_string(options.n_threads) +
                             " threads, want at least 1");
@@ -164,8 +171,11 @@ Status run_uniform(const Job& job, const Sequences& sequences, SampleCollector& 
 Result<GradientModel> load_gradients(const Job& job) {
   GradientOptions options;
   options.n_threads = job.options.n_threads;
-  options.exact = job.options.far_gradients ? ExactTokens{job.options.window, job.options.sinks}
-                                            : ExactTokens{};
+  if (job.options.far_gradients) {
+    options.exact = ExactTokens{job.options.window, job.options.sinks};
+  } else if (!job.options.bits.empty()) {
+    options.exact = ExactTokens{};
+  }
   return GradientModel::load(job.options.model_path, options);
 }
 
@@ -297,14 +307,16 @@ Result<RatedSide> learn_rated_side(const Job& job, const SampleCollector::Key& k
 
 // What the rates cost in a model whose cache is coded with this codebook, on texts that it was not
 // learned from.
+// `n_done` and `n_total` count sequences over all measurements.
 Status measure_costs(const Job& job, const Sequences& sequences, const Codebook& codebook,
-                     CostMeter& meter) {
+                     CostMeter& meter, std::size_t& n_done, std::size_t n_total) {
   auto model = load_gradients(job);
   if (!model.ok()) {
     return model.status();
   }
   CQKV_RETURN_IF_ERROR(model->use_codes(&codebook));
   for (const Sequence& sequence : sequences) {
+    job.report("choosing rates", n_done++, n_total);
     const auto loss = model->run(
         sequence.tokens, [&](const KvRows& rows) { return meter.add(rows); }, job.cancel);
     CQKV_RETURN_IF_ERROR(loss.status());
@@ -314,13 +326,17 @@ Status measure_costs(const Job& job, const Sequences& sequences, const Codebook&
 
 // Begins with the costs of an exact cache, then takes those of the cache that they led to, then the
 // larger ones of that and of the next.
-Status choose_rates_of(const Job& job, const Sequences& measured, double bits,
-                       std::vector<RatedSide> sides, Codebook& codebook) {
+Status choose_rates_of(const Job& job, const Sequences& measured, std::size_t budget,
+                       std::vector<RatedSide>& sides, Codebook& codebook) {
+  const double bits = job.options.bits[budget];
+  const std::size_t n_of_budget = kCostPasses * measured.size();
+  std::size_t n_done = budget * n_of_budget;
   CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
   ThreadParallelFor parallel(job.options.n_threads);
-  for (int pass = 0; pass < kCostPasses && !measured.empty(); pass++) {
+  for (std::size_t pass = 0; pass < kCostPasses; pass++) {
     CostMeter meter(sides, parallel);
-    CQKV_RETURN_IF_ERROR(measure_costs(job, measured, codebook, meter));
+    CQKV_RETURN_IF_ERROR(measure_costs(job, measured, codebook, meter, n_done,
+                                       job.options.bits.size() * n_of_budget));
     if (pass == 0) {
       meter.set_losses(sides);
     } else {
@@ -329,6 +345,23 @@ Status choose_rates_of(const Job& job, const Sequences& measured, double bits,
     CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
   }
   return {};
+}
+
+// Options of all heads, by side.
+using HeadCosts = std::vector<std::vector<std::vector<RateOption>>>;
+
+HeadCosts costs_of(const std::vector<RatedSide>& sides) {
+  HeadCosts costs;
+  for (const RatedSide& side : sides) {
+    costs.push_back(side.tensor.heads);
+  }
+  return costs;
+}
+
+void restore_costs(const HeadCosts& costs, std::vector<RatedSide>& sides) {
+  for (std::size_t i = 0; i < sides.size(); i++) {
+    sides[i].tensor.heads = costs[i];
+  }
 }
 
 // Every rate of every tensor first: a budget is for all heads together.
@@ -348,10 +381,11 @@ Status learn_budgets(const Job& job, SampleCollector& samples, const Sequences& 
   }
   calibration.stats.seconds_learning = seconds_since(start);
   const auto learned = std::chrono::steady_clock::now();
+  const HeadCosts first_costs = costs_of(sides);
   for (std::size_t i = 0; i < job.options.bits.size(); i++) {
-    job.report("choosing rates", i, job.options.bits.size());
-    CQKV_RETURN_IF_ERROR(choose_rates_of(job, measured, job.options.bits[i], sides,
-                                         calibration.codebooks[i].codebook));
+    restore_costs(first_costs, sides);  // a budget does not depend on the others
+    CQKV_RETURN_IF_ERROR(
+        choose_rates_of(job, measured, i, sides, calibration.codebooks[i].codebook));
   }
   calibration.stats.seconds_choosing = seconds_since(learned);
   return {};
@@ -478,7 +512,10 @@ struct Texts {
 std::size_t n_measured(const CalibrationOptions& options) {
   const std::size_t n_ctx = std::max<std::size_t>(options.text.n_ctx, 1);
   const std::size_t n_learned = (options.text.n_tokens + n_ctx - 1) / n_ctx;
-  return options.bits.empty() ? 0 : (n_learned + kMeasuredShare - 1) / kMeasuredShare;
+  // At least two: one that repeats and one that does not.
+  return options.bits.empty()
+             ? 0
+             : std::max<std::size_t>(2, (n_learned + kMeasuredShare - 1) / kMeasuredShare);
 }
 
 Result<Texts> read_texts(const Job& job, CalibrationStats& stats) {
@@ -488,21 +525,15 @@ Result<Texts> read_texts(const Job& job, CalibrationStats& stats) {
     return tokenizer.status();
   }
   TextOptions text = job.options.text;
-  const std::size_t n_out = n_measured(job.options);
-  text.n_tokens += n_out * text.n_ctx;
+  text.n_further = n_measured(job.options);
   auto sequences = read_sequences(*tokenizer, text);
   if (!sequences.ok()) {
-    const bool short_of = sequences.status().code() == StatusCode::kInvalidArgument && n_out > 0;
-    return Status(
-        sequences.status().code(),
-        sequences.status().message() +
-            (short_of ? " (" + std::to_string(n_out * text.n_ctx) + " of them to choose rates on)"
-                      : ""));
+    return sequences.status();
   }
-  const auto end = sequences->end() - static_cast<std::ptrdiff_t>(n_out);
+  const auto end = sequences->end() - static_cast<std::ptrdiff_t>(text.n_further);
   Texts texts{{sequences->begin(), end}, {end, sequences->end()}};
   count_tokens(texts.learned, stats);
-  stats.n_measured = text.n_tokens - stats.n_tokens;
+  stats.n_measured = text.n_further * text.n_ctx;
   const CodecSpec finest = job.options.bits.empty() ? finest_spec(job.options.configs) : kRates[0];
   CQKV_RETURN_IF_ERROR(check_enough(stats, finest));
   job.warn(text_warning(measure_texts(without_repeats(texts.learned)), finest.n_centroids()));

@@ -52,7 +52,7 @@ struct CalibrationOptions {
   /// One codebook each, all different. The model runs once for all of them.
   std::vector<KvConfig> configs{KvConfig{}};
   /// Instead of configs: bits a channel, one codebook each, in which every KV head of keys and of
-  /// values has a rate of its own (rates.h): codes of 8 bits for 2 to 64 channels, as far as they
+  /// values has a rate of its own (rates.h): codes of 8 bits for 1 to 64 channels, as far as they
   /// divide the heads, or none. Needs Fisher weights. Rates are chosen on as many tokens again as a
   /// quarter of the sequences have, which follow in the texts.
   std::vector<double> bits;
@@ -72,7 +72,7 @@ struct CalibrationOptions {
 /// Where a calibration stands; `stage` is a constant text.
 struct CalibrationProgress {
   std::string_view stage;  ///< "reading texts", "running the model", "learning codebooks" ...
-  std::size_t n_done = 0;  ///< Sequences, or tensors.
+  std::size_t n_done = 0;  ///< Sequences, or tensors; where rates are chosen, of all budgets.
   std::size_t n_total = 0;
 };
 

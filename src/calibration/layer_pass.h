@@ -55,7 +55,7 @@ struct KvCoding {
 /// Owns scratch memory and the packed weights of the layer in work; one call at a time.
 class LayerPass {
  public:
-  LayerPass(const ModelShape& shape, const dense::Table& table, ParallelFor& parallel)
+  LayerPass(const ModelShape& shape, const dense::Table& table, ThreadParallelFor& parallel)
       : shape_(shape),
         table_(table),
         parallel_(parallel),
@@ -136,7 +136,7 @@ class LayerPass {
 
   ModelShape shape_;
   const dense::Table& table_;
-  ParallelFor& parallel_;
+  ThreadParallelFor& parallel_;  // coding may throw
   AttentionPass attention_;
   std::vector<Scratch> scratch_;
   dense::Packed q_, k_, v_, o_, gate_, up_, down_;

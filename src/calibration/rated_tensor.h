@@ -1,6 +1,7 @@
 // The keys or the values of one layer, learned at every rate that their heads may have, and put
 // together from the rates chosen for them (rates.h). What learning at a rate means - a basis,
-// then k-means - is here; running the model and the budget over all layers is calibrate.h's.
+// then k-means - is here; the budget over all layers is budget.h's, running the model
+// calibrate.h's.
 #pragma once
 
 #include <cstddef>

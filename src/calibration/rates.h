@@ -1,6 +1,6 @@
 // Rates by KV head: what coding a head costs the model at each rate, and which rates to choose
-// under a budget. Learning the codebooks of all rates, and putting the chosen ones together, is
-// calibrate.h's.
+// under a budget. Learning the codebooks of all rates is rated_tensor.h's, the codebook of a budget
+// budget.h's.
 #pragma once
 
 #include <cstddef>

@@ -159,11 +159,15 @@ Status too_short(const std::vector<Sequence>& sequences, std::size_t n_left,
   for (const auto& sequence : sequences) {
     n_got += sequence.tokens.size();
   }
-  return invalid_argument("calibration texts are too short: got " + std::to_string(n_got) +
-                          " tokens in whole sequences of " + std::to_string(options.n_ctx) +
-                          " and " + std::to_string(n_left) + " left over, want " +
-                          std::to_string(options.n_tokens) +
-                          "; give more text or ask for fewer tokens");
+  return invalid_argument(
+      "calibration texts are too short: got " + std::to_string(n_got) +
+      " tokens in whole sequences of " + std::to_string(options.n_ctx) + " and " +
+      std::to_string(n_left) + " left over, want " + std::to_string(options.n_tokens) +
+      (options.n_further == 0
+           ? ""
+           : " to learn from and " + std::to_string(options.n_further * options.n_ctx) +
+                 " to choose rates on") +
+      "; give more text or ask for fewer tokens");
 }
 
 // Says the last n tokens twice, in passages of n, n / 2, n or n / 4 by the number of the sequence.
@@ -196,21 +200,22 @@ Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
   std::vector<std::size_t> n_sequences(files.size(), 0);  // of each file
   std::vector<Sequence> sequences;
   std::size_t n_wanted = options.n_tokens;
+  std::size_t n_further = 0;
   std::size_t n_left = 0;
   std::size_t turn = 0;
   const bool bos = tokenizer.adds_bos();
-  while (n_wanted > 0) {
+  // A rest of one token would have nothing to predict; it is left out.
+  while (n_wanted > 1 || n_further < options.n_further) {
     if (streams.empty()) {
       return too_short(sequences, n_left, options);
     }
-    // A rest of one token would have nothing to predict; it is left out.
-    const std::size_t n = std::min(options.n_ctx, n_wanted);
-    if (n < 2) {
-      break;
-    }
+    const bool further = n_wanted < 2;
+    const std::size_t n = further ? options.n_ctx : std::min(options.n_ctx, n_wanted);
     turn %= streams.size();
-    const std::size_t n_of_file = n_sequences[files[turn]];
-    Sequence sequence{files[turn], {}, options.repeat && n_of_file % 2 == 1};
+    const std::size_t number = further ? n_further : n_sequences[files[turn]];
+    // Of the further ones the second and the third of four, so that no file has only one kind.
+    const bool repeats = further ? (number + 1) / 2 % 2 == 1 : number % 2 == 1;
+    Sequence sequence{files[turn], {}, options.repeat && repeats};
     if (bos) {
       sequence.tokens.push_back(tokenizer.bos());
     }
@@ -224,11 +229,15 @@ Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
       continue;
     }
     if (sequence.repeats) {
-      repeat_last(n_new, n_of_file / 2, sequence.tokens);
+      repeat_last(n_new, number / 2, sequence.tokens);
     }
-    n_sequences[files[turn]]++;
     sequences.push_back(std::move(sequence));
-    n_wanted -= n;
+    if (further) {
+      n_further++;
+    } else {
+      n_sequences[files[turn]]++;
+      n_wanted -= n;
+    }
     turn++;
   }
   return sequences;

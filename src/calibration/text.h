@@ -27,6 +27,9 @@ struct TextOptions {
   /// What a cache loses first is copying from far back, which ordinary texts do too rarely to be
   /// learned from.
   bool repeat = false;
+  /// So many whole sequences more, the last of the result, for what is not to be judged by texts
+  /// that were learned from. With `repeat` half of them repeat, whatever file they are of.
+  std::size_t n_further = 0;
 };
 
 /// Tokens of one file in their order, BOS before them if the model adds it.
@@ -36,7 +39,8 @@ struct Sequence {
   bool repeats = false;  ///< Says everything twice.
 };
 
-/// Sequences of n_ctx tokens, the last one shorter if n_ctx does not divide n_tokens.
+/// Sequences of n_ctx tokens, of the n_tokens the last one shorter if n_ctx does not divide them;
+/// then the further ones.
 ///
 /// Sequence 0 comes from the first file, sequence 1 from the second, and so on in
 /// turns; a file that cannot fill a sequence drops out, so that no sequence mixes two

@@ -421,6 +421,10 @@ Result<TensorSpec> Reader::mixed_shape(const Places& places, KvKind kind, int co
     n_found += dim == 0 ? 0 : 1;
     dims.push_back(spec.group_dim);
   }
+  if (n_found > 0 && places.id < 0) {
+    return fields_.bad("has no tensor '" + places.name + "', but groups of channels for " +
+                       std::to_string(n_found) + " of its KV heads");
+  }
   if (n_found != n_coded) {
     return fields_.bad("tensor '" + places.name + "' has " + std::to_string(n_coded) +
                        " KV heads, want the " + std::to_string(n_found) +

@@ -78,6 +78,26 @@ bool all_finite(std::span<const std::uint8_t> row) {
   return true;
 }
 
+// A row without codes still says which cell it is of, and may hold an exact row.
+TEST(Record, RoundTripsNoCodes) {
+  const CodeLayout layout(TensorSpec(8, {0, 0}, 64));
+  const std::size_t n_exact = ExactRowLayout{layout.n_channels()}.row_bytes();
+  const std::vector<std::uint8_t> exact(n_exact, 0);
+  for (const bool with_exact : {false, true}) {
+    const std::size_t row_bytes = record_row_bytes(layout) + (with_exact ? 2 * n_exact : 0);
+    const Saved saved =
+        Saved::of(layout, kHeader, {},
+                  with_exact ? std::span(exact) : std::span<const std::uint8_t>(), row_bytes);
+    EXPECT_TRUE(all_finite(saved.row));
+    Read read(layout);
+    const Status status = read.from(layout, saved.row, kHeader);
+    ASSERT_TRUE(status.ok()) << status.message();
+    EXPECT_EQ(read.content, RowContent::kRecord);
+    EXPECT_EQ(read.header.position, 4711);
+    EXPECT_EQ(read.exact.size(), with_exact ? n_exact : 0);
+  }
+}
+
 TEST(Record, RoundTripsEveryWidth) {
   for (const int group_dim : {1, 2, 4, 8, 16}) {
     for (int bits = 1; bits <= kMaxCodeBits; bits++) {

@@ -206,6 +206,17 @@ TEST_F(CalibrateTest, RefusesBudgetsThatMakeNoSense) {
   EXPECT_EQ(code({1}, Weighting::kUniform), StatusCode::kInvalidArgument);
 }
 
+// Nothing would be read as codes, and nothing cost anything.
+TEST_F(CalibrateTest, RefusesSequencesInsideTheWindow) {
+  CalibrationOptions wanted = options(TinyModel(), Weighting::kFisher);
+  wanted.bits = {1};
+  wanted.far_gradients = true;
+  wanted.window = static_cast<std::uint32_t>(wanted.text.n_ctx) - wanted.sinks;
+  const Status status = calibrate(wanted).status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("--ctx-size"), std::string::npos) << status.message();
+}
+
 TEST_F(CalibrateTest, RefusesConfigurationsThatMakeNoSense) {
   CalibrationOptions chosen = options({}, Weighting::kUniform);
   chosen.configs = {{{4, 4}, {4, 4}}, {{8, 4}, {8, 4}}, {{4, 4}, {4, 4}}};

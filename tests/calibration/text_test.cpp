@@ -105,6 +105,50 @@ TEST_F(TextTest, RepeatsFromSeveralDistances) {
                                                      "ijklijkl", plain, "mmnnoopp"}));
 }
 
+// Whole ones behind the rest, half of which repeat, of every file some.
+TEST_F(TextTest, FurtherSequencesFollow) {
+  const auto a = write("a.txt", "abcdefghijklmnopqrstuvwxyz0123456789");
+  const auto b = write("b.txt", "ABCDEFGHIJKLMNOPQRSTUVWXYZ");
+  TextOptions options{{a, b}, "text", 12, 8};
+  options.n_further = 4;
+  options.repeat = true;
+  EXPECT_EQ(read(options), (std::vector<std::string>{"abcdefgh", "ABCD", "ijklmnop", "EFGHEFGH",
+                                                     "qrqrstst", "IJKLMNOP"}));
+  options.repeat = false;
+  options.n_tokens = 9;  // a rest of one token counts for nothing
+  EXPECT_EQ(read(options),
+            (std::vector<std::string>{"abcdefgh", "ABCDEFGH", "ijklmnop", "IJKLMNOP", "qrstuvwx"}));
+  options.n_further = 9;
+  const Status status = read_error(options);
+  EXPECT_NE(status.message().find("want 9 to learn from and 72 to choose"), std::string::npos)
+      << status.message();
+}
+
+// For any number of files, and also if they are few.
+TEST_F(TextTest, HalfOfTheFurtherSequencesRepeat) {
+  std::string text;
+  for (int i = 0; i < 400; i++) {
+    text += static_cast<char>('a' + i % 26);
+  }
+  const Tokenizer tokens = tokenizer(false);
+  std::vector<std::string> files;
+  for (int n_files = 1; n_files <= 8; n_files++) {
+    files.push_back(write(std::to_string(n_files) + ".txt", text));
+    for (const std::size_t n_further : {2U, 4U, 8U}) {
+      TextOptions options{files, "text", 64, 8};
+      options.repeat = true;
+      options.n_further = n_further;
+      const auto sequences = read_sequences(tokens, options);
+      ASSERT_TRUE(sequences.ok()) << sequences.status().message();
+      ASSERT_EQ(sequences->size(), 8 + n_further);
+      EXPECT_EQ(std::count_if(sequences->begin() + 8, sequences->end(),
+                              [](const Sequence& sequence) { return sequence.repeats; }),
+                n_further / 2)
+          << n_files;
+    }
+  }
+}
+
 TEST_F(TextTest, KeepsLineBreaksOfText) {
   const auto file = write("a.txt", "a\n\nbc\r\nd");
   EXPECT_EQ(read({{file}, "text", 8, 8}), (std::vector<std::string>{"a\n\nbc\r\nd"}));

@@ -317,6 +317,45 @@ TEST_F(HostileFile, WrongBases) {
   }
 }
 
+// Means of another size, number or type, and where none belongs; a side of which half is missing.
+TEST_F(HostileFile, WrongMeans) {
+  struct Case {
+    const char* name;
+    ggml_type type;
+    std::int64_t head_dim;
+    std::int64_t n_heads;
+    const char* says;
+  };
+
+  // Keys of layer 1: one head of 16 channels with codes and one without.
+  constexpr Case kCases[] = {
+      {"blk.1.attn_k.mean", GGML_TYPE_F16, 15, 1, "shape"},
+      {"blk.1.attn_k.mean", GGML_TYPE_F16, 32, 1, "shape"},
+      {"blk.1.attn_k.mean", GGML_TYPE_F16, 16, 2, "numbers left"},
+      {"blk.1.attn_k.mean", GGML_TYPE_F16, 16, 100000, "shape"},
+      {"blk.1.attn_k.mean", GGML_TYPE_F32, 16, 1, "type"},
+      {"blk.0.attn_k.mean", GGML_TYPE_F16, 16, 1, "tensors"},
+      {"blk.1.attn_k.codebook", GGML_TYPE_F16, 256, 2, "numbers left"},
+  };
+  for (const Case& wrong : kCases) {
+    std::vector<char> zeros(static_cast<std::size_t>(wrong.head_dim * wrong.n_heads) * 4);
+    ggml_context* own = ggml_init({2 * ggml_tensor_overhead(), nullptr, true});
+    ggml_tensor* tensor = ggml_new_tensor_2d(own, wrong.type, wrong.head_dim, wrong.n_heads);
+    tensor->data = zeros.data();
+    ggml_set_name(tensor, wrong.name);
+    const auto result = read_changed([](gguf_context*) {}, tensor);
+    EXPECT_EQ(result.status().code(), StatusCode::kCorrupt) << wrong.name;
+    EXPECT_NE(result.status().message().find(wrong.says), std::string::npos)
+        << result.status().message();
+    ggml_free(own);
+  }
+  for (const std::string name : {"blk.1.attn_k.mean", "blk.1.attn_k.codebook"}) {
+    std::string damaged = bytes;
+    damaged[damaged.find(name)] = 'x';
+    expect_error(damaged, name);
+  }
+}
+
 TEST_F(HostileFile, NotFiniteCentroid) {
   for (const int half : {0x7C00, 0xFC00, 0x7E00, 0x7C01}) {
     std::string damaged = bytes;

@@ -181,6 +181,9 @@ struct CacheModel::Impl {
 
   void make_library(int pool_sequences) {
     codebook = testing::random_codebook(kLayers, kSpec, kSpec, kKvHeads, kHeadDim);
+    // And heads without codes: one beside another, and all of a side.
+    codebook.layers[1].k = {testing::random_mixed_tensor(kSpec.code_bits, {8, 0}, kHeadDim, 21)};
+    codebook.layers[1].v = {testing::random_mixed_tensor(kSpec.code_bits, {0, 0}, kHeadDim, 22)};
     codebook.origin.model_fingerprint.clear();
     codebook.window = kWindow.window;
     codebook.sinks = kWindow.sinks;

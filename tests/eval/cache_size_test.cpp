@@ -53,8 +53,6 @@ TEST(CacheSize, LayersWithoutACacheCostNothing) {
   EXPECT_EQ(size.exact_bytes, 0U);
 }
 
-// One sequence's window: (128 + 16 + 4) rows a tensor of a byte a channel and a scale for
-// 32, each tensor's part aligned to 64, and the table.
 // Blocks of 32 numbers with a 16-bit scale.
 TEST(CacheSize, OfQuantizedStockCaches) {
   const CacheSize q8 = plain_cache_size(model_of(30, 3, 64), 2048, GGML_TYPE_Q8_0);
@@ -65,6 +63,8 @@ TEST(CacheSize, OfQuantizedStockCaches) {
   EXPECT_EQ(plain_cache_size(model_of(30, 3, 64), 2048).cache_bytes(), q4.f16_bytes);
 }
 
+// One sequence's window: (128 + 16 + 4) rows a tensor of a byte a channel and a scale for
+// 32, each tensor's part aligned to 64, and the table.
 TEST(CacheSize, WindowCounts) {
   const auto codebook = testing::random_codebook(30, {8, 8}, {8, 8}, 3, 64);
   const ModelKvShape model = model_of(30, 3, 64);
