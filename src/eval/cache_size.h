@@ -28,7 +28,8 @@ struct CacheSize {
     return code_bytes + exact_bytes + window_bytes + spare_bytes + position_bytes;
   }
 
-  /// Codes (or 16 bits where exact), averaged over channels: no cells, no overhead.
+  /// Codes (or 16 bits where exact; a stock cache's type), averaged over channels: no cells, no
+  /// overhead.
   double bits_codes = 0;
 
   /// Everything, centroids included, at this many cells.

@@ -13,7 +13,7 @@
 namespace cqkv::eval {
 
 enum class CacheKind {
-  kStock,    ///< llama.cpp's own 16-bit cache on the CPU.
+  kStock,    ///< llama.cpp's own cache on the CPU.
   kUncoded,  ///< 16-bit rows through the KV device.
   kCoded,    ///< Codes of a codebook through the KV device.
 };
