@@ -164,11 +164,17 @@ void AttentionPass::multiply_by_columns(const AttentionShape& shape, const Block
                      skip_columns(b.own[block.kv_head].view(), block.first_key + begin), 0, n,
                      near.data(), n, false});
     for (std::size_t i = 0; i < block.n_queries; i++) {
-      for (std::size_t j = columns.begin; j < columns.end; j++) {
-        if (exact_.holds(block.first + i, block.first_key + j)) {
-          c[i * stride + j] = near.data()[i * n + j - begin];
-        }
-      }
+      put_near(block, i, columns, near.data() + i * n + columns.begin - begin, c + i * stride);
+    }
+  }
+}
+
+// Scores of some columns, from the first of them on, where the query reads exactly.
+void AttentionPass::put_near(const Block& block, std::size_t query, Columns columns,
+                             const float* near, float* row) const {
+  for (std::size_t j = columns.begin; j < columns.end; j++) {
+    if (exact_.holds(block.first + query, block.first_key + j)) {
+      row[j] = near[j - columns.begin];
     }
   }
 }

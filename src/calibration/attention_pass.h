@@ -148,6 +148,8 @@ class AttentionPass {
   std::array<Columns, 2> near_columns(const Block& block) const;
   void multiply_by_columns(const AttentionShape& shape, const Block& block, dense::View a,
                            const Copies& b, dense::Buffer& near, float* c) const;
+  void put_near(const Block& block, std::size_t query, Columns columns, const float* near,
+                float* row) const;
   dense::View take_near(const AttentionShape& shape, const Block& block, Columns near,
                         dense::Buffer& from, dense::Buffer& to) const;
   void multiply_by_rows(const Block& block, dense::View a, const dense::Packed& b, Columns columns,

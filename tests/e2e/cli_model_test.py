@@ -153,6 +153,20 @@ class CliModelTest(unittest.TestCase):
         return run("calibrate", "-m", MODEL, "-f", text, "-o", self.path(output), "--weights",
                    "uniform", "-c", "256", "--max-iterations", "2", *arguments)
 
+    def test_nothing_asked_for_is_one_bit_with_rates_by_head(self):
+        text = os.path.join(DATA, "wikitext2-train-1200k.txt")
+        result = run("calibrate", "-m", MODEL, "-f", text, "-o", self.path("one.gguf"), "-c", "256",
+                     "--n-tokens", "512", "--max-iterations", "2")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("cq-1.00b fisher", result.stdout)
+        self.assertIn("rates chosen on 512 tokens more", result.stdout)
+        shown = json.loads(run("inspect", "--json", self.path("one.gguf")).stdout)
+        self.assertLessEqual(shown["bits_per_channel"], 1.0)
+        dims = {dim for layer in shown["layers"] for kind in "kv" for dim in
+                layer[kind]["group_dims"]}
+        self.assertGreater(len(dims), 2, "heads have rates of their own")
+        self.assertIn(0, dims, "and some need no codes")
+
     def test_one_run_for_several_configurations(self):
         result = self.calibrate(self.text, "{config}.gguf", "--config", "8c6b,4c4b", "--config-k",
                                 "8c4b", "--n-tokens", "512")
