@@ -306,18 +306,14 @@ Result<RatedSide> learn_rated_side(const Job& job, const SampleCollector::Key& k
 }
 
 // What the rates cost in a model whose cache is coded with this codebook, on texts that it was not
-// learned from.
-// `n_done` and `n_total` count sequences over all measurements.
-Status measure_costs(const Job& job, const Sequences& sequences, const Codebook& codebook,
-                     CostMeter& meter, std::size_t& n_done, std::size_t n_total) {
-  auto model = load_gradients(job);
-  if (!model.ok()) {
-    return model.status();
-  }
-  CQKV_RETURN_IF_ERROR(model->use_codes(&codebook));
+// learned from. `n_done` and `n_total` count sequences over all measurements.
+Status measure_costs(const Job& job, GradientModel& model, const Sequences& sequences,
+                     const Codebook& codebook, CostMeter& meter, std::size_t& n_done,
+                     std::size_t n_total) {
+  CQKV_RETURN_IF_ERROR(model.use_codes(&codebook));
   for (const Sequence& sequence : sequences) {
     job.report("choosing rates", n_done++, n_total);
-    const auto loss = model->run(
+    const auto loss = model.run(
         sequence.tokens, [&](const KvRows& rows) { return meter.add(rows); }, job.cancel);
     CQKV_RETURN_IF_ERROR(loss.status());
   }
@@ -326,8 +322,8 @@ Status measure_costs(const Job& job, const Sequences& sequences, const Codebook&
 
 // Begins with the costs of an exact cache, then takes those of the cache that they led to, then the
 // larger ones of that and of the next.
-Status choose_rates_of(const Job& job, const Sequences& measured, std::size_t budget,
-                       std::vector<RatedSide>& sides, Codebook& codebook) {
+Status choose_rates_of(const Job& job, GradientModel& model, const Sequences& measured,
+                       std::size_t budget, std::vector<RatedSide>& sides, Codebook& codebook) {
   const double bits = job.options.bits[budget];
   const std::size_t n_of_budget = kCostPasses * measured.size();
   std::size_t n_done = budget * n_of_budget;
@@ -335,7 +331,7 @@ Status choose_rates_of(const Job& job, const Sequences& measured, std::size_t bu
   ThreadParallelFor parallel(job.options.n_threads);
   for (std::size_t pass = 0; pass < kCostPasses; pass++) {
     CostMeter meter(sides, parallel);
-    CQKV_RETURN_IF_ERROR(measure_costs(job, measured, codebook, meter, n_done,
+    CQKV_RETURN_IF_ERROR(measure_costs(job, model, measured, codebook, meter, n_done,
                                        job.options.bits.size() * n_of_budget));
     if (pass == 0) {
       meter.set_losses(sides);
@@ -381,11 +377,15 @@ Status learn_budgets(const Job& job, SampleCollector& samples, const Sequences& 
   }
   calibration.stats.seconds_learning = seconds_since(start);
   const auto learned = std::chrono::steady_clock::now();
+  auto model = load_gradients(job);
+  if (!model.ok()) {
+    return model.status();
+  }
   const HeadCosts first_costs = costs_of(sides);
   for (std::size_t i = 0; i < job.options.bits.size(); i++) {
     restore_costs(first_costs, sides);  // a budget does not depend on the others
     CQKV_RETURN_IF_ERROR(
-        choose_rates_of(job, measured, i, sides, calibration.codebooks[i].codebook));
+        choose_rates_of(job, *model, measured, i, sides, calibration.codebooks[i].codebook));
   }
   calibration.stats.seconds_choosing = seconds_since(learned);
   return {};

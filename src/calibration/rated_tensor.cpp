@@ -195,15 +195,15 @@ Result<TensorCodebook> without_codes(const TensorCodebook& coded, const std::vec
 }
 
 // Adds one learned rate and what it costs.
-void add_rate(const TensorSamples& samples, const CodecSpec& spec, TensorCodebook codebook,
-              RatedTensor& tensor) {
+void add_rate(const TensorSamples& samples, TensorCodebook codebook, RatedTensor& tensor) {
   const SampleRows& out = samples.held_out;
   const std::vector<double> losses =
       coding_losses(codebook, out.rows.data(), out.gradients.data(), out.n_rows);
   for (std::size_t head = 0; head < losses.size(); head++) {
-    const int n_codes = codebook.spec().n_codes(static_cast<int>(head));
+    const TensorSpec& spec = codebook.spec();
+    const int n_bits = spec.n_codes(static_cast<int>(head)) * spec.code_bits();
     tensor.heads[head].push_back(
-        {spec.group_dim, static_cast<double>(n_codes * spec.code_bits), losses[head]});
+        {spec.group_dims()[head], static_cast<double>(n_bits), losses[head]});
   }
   tensor.codebooks.push_back(std::move(codebook));
 }
@@ -236,7 +236,6 @@ Result<RatedTensor> learn_rates(const TensorSamples& samples, KvKind kind,
   if (options.bases) {
     learner.emplace(samples, kind, options, parallel);
   }
-  CodecSpec coarsest;
   for (const CodecSpec& spec : kRates) {
     if (!spec.check(samples.shape.head_dim).ok()) {
       continue;
@@ -246,21 +245,21 @@ Result<RatedTensor> learn_rates(const TensorSamples& samples, KvKind kind,
     if (!codebook.ok()) {
       return codebook.status();
     }
-    add_rate(samples, spec, *std::move(codebook), result);
-    coarsest = spec;
+    add_rate(samples, *std::move(codebook), result);
   }
   if (result.codebooks.empty()) {
     return unsupported("heads of " + std::to_string(samples.shape.head_dim) +
                        " channels have no groups of 1 to 64");
   }
-  const std::vector<float> mean =
-      mean_row(samples, learner ? learner->head_weights()
-                                : std::span(samples.learned.weights.at(coarsest.group_dim)));
-  auto codebook = without_codes(result.codebooks.back(), mean);
+  const TensorCodebook& coarsest = result.codebooks.back();
+  const std::vector<float> mean = mean_row(
+      samples, learner ? learner->head_weights()
+                       : std::span(samples.learned.weights.at(coarsest.spec().group_dim(0))));
+  auto codebook = without_codes(coarsest, mean);
   if (!codebook.ok()) {
     return codebook.status();
   }
-  add_rate(samples, {0, coarsest.code_bits}, *std::move(codebook), result);
+  add_rate(samples, *std::move(codebook), result);
   return result;
 }
 

@@ -58,7 +58,7 @@ class Reader {
   Result<TensorSpec> uniform_shape(std::int64_t id, const std::string& name,
                                    const CodecSpec& spec) const;
   Result<TensorSpec> mixed_shape(const Places& places, KvKind kind, int code_bits);
-  Status check_mixed_shape(const Places& places, int code_bits) const;
+  Result<std::int64_t> mixed_head_dim(const Places& places, int code_bits) const;
   Status read_centroids(const Places& places, const TensorSpec& spec, std::vector<float>& out);
   Result<Places> find_places(std::size_t layer, KvKind kind, const CodecSpec& spec) const;
   Status read_halves(std::int64_t id, const std::string& name, std::vector<std::uint16_t>& out);
@@ -365,7 +365,7 @@ Result<TensorSpec> Reader::uniform_shape(std::int64_t id, const std::string& nam
 }
 
 // Heads with codes and heads without are each in a tensor of their own, if there are any.
-Status Reader::check_mixed_shape(const Places& places, int code_bits) const {
+Result<std::int64_t> Reader::mixed_head_dim(const Places& places, int code_bits) const {
   const gguf_context* header = file_.header.get();
   const std::int64_t n_centroids = std::int64_t{1} << code_bits;
   std::int64_t head_dim = 0;
@@ -385,20 +385,20 @@ Status Reader::check_mixed_shape(const Places& places, int code_bits) const {
     }
     head_dim = found;
   }
-  return {};
+  return head_dim;
 }
 
 // Takes the next layer's head sizes.
 Result<TensorSpec> Reader::mixed_shape(const Places& places, KvKind kind, int code_bits) {
-  CQKV_RETURN_IF_ERROR(check_mixed_shape(places, code_bits));
-  const gguf_context* header = file_.header.get();
-  const auto ne = [&](std::int64_t id, int axis) {
-    return id < 0 ? 0 : gguf_get_tensor_ne(header, id)[axis];
+  const auto head_dim = mixed_head_dim(places, code_bits);
+  if (!head_dim.ok()) {
+    return head_dim.status();
+  }
+  const auto n_heads_of = [&](std::int64_t id) {
+    return id < 0 ? 0 : gguf_get_tensor_ne(file_.header.get(), id)[1];
   };
-  const std::int64_t head_dim =
-      std::max(ne(places.id, 0) / (std::int64_t{1} << code_bits), ne(places.mean_id, 0));
-  const std::int64_t n_coded = ne(places.id, 1);
-  const std::int64_t n_heads = n_coded + ne(places.mean_id, 1);
+  const std::int64_t n_coded = n_heads_of(places.id);
+  const std::int64_t n_heads = n_coded + n_heads_of(places.mean_id);
   const auto i = static_cast<std::size_t>(kind);
   const std::vector<std::uint32_t>& all = head_group_dims_[i];
   const std::size_t n_left = all.size() - n_head_group_dims_[i];
@@ -413,7 +413,7 @@ Result<TensorSpec> Reader::mixed_shape(const Places& places, KvKind kind, int co
     const std::uint32_t dim = all[n_head_group_dims_[i]++];
     const CodecSpec spec{static_cast<int>(std::min(dim, std::uint32_t{kMaxGroupDim + 1})),
                          code_bits};
-    const Status legal = dim == 0 ? Status() : spec.check(static_cast<int>(head_dim));
+    const Status legal = dim == 0 ? Status() : spec.check(static_cast<int>(*head_dim));
     if (!legal.ok()) {
       return fields_.bad("tensor '" + places.name + "', KV head " + std::to_string(head) + ": " +
                          legal.message());
@@ -430,7 +430,7 @@ Result<TensorSpec> Reader::mixed_shape(const Places& places, KvKind kind, int co
                        " KV heads, want the " + std::to_string(n_found) +
                        " whose groups have channels");
   }
-  return TensorSpec(code_bits, dims, static_cast<int>(head_dim));
+  return TensorSpec(code_bits, dims, static_cast<int>(*head_dim));
 }
 
 Result<Reader::Places> Reader::find_places(std::size_t layer, KvKind kind,
