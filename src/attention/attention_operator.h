@@ -123,7 +123,9 @@ class AttentionOperator {
   kernels::ScoreCodes score_call(const Part& part, int kv, const Chunk& chunk,
                                  const Scratch& scratch) const;
   void byte_scores(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
-  void rotate_rows(const Part& part, int kv, int index, const Scratch& scratch) const;
+  void rotate_rows(const Part& part, int kv, int index, std::uint32_t* to,
+                   const Scratch& scratch) const;
+  static void merge_blocks(int n_blocks, kernels::ScoreCodes& score, const Scratch& scratch);
   void byte_values(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
   void accumulate(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;
   void rescale_values(const Part& part, int kv, const Chunk& chunk, const Scratch& scratch) const;

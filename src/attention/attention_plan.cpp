@@ -128,6 +128,7 @@ void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& ca
   if (plan.byte_keys) {
     pairs = carver.take<float>(rows_of_task * 2 * padded);
     factors = carver.take<float>(rows_of_task);
+    chunk_factors = carver.take<float>(chunk_rows);
     packed_rows = carver.take<std::uint32_t>(chunk_rows * padded);
     row_angles = carver.take<float>(chunk * 2 * padded);
     placed_angles = carver.take<float>(2 * padded);

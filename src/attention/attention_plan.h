@@ -166,8 +166,9 @@ struct Scratch {
   float* sines = nullptr;
 
   // Steps in bytes.
-  float* pairs = nullptr;    // [kv_per_task, tile_rows, 2, padded_pairs]: scaled queries
-  float* factors = nullptr;  // [kv_per_task, tile_rows]: what undoes the scale
+  float* pairs = nullptr;          // [kv_per_task, tile_rows, 2, padded_pairs]: scaled queries
+  float* factors = nullptr;        // [kv_per_task, tile_rows]: what undoes the scale
+  float* chunk_factors = nullptr;  // [chunk_blocks, tile_rows]: the same for every block
   std::uint32_t* packed_rows = nullptr;   // [chunk_blocks, tile_rows, padded_pairs]
   float* row_angles = nullptr;            // [chunk_blocks, 2, padded_pairs]
   float* placed_angles = nullptr;         // [2, padded_pairs], of one KV head and block

@@ -126,7 +126,7 @@ const float* AttentionOperator::place_row_angles(int kv_head, const float* angle
 }
 
 // The rows of KV head number `kv` for block number `index` of the chunk.
-void AttentionOperator::rotate_rows(const Part& part, int kv, int index,
+void AttentionOperator::rotate_rows(const Part& part, int kv, int index, std::uint32_t* to,
                                     const Scratch& scratch) const {
   const std::size_t row_floats = 2 * static_cast<std::size_t>(plan_.padded_pairs);
   const float* pairs = scratch.pairs + static_cast<std::size_t>(kv) * part.n_rows * row_floats;
@@ -134,9 +134,8 @@ void AttentionOperator::rotate_rows(const Part& part, int kv, int index,
   if (call_.k.tables->takes_components()) {
     angles = place_row_angles(part.first_kv + kv, angles, scratch);
   }
-  kernel_.rotate_queries(
-      pairs, part.n_rows, plan_.padded_pairs, angles, angles + plan_.padded_pairs,
-      scratch.packed_rows + static_cast<std::size_t>(index) * plan_.tile_rows * plan_.padded_pairs);
+  kernel_.rotate_queries(pairs, part.n_rows, plan_.padded_pairs, angles,
+                         angles + plan_.padded_pairs, to);
 }
 
 // ---------------------------------------------------------------- codes
@@ -193,8 +192,8 @@ kernels::CodedBlocks AttentionOperator::coded_blocks(const CacheSide& side, int 
   blocks.group_dim = entry_dim;
   blocks.code_bits = layout.code_bits();
   blocks.n_channels = head_dim;
-  blocks.n_blocks = chunk.n;
-  for (int i = 0; i < chunk.n; i++) {
+  blocks.n_blocks = layout.spec.coded(kv_head) ? chunk.n : 1;  // without codes all are alike
+  for (int i = 0; i < blocks.n_blocks; i++) {
     std::uint8_t* to = unpacked + static_cast<std::size_t>(i) * n_groups * n_parts * group_bytes;
     blocks.codes[i] = block_codes(side, kv_head, views_.block(chunk.blocks[i]), to);
     if (n_parts > 1) {
@@ -220,9 +219,9 @@ kernels::ScoreCodes AttentionOperator::score_call(const Part& part, int kv, cons
     score.n_rotated = key_pairs.n_turning;
     score.rotation = centred_;
   }
+  const std::size_t block_words = static_cast<std::size_t>(part.n_rows) * plan_.padded_pairs;
   for (int i = 0; i < chunk.n; i++) {
-    score.queries[i] =
-        scratch.packed_rows + static_cast<std::size_t>(i) * plan_.tile_rows * plan_.padded_pairs;
+    score.queries[i] = scratch.packed_rows + i * block_words;
   }
   score.query_stride = static_cast<std::size_t>(plan_.padded_pairs);
   score.n_rows = part.n_rows;
@@ -232,12 +231,28 @@ kernels::ScoreCodes AttentionOperator::score_call(const Part& part, int kv, cons
   return score;
 }
 
+// Keys without codes are the same in every block: the rows of all blocks become rows of the one
+// block, whose keys are then looked up and rotated once.
+void AttentionOperator::merge_blocks(int n_blocks, kernels::ScoreCodes& score,
+                                     const Scratch& scratch) {
+  for (int i = 0; i < n_blocks; i++) {
+    std::copy_n(score.factors, score.n_rows, scratch.chunk_factors + i * score.n_rows);
+  }
+  score.factors = scratch.chunk_factors;
+  score.n_rows *= n_blocks;
+}
+
 void AttentionOperator::byte_scores(const Part& part, int kv, const Chunk& chunk,
                                     const Scratch& scratch) const {
+  kernels::ScoreCodes score = score_call(part, kv, chunk, scratch);
+  const std::size_t block_words = static_cast<std::size_t>(part.n_rows) * plan_.padded_pairs;
   for (int i = 0; i < chunk.n; i++) {
-    rotate_rows(part, kv, i, scratch);
+    rotate_rows(part, kv, i, scratch.packed_rows + i * block_words, scratch);
   }
-  key_kernel_.score_codes(score_call(part, kv, chunk, scratch));
+  if (score.blocks.n_blocks < chunk.n) {
+    merge_blocks(chunk.n, score, scratch);
+  }
+  key_kernel_.score_codes(score);
 }
 
 void AttentionOperator::byte_values(const Part& part, int kv, const Chunk& chunk,
