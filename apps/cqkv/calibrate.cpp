@@ -22,6 +22,7 @@ namespace cqkv::app {
 namespace {
 
 constexpr std::string_view kPlaceholder = "{config}";
+constexpr const char* kOwnTexts = "WikiText-2, Python's library, GSM8K";
 
 struct Flags {
   CalibrationOptions options;
@@ -128,11 +129,32 @@ Status parse_gradients(Flags& flags) {
   return {};
 }
 
+// Without -f: prose, code and conversation that come with the project.
+Status take_own_texts(Flags& flags) {
+  auto texts = calibration_texts();
+  if (!texts.ok()) {
+    return texts.status();
+  }
+  flags.options.text.files = *std::move(texts);
+  flags.options.text.json_field = "question,answer";
+  flags.options.text.chat = true;
+  if (!flags.quiet) {
+    std::fprintf(stderr,
+                 "cqkv calibrate: no -f: learning from the project's own prose, code and "
+                 "conversation (%s)\n",
+                 kOwnTexts);
+  }
+  return {};
+}
+
 // What cannot be read is wrong use, not a failure.
 Status parse_flags(Flags& flags) {
   set_defaults(flags);
   CQKV_RETURN_IF_ERROR(parse_configs(flags));
   CQKV_RETURN_IF_ERROR(parse_gradients(flags));
+  if (flags.options.text.files.empty()) {
+    CQKV_RETURN_IF_ERROR(take_own_texts(flags));
+  }
   const std::size_t n_outputs = output_names(flags).size();
   if (n_outputs > 1 && flags.output.find(kPlaceholder) == std::string::npos) {
     return invalid_argument("got " + std::to_string(n_outputs) +
@@ -242,14 +264,17 @@ Outcome execute(Flags& flags) {
 
 void add_text_flags(CLI::App* parser, TextOptions& text) {
   add_files(parser, "-f,--file", text.files,
-            "Calibration texts: .jsonl one object a line, others plain; taken in turns")
-      ->required();
+            "Calibration texts: .jsonl one object a line, others plain; taken in turns "
+            "[default: prose, code and conversation that come with cqkv]");
   parser->add_option("--json-field", text.json_field, "Fields of a .jsonl object, by commas")
       ->capture_default_str()
       ->check(CLI::Validator(
           [](const std::string& names) { return names.empty() ? "got no name" : std::string(); },
           ""))
       ->type_name("NAMES");
+  parser->add_flag("--chat", text.chat,
+                   "The fields are turns of a conversation, the user's first: written as the "
+                   "model's chat template has them");
   add_number(parser, "--n-tokens", text.n_tokens, kTextRange,
              "Tokens to learn from; with --bits a quarter more is read to choose rates");
   add_number(parser, "-c,--ctx-size", text.n_ctx, kSequenceSizeRange, "Tokens of one sequence");
@@ -324,10 +349,11 @@ Command add_calibrate(CLI::App& app) {
   parser->add_flag("-q,--quiet", flags->quiet, "No progress");
   parser->footer(
       "Examples:\n"
-      "  cqkv calibrate -m model.gguf -f text.txt code.txt -o model-1b.gguf\n"
+      "  cqkv calibrate -m model.gguf -o model-1b.gguf\n"
+      "  cqkv calibrate -m model.gguf -f text.txt code.txt -o model-half.gguf --bits 0.5\n"
       "  cqkv calibrate -m model.gguf -f text.txt -o model-8c8b.gguf --config 8c8b\n"
       "  cqkv calibrate -m model.gguf -f wiki.txt chat.jsonl --json-field question,answer "
-      "-o model-mixed.gguf --config-k 4c8b --config-v 8c8b\n"
+      "--chat -o model-mixed.gguf --config-k 4c8b --config-v 8c8b\n"
       "  cqkv calibrate -m model.gguf -f text.txt code.txt -o 'model-{config}.gguf' "
       "--config 8c8b,4c8b\n"
       "Ctrl-C stops without writing (exit code 130).");

@@ -54,6 +54,21 @@ std::string device_library() {
                                               : program_folder() + "/libggml-cq.so";
 }
 
+Result<std::vector<std::string>> calibration_texts() {
+  const std::filesystem::path folder = CQKV_TEXTS;
+  std::vector<std::string> paths;
+  for (const char* name :
+       {"wikitext2-train-1200k.txt", "code-calib.txt", "gsm8k-train-800.jsonl"}) {
+    paths.push_back((folder / name).string());
+    const Status readable = check_text(paths.back());
+    if (!readable.ok()) {
+      return Status(readable.code(),
+                    "the project's own texts: " + readable.message() + "; name your own with -f");
+    }
+  }
+  return paths;
+}
+
 Status check_programs(const std::string& program) {
   for (const std::string& path : {program, device_library()}) {
     if (!std::filesystem::exists(path)) {

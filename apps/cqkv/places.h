@@ -15,6 +15,10 @@ std::string program_folder();
 /// libggml-cq.so beside cqkv; the environment variable CQKV_DEVICE overrides.
 std::string device_library();
 
+/// The project's own calibration texts, prose, code and conversation: in the folder that it was
+/// built from. kNotFound if they are not there.
+Result<std::vector<std::string>> calibration_texts();
+
 /// That a program of llama.cpp's, started from here, and the KV device exist.
 Status check_programs(const std::string& program);
 

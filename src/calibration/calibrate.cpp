@@ -525,6 +525,11 @@ Result<Texts> read_texts(const Job& job, CalibrationStats& stats) {
     return tokenizer.status();
   }
   TextOptions text = job.options.text;
+  if (text.chat && tokenizer->chat({"?", "!"}).empty()) {
+    job.warn(
+        "the model has no chat template that libllama can write: conversations are read as plain "
+        "text");
+  }
   text.n_further = n_measured(job.options);
   auto sequences = read_sequences(*tokenizer, text);
   if (!sequences.ok()) {

@@ -36,11 +36,13 @@ std::vector<std::string> split_fields(std::string_view text) {
 // The tokens of one file, produced as they are asked for.
 class TokenStream {
  public:
-  TokenStream(const Tokenizer& tokenizer, std::string path, std::vector<std::string> fields)
+  TokenStream(const Tokenizer& tokenizer, std::string path, std::vector<std::string> fields,
+              bool chat)
       : tokenizer_(&tokenizer),
         path_(std::move(path)),
         fields_(std::move(fields)),
-        json_(path_.ends_with(".jsonl")) {}
+        json_(path_.ends_with(".jsonl")),
+        chat_(chat && json_ && !tokenizer.chat(fields_).empty()) {}
 
   Status open() {
     std::error_code error;
@@ -85,7 +87,7 @@ class TokenStream {
       return io_error(path_ + ": reading failed after line " + std::to_string(n_lines_));
     }
     ended_ = !file_;
-    auto tokens = tokenizer_->tokenize(piece);
+    auto tokens = chat_ ? tokenizer_->tokenize_chat(piece) : tokenizer_->tokenize(piece);
     if (!tokens.ok()) {
       return {tokens.status().code(), path_ + ": " + tokens.status().message()};
     }
@@ -114,6 +116,7 @@ class TokenStream {
     if (document.is_discarded() || !document.is_object()) {
       return corrupt(where + "want one JSON object a line, got '" + line.substr(0, 40) + "'");
     }
+    std::vector<std::string> values;
     for (std::size_t i = 0; i < fields_.size(); i++) {
       const auto field = document.find(fields_[i]);
       if (field == document.end() || !field->is_string()) {
@@ -121,16 +124,25 @@ class TokenStream {
                        (field == document.end() ? "none" : field->type_name()) +
                        "; name the text's field with --json-field");
       }
-      piece += (i == 0 ? "" : "\n") + field->get<std::string>();
+      values.push_back(field->get<std::string>());
     }
-    piece += "\n\n";
+    piece += chat_ ? tokenizer_->chat(values) : joined(values) + "\n\n";
     return {};
+  }
+
+  static std::string joined(const std::vector<std::string>& values) {
+    std::string text = values.front();
+    for (std::size_t i = 1; i < values.size(); i++) {
+      text += "\n" + values[i];
+    }
+    return text;
   }
 
   const Tokenizer* tokenizer_;
   std::string path_;
   std::vector<std::string> fields_;
   bool json_;
+  bool chat_;
   std::ifstream file_;
   std::size_t n_lines_ = 0;
   bool ended_ = false;
@@ -194,7 +206,7 @@ Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
   std::vector<std::size_t> files;  // of the streams
   for (const auto& file : options.files) {
     files.push_back(files.size());
-    streams.push_back(std::make_unique<TokenStream>(tokenizer, file, fields));
+    streams.push_back(std::make_unique<TokenStream>(tokenizer, file, fields, options.chat));
     CQKV_RETURN_IF_ERROR(streams.back()->open());
   }
   std::vector<std::size_t> n_sequences(files.size(), 0);  // of each file

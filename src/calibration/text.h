@@ -30,6 +30,9 @@ struct TextOptions {
   /// So many whole sequences more, the last of the result, for what is not to be judged by texts
   /// that were learned from. With `repeat` half of them repeat, whatever file they are of.
   std::size_t n_further = 0;
+  /// The fields are turns of a conversation, the user's first, and are written as the model's chat
+  /// template has them; joined as above if it has none (Tokenizer::chat).
+  bool chat = false;
 };
 
 /// Tokens of one file in their order, BOS before them if the model adds it.

@@ -1,6 +1,7 @@
 // Tokenizer on top of a vocabulary-only model; see tokenizer.h.
 #include "calibration/tokenizer.h"
 
+#include <algorithm>
 #include <exception>
 #include <filesystem>
 #include <limits>
@@ -27,7 +28,40 @@ Result<Tokenizer> Tokenizer::load(const std::string& model_path) {
   return Tokenizer(std::move(model));
 }
 
+std::string Tokenizer::chat(const std::vector<std::string>& turns) const {
+  const char* model_template = llama_model_chat_template(model_.get(), nullptr);
+  if (model_template == nullptr) {
+    return {};
+  }
+  std::vector<llama_chat_message> messages;
+  std::size_t n_bytes = 256;
+  for (const std::string& turn : turns) {
+    messages.push_back({messages.size() % 2 == 0 ? "user" : "assistant", turn.c_str()});
+    n_bytes += 2 * turn.size() + 64;
+  }
+  std::string text(n_bytes, '\0');
+  const auto apply = [&] {
+    return llama_chat_apply_template(model_template, messages.data(), messages.size(), false,
+                                     text.data(), static_cast<std::int32_t>(text.size()));
+  };
+  std::int32_t n = apply();
+  if (n > static_cast<std::int32_t>(text.size())) {
+    text.resize(static_cast<std::size_t>(n));
+    n = apply();
+  }
+  text.resize(static_cast<std::size_t>(std::max(n, 0)));
+  return text;
+}
+
 Result<std::vector<Token>> Tokenizer::tokenize(std::string_view text) const {
+  return tokenize(text, false);
+}
+
+Result<std::vector<Token>> Tokenizer::tokenize_chat(std::string_view text) const {
+  return tokenize(text, true);
+}
+
+Result<std::vector<Token>> Tokenizer::tokenize(std::string_view text, bool specials) const {
   if (text.empty()) {
     return std::vector<Token>{};
   }
@@ -42,10 +76,10 @@ Result<std::vector<Token>> Tokenizer::tokenize(std::string_view text) const {
   try {
     const auto capacity = static_cast<std::int32_t>(tokens.size());
     std::int32_t n =
-        llama_tokenize(vocab, text.data(), n_bytes, tokens.data(), capacity, false, false);
+        llama_tokenize(vocab, text.data(), n_bytes, tokens.data(), capacity, false, specials);
     if (n < 0 && n != std::numeric_limits<std::int32_t>::min()) {
       tokens.resize(static_cast<std::size_t>(-n));
-      n = llama_tokenize(vocab, text.data(), n_bytes, tokens.data(), -n, false, false);
+      n = llama_tokenize(vocab, text.data(), n_bytes, tokens.data(), -n, false, specials);
     }
     if (n < 0) {
       return Status(StatusCode::kInternal, "tokenizer: libllama cannot tokenize the text");

@@ -26,9 +26,10 @@ class TextTest : public ::testing::Test {
     return path.string();
   }
 
-  static Tokenizer tokenizer(bool add_bos) {
+  static Tokenizer tokenizer(bool add_bos, const std::string& chat_template = "") {
     TinyModel tiny;
     tiny.add_bos = add_bos;
+    tiny.chat_template = chat_template;
     auto loaded = Tokenizer::load(tiny.write("model.gguf"));
     EXPECT_TRUE(loaded.ok()) << loaded.status().message();
     return *std::move(loaded);
@@ -152,6 +153,42 @@ TEST_F(TextTest, HalfOfTheFurtherSequencesRepeat) {
 TEST_F(TextTest, KeepsLineBreaksOfText) {
   const auto file = write("a.txt", "a\n\nbc\r\nd");
   EXPECT_EQ(read({{file}, "text", 8, 8}), (std::vector<std::string>{"a\n\nbc\r\nd"}));
+}
+
+// Markers that the vocabulary has as special tokens are those: here BOS.
+TEST_F(TextTest, WritesConversationsAsTheModelDoes) {
+  const auto file = write("a.jsonl", R"({"q": "1+1", "a": "2"})"
+                                     "\n"
+                                     R"({"q": "<s>", "a": "4"})");
+  TextOptions options{{file}, "q,a"};
+  options.chat = true;
+  options.n_tokens = options.n_ctx = 70;
+  const Tokenizer chatml = tokenizer(false, "<|im_start|>");
+  const std::string wanted =
+      "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n";
+  EXPECT_EQ(chatml.chat({"1+1", "2"}), wanted);
+  auto sequences = read_sequences(chatml, options);
+  ASSERT_TRUE(sequences.ok()) << sequences.status().message();
+  EXPECT_EQ(text_of((*sequences)[0].tokens), (wanted + "<|im_start|>user").substr(0, 70));
+  EXPECT_EQ(text_of(*chatml.tokenize_chat("a<s>b")), "a^b");
+  EXPECT_EQ(text_of(*chatml.tokenize("a<s>b")), "a<s>b");
+}
+
+// A template that libllama cannot write is as none.
+TEST_F(TextTest, ConversationsAreTextWithoutATemplate) {
+  const auto file = write("a.jsonl", R"({"q": "1+1", "a": "2"})"
+                                     "\n"
+                                     R"({"q": "2+2", "a": "4"})");
+  TextOptions options{{file}, "q,a"};
+  options.chat = true;
+  options.n_tokens = options.n_ctx = 12;
+  for (const char* chat_template : {"", "{{ something unknown }}"}) {
+    const Tokenizer tokens = tokenizer(false, chat_template);
+    EXPECT_EQ(tokens.chat({"1+1", "2"}), "");
+    auto sequences = read_sequences(tokens, options);
+    ASSERT_TRUE(sequences.ok()) << sequences.status().message();
+    EXPECT_EQ(text_of((*sequences)[0].tokens), "1+1\n2\n\n2+2\n4");
+  }
 }
 
 TEST_F(TextTest, JoinsJsonDocumentsAndFields) {

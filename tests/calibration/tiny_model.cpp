@@ -115,6 +115,9 @@ class Writer {
     gguf_set_val_u32(gguf_.get(), "tokenizer.ggml.unknown_token_id", 0);
     gguf_set_val_bool(gguf_.get(), "tokenizer.ggml.add_bos_token", model_.add_bos);
     gguf_set_val_bool(gguf_.get(), "tokenizer.ggml.add_space_prefix", false);
+    if (!model_.chat_template.empty()) {
+      gguf_set_val_str(gguf_.get(), "tokenizer.chat_template", model_.chat_template.c_str());
+    }
   }
 
   float* tensor(const std::string& name, int n_columns, int n_rows, float mean, float deviation) {

@@ -30,6 +30,7 @@ struct TinyModel {
   bool listed_windows = false;  ///< Write the period as a list instead.
   float logit_softcap = 0.0F;   ///< 0: no key.
   bool add_bos = true;
+  std::string chat_template;  ///< Empty: no key.
   bool with_experts = false;
   int wrong_columns = 0;        ///< Added to the width of blk.1.ffn_down.weight.
   std::string left_out;         ///< A tensor not to write.

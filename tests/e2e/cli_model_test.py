@@ -154,10 +154,11 @@ class CliModelTest(unittest.TestCase):
                    "uniform", "-c", "256", "--max-iterations", "2", *arguments)
 
     def test_nothing_asked_for_is_one_bit_with_rates_by_head(self):
-        text = os.path.join(DATA, "wikitext2-train-1200k.txt")
-        result = run("calibrate", "-m", MODEL, "-f", text, "-o", self.path("one.gguf"), "-c", "256",
-                     "--n-tokens", "512", "--max-iterations", "2")
+        result = run("calibrate", "-m", MODEL, "-o", self.path("one.gguf"), "-c", "256",
+                     "--n-tokens", "768", "--max-iterations", "2")
         self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("no -f: learning from the project's own prose, code and conversation",
+                      result.stderr)
         self.assertIn("cq-1.00b fisher", result.stdout)
         self.assertIn("rates chosen on 512 tokens more", result.stdout)
         shown = json.loads(run("inspect", "--json", self.path("one.gguf")).stdout)
