@@ -19,7 +19,7 @@ deps:
 	@scripts/install_deps.sh
 
 build: deps
-	@scripts/build.sh release
+	@scripts/build.sh release programs
 
 test: deps
 	@scripts/test.sh
@@ -27,7 +27,8 @@ test: deps
 asan: deps
 	@scripts/build.sh asan
 
-slow: build
+slow: deps
+	@scripts/build.sh release
 	@CQKV_GEMMA_MODEL=$$(scripts/models.sh gemma) ctest --test-dir build -L slow --output-on-failure
 
 demo: build
