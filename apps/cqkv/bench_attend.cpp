@@ -82,4 +82,48 @@ Status CodedAttention::run() {
   return {};
 }
 
+// ---------------------------------------------------------------- all layers
+
+ModelAttention::ModelAttention(const BenchShape& shape, const BenchInputs& inputs,
+                               const Codebook& codebook)
+    : name_(codebook.origin.name) {
+  for (const LayerCodebook& layer : codebook.layers) {
+    codes_.push_back(std::make_unique<BenchCodes>(
+        BenchCodes::of(shape, *layer.get(KvKind::kKey), *layer.get(KvKind::kValue))));
+    layers_.push_back(
+        std::make_unique<CodedAttention>(shape, inputs, *codes_.back(), /*bytes=*/true));
+  }
+}
+
+std::size_t ModelAttention::cache_bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& codes : codes_) {
+    bytes += codes->bytes();
+  }
+  return bytes;
+}
+
+void ModelAttention::set_n_threads(int n_threads) {
+  for (const auto& layer : layers_) {
+    layer->set_n_threads(n_threads);
+  }
+}
+
+Status ModelAttention::run() {
+  for (const auto& layer : layers_) {
+    CQKV_RETURN_IF_ERROR(layer->run());
+  }
+  return {};
+}
+
+std::string ModelAttention::path() const {
+  const std::string first = layers_.front()->path();
+  for (const auto& layer : layers_) {
+    if (layer->path() != first) {
+      return "mixed";
+    }
+  }
+  return first;
+}
+
 }  // namespace cqkv::app

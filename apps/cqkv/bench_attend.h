@@ -82,6 +82,33 @@ class CodedAttention final : public BenchAttention {
   AttentionWorkspace workspace_;
 };
 
+/// attend() over random codes of all layers of a codebook, one after the other: so that the tables
+/// of one layer drive those of the others out of the processor's caches, as in a model.
+class ModelAttention final : public BenchAttention {
+ public:
+  ModelAttention(const BenchShape& shape, const BenchInputs& inputs, const Codebook& codebook);
+
+  std::string impl() const override { return "cqkv"; }
+
+  std::string type() const override { return name_; }
+
+  std::size_t cache_bytes() const override;
+
+  void set_n_threads(int n_threads) override;
+
+  Status run() override;
+
+  const float* out() const override { return layers_.back()->out(); }
+
+  /// As CodedAttention::path, "mixed" also if layers differ.
+  std::string path() const;
+
+ private:
+  std::string name_;
+  std::vector<std::unique_ptr<BenchCodes>> codes_;
+  std::vector<std::unique_ptr<CodedAttention>> layers_;
+};
+
 /// ggml's operator over rows of the type "f32", "f16", "q8_0" or "q4_0".
 class GgmlAttention final : public BenchAttention {
  public:

@@ -3,6 +3,7 @@
 // in bench_attend.h, timed in bench_timing.h, compared in bench_check.h, shown in
 // bench_report.h; here are the flags and what is run when.
 #include <algorithm>
+#include <filesystem>
 #include <functional>
 #include <iterator>
 #include <memory>
@@ -12,6 +13,7 @@
 #include "bench_check.h"
 #include "bench_report.h"
 #include "bench_timing.h"
+#include "codebook_file/codebook_file.h"
 #include "command.h"
 #include "flag_values.h"
 #include "places.h"
@@ -20,7 +22,8 @@ namespace cqkv::app {
 namespace {
 
 struct Flags {
-  std::vector<std::string> codecs = {"8c8b", "4c8b", "2c8b"};
+  std::vector<std::string> codecs;     // empty: as codebooks say
+  std::vector<std::string> codebooks;  // files
   std::vector<std::string> types = {"f16", "q8_0", "q4_0"};
   BenchShape shape;
   std::vector<int> n_key_heads = {0};
@@ -42,8 +45,10 @@ struct Bench {
   BenchInputs inputs;
   std::vector<std::unique_ptr<BenchCodes>> codes;
   std::vector<std::unique_ptr<CodedAttention>> coded;
-  std::vector<std::unique_ptr<GgmlAttention>> ggml;  // on what the first codes stand for
-  std::vector<BenchReference> references;            // of the codes; empty without --check
+  std::vector<std::unique_ptr<BenchShape>> model_shapes;
+  std::vector<std::unique_ptr<ModelAttention>> models;  // one of each shape
+  std::vector<std::unique_ptr<GgmlAttention>> ggml;     // on what the first codes stand for
+  std::vector<BenchReference> references;               // of the codes; empty without --check
 };
 
 Status add_coded(const Flags& flags, const std::string& codec, int n_key_heads, Bench& bench) {
@@ -70,7 +75,9 @@ Status add_ggml(const std::string& type, Bench& bench) {
     return ggml.status();
   }
   bench.ggml.push_back(*std::move(ggml));
-  bench.ggml.back()->fill(*bench.codes.front());
+  if (!bench.codes.empty()) {
+    bench.ggml.back()->fill(*bench.codes.front());
+  }
   return {};
 }
 
@@ -81,9 +88,15 @@ Status add_codec(const Flags& flags, const std::string& codec, Bench& bench) {
   return {};
 }
 
-Status add_all(const Flags& flags, Bench& bench) {
+Status add_all(const Flags& flags, const std::vector<Codebook>& codebooks, Bench& bench) {
   for (const std::string& codec : flags.codecs) {
     CQKV_RETURN_IF_ERROR(add_codec(flags, codec, bench));
+  }
+  for (const Codebook& codebook : codebooks) {
+    BenchShape& shape = *bench.model_shapes.emplace_back(std::make_unique<BenchShape>(bench.shape));
+    shape.n_layers = static_cast<int>(codebook.layers.size());
+    shape.rope_mode = rope_mode_of(codebook);
+    bench.models.push_back(std::make_unique<ModelAttention>(shape, bench.inputs, codebook));
   }
   for (const std::string& type : flags.types) {
     CQKV_RETURN_IF_ERROR(add_ggml(type, bench));
@@ -95,6 +108,9 @@ std::vector<BenchAttention*> all_of(const Bench& bench) {
   std::vector<BenchAttention*> all;
   for (const auto& coded : bench.coded) {
     all.push_back(coded.get());
+  }
+  for (const auto& model : bench.models) {
+    all.push_back(model.get());
   }
   for (const auto& ggml : bench.ggml) {
     all.push_back(ggml.get());
@@ -136,6 +152,11 @@ Result<std::vector<BenchRow>> time_all(const Flags& flags, Bench& bench, int n_t
     rows[i].path = bench.coded[i]->path();
     rows[i].n_key_heads = bench.coded[i]->n_key_heads();
   }
+  for (std::size_t i = 0; i < bench.models.size(); i++) {
+    BenchRow& row = rows[bench.coded.size() + i];
+    row.path = bench.models[i]->path();
+    row.shape = *bench.model_shapes[i];
+  }
   if (flags.check) {
     set_differences(bench, rows);
   }
@@ -170,10 +191,10 @@ std::vector<BenchShape> shapes_of(const Flags& flags) {
 }
 
 // Rows of one shape go to the table as they come and to `rows`.
-Status run_shape(const Flags& flags, const BenchShape& shape, const MemorySpeeds& memory,
-                 std::vector<BenchRow>& rows) {
+Status run_shape(const Flags& flags, const std::vector<Codebook>& codebooks,
+                 const BenchShape& shape, const MemorySpeeds& memory, std::vector<BenchRow>& rows) {
   Bench bench(shape);
-  CQKV_RETURN_IF_ERROR(add_all(flags, bench));
+  CQKV_RETURN_IF_ERROR(add_all(flags, codebooks, bench));
   for (const int n_threads : flags.n_threads) {
     auto timed = time_all(flags, bench, n_threads);
     if (!timed.ok()) {
@@ -209,6 +230,31 @@ Status check_flags(const Flags& flags, const std::vector<BenchShape>& shapes) {
   return {};
 }
 
+// The codebooks of the files, whose heads become those of the shape.
+Result<std::vector<Codebook>> read_codebooks(Flags& flags) {
+  std::vector<Codebook> codebooks;
+  for (const std::string& path : flags.codebooks) {
+    auto codebook = read_codebook(path);
+    if (!codebook.ok()) {
+      return codebook.status();
+    }
+    CQKV_RETURN_IF_ERROR(check_benchable(*codebook, path));
+    const TensorCodebook& keys = *codebook->layers.front().get(KvKind::kKey);
+    if (!codebooks.empty() &&
+        (keys.head_dim() != flags.shape.head_dim || keys.n_kv_heads() != flags.shape.n_kv_heads)) {
+      return invalid_argument(path + ": has " + std::to_string(keys.n_kv_heads()) +
+                              " KV heads of " + std::to_string(keys.head_dim()) +
+                              ", the first codebook has " + std::to_string(flags.shape.n_kv_heads) +
+                              " of " + std::to_string(flags.shape.head_dim));
+    }
+    flags.shape.head_dim = keys.head_dim();
+    flags.shape.n_kv_heads = keys.n_kv_heads();
+    codebook->origin.name = std::filesystem::path(path).stem().string();  // as rows call it
+    codebooks.push_back(*std::move(codebook));
+  }
+  return codebooks;
+}
+
 // The first row that is further off than it may be.
 Status check_rows(const std::vector<BenchRow>& rows) {
   for (const BenchRow& row : rows) {
@@ -217,7 +263,14 @@ Status check_rows(const std::vector<BenchRow>& rows) {
   return {};
 }
 
-Outcome execute(const Flags& flags) {
+Outcome execute(Flags& flags) {
+  const auto codebooks = read_codebooks(flags);
+  if (!codebooks.ok()) {
+    return codebooks.status();
+  }
+  if (flags.codecs.empty() && codebooks->empty()) {
+    flags.codecs = {"8c8b", "4c8b", "2c8b"};
+  }
   const auto shapes = shapes_of(flags);
   const Status usable = check_flags(flags, shapes);
   if (!usable.ok()) {
@@ -233,7 +286,7 @@ Outcome execute(const Flags& flags) {
   }
   std::vector<BenchRow> rows;
   for (const BenchShape& shape : shapes) {
-    CQKV_RETURN_IF_ERROR(run_shape(flags, shape, *memory, rows));
+    CQKV_RETURN_IF_ERROR(run_shape(flags, *codebooks, shape, *memory, rows));
   }
   CQKV_RETURN_IF_ERROR(write_json(flags.json, bench_json(rows, *memory)));
   return check_rows(rows);
@@ -273,10 +326,14 @@ Command add_bench_attention(CLI::App& bench) {
       bench.add_subcommand("attention", "Attention over codes beside ggml's over its cache types");
   const auto flags = std::make_shared<Flags>();
   flags->n_threads = default_threads();
-  parser->add_option("--codec", flags->codecs, "Codes to time, as 8c8b")
-      ->capture_default_str()
+  parser
+      ->add_option("--codec", flags->codecs,
+                   "Codes to time, as 8c8b [default: 8c8b,4c8b,2c8b; with --kv-codebook none]")
       ->delimiter(',')
       ->type_name("C");
+  CLI::Option* codebooks =
+      add_files(parser, "--kv-codebook", flags->codebooks,
+                "Codebooks to time, all layers in turn; --head-dim and --kv-heads are theirs");
   parser->add_option("--type", flags->types, "Cache types of ggml to time")
       ->capture_default_str()
       ->delimiter(',')
@@ -284,14 +341,17 @@ Command add_bench_attention(CLI::App& bench) {
       ->type_name("T");
   add_shape_flags(parser, *flags);
   add_seconds(parser, flags->seconds, "Time for one shape and number of threads");
-  parser->add_flag("--check", flags->check,
-                   "Compare results: ours with ours in floats, all with ggml's on f32");
+  parser
+      ->add_flag("--check", flags->check,
+                 "Compare results: ours with ours in floats, all with ggml's on f32")
+      ->excludes(codebooks);
   add_json_file(parser, flags->json);
   parser->footer(
       "Examples:\n"
       "  cqkv bench attention --tokens 1024,4096,16384 --json attention.json\n"
       "  cqkv bench attention --codec 8c8b --type f16 --kv-heads 8 --seqs 1,8,32 --unified\n"
       "  cqkv bench attention --codec 8c8b --key-heads 0,1,2 --type f16\n"
+      "  cqkv bench attention --kv-codebook paper.gguf model-1b.gguf --gqa 3 --type f16\n"
       "  cqkv bench attention --queries 512 --check");
   return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};
 }

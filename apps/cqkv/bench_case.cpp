@@ -74,7 +74,7 @@ Result<TensorCodebook> random_codebook(CodecSpec spec, int n_kv_heads, int head_
 double BenchShape::n_scores() const {
   const double queries = n_queries;
   const double visible = queries * (n_tokens - queries) + queries * (queries + 1) / 2;
-  return visible * n_seq * n_heads();
+  return visible * n_seq * n_heads() * n_layers;
 }
 
 Status BenchShape::check() const {
@@ -118,36 +118,40 @@ Result<BenchCodes> BenchCodes::random(const BenchShape& shape, CodecSpec spec, i
   if (!k.ok() || !v.ok()) {
     return k.ok() ? v.status() : k.status();
   }
-  const CodeLayout layout(TensorSpec(spec, shape.n_kv_heads, shape.head_dim));
-  const std::size_t stream_bytes =
-      layout.tensor_bytes(static_cast<std::size_t>(shape.stream_cells()));
-  const std::size_t n_bytes = stream_bytes * static_cast<std::size_t>(shape.n_streams());
-  BenchCodes codes({*std::move(k), random_bytes(n_bytes, 3)},
-                   {*std::move(v), random_bytes(n_bytes, 4)}, layout, stream_bytes);
+  BenchCodes codes = of(shape, *std::move(k), *std::move(v));
   if (n_key_heads > 0) {
     CQKV_RETURN_IF_ERROR(codes.predict(n_key_heads));
   }
   return codes;
 }
 
-BenchCodes::BenchCodes(Side keys, Side values, CodeLayout layout, std::size_t stream_bytes)
-    : keys_(std::move(keys)),
-      values_(std::move(values)),
-      layout_(std::move(layout)),
-      stream_bytes_(stream_bytes) {
+BenchCodes BenchCodes::of(const BenchShape& shape, TensorCodebook keys, TensorCodebook values) {
+  return {{shape, std::move(keys), 3}, {shape, std::move(values), 4}};
+}
+
+BenchCodes::Side::Side(const BenchShape& shape, TensorCodebook tensor, std::uint64_t stream)
+    : codebook(std::move(tensor)),
+      layout(codebook.spec()),
+      stream_bytes(layout.tensor_bytes(static_cast<std::size_t>(shape.stream_cells()))),
+      codes(random_bytes(stream_bytes * static_cast<std::size_t>(shape.n_streams()), stream)) {
+}
+
+BenchCodes::BenchCodes(Side keys, Side values)
+    : keys_(std::move(keys)), values_(std::move(values)) {
 }
 
 // What is predicted is as large as what the codes say.
 Status BenchCodes::predict(int n_key_heads) {
-  const int n_sums = n_key_heads * layout_.spec.head_dim();
+  const CodeLayout& layout = keys_.layout;
+  const int n_sums = n_key_heads * layout.spec.head_dim();
   std::vector<float> matrices =
-      random_floats(static_cast<std::size_t>(n_sums) * layout_.n_channels(), 5);
+      random_floats(static_cast<std::size_t>(n_sums) * layout.n_channels(), 5);
   for (float& element : matrices) {
     element /= std::sqrt(static_cast<float>(n_sums));
   }
-  std::vector<int> groups(static_cast<std::size_t>(n_key_heads) * layout_.n_groups(0));
+  std::vector<int> groups(static_cast<std::size_t>(n_key_heads) * layout.n_groups(0));
   std::iota(groups.begin(), groups.end(), 0);
-  auto sums = KeySums::create(keys_.codebook, std::move(groups), layout_.spec.head_dim(), matrices,
+  auto sums = KeySums::create(keys_.codebook, std::move(groups), layout.spec.head_dim(), matrices,
                               kernels::active());
   if (!sums.ok()) {
     return sums.status();
@@ -161,12 +165,13 @@ void BenchCodes::decode(KvKind kind, int stream_index, int cell, float* row) con
   if (kind == KvKind::kKey || !key_sums_) {
     return;
   }
-  std::vector<float> keys(static_cast<std::size_t>(layout_.n_channels()));
+  const TensorSpec& spec = values_.layout.spec;
+  std::vector<float> keys(static_cast<std::size_t>(keys_.layout.n_channels()));
   decode_codes(KvKind::kKey, stream_index, cell, keys.data());
-  for (int head = 0; head < layout_.spec.n_kv_heads(); head++, row += layout_.spec.head_dim()) {
+  for (int head = 0; head < spec.n_kv_heads(); head++, row += spec.head_dim()) {
     const float* column = key_sums_->matrix(head);
     for (int c = 0; c < key_sums_->n_channels(); c++, column += key_sums_->matrix_stride()) {
-      for (int d = 0; d < layout_.spec.head_dim(); d++) {
+      for (int d = 0; d < spec.head_dim(); d++) {
         row[d] += column[d] * keys[static_cast<std::size_t>(c)];
       }
     }
@@ -174,15 +179,48 @@ void BenchCodes::decode(KvKind kind, int stream_index, int cell, float* row) con
 }
 
 void BenchCodes::decode_codes(KvKind kind, int stream_index, int cell, float* row) const {
-  std::vector<std::uint16_t> codes(static_cast<std::size_t>(layout_.n_codes()));
-  get_codes(layout_, stream(kind, stream_index), static_cast<std::size_t>(cell), codes.data());
-  codebook(kind).decode(codes.data(), 1, row, static_cast<std::size_t>(layout_.n_channels()));
+  const CodeLayout& layout = side(kind).layout;
+  std::vector<std::uint16_t> codes(static_cast<std::size_t>(layout.n_codes()));
+  get_codes(layout, stream(kind, stream_index), static_cast<std::size_t>(cell), codes.data());
+  codebook(kind).decode(codes.data(), 1, row, static_cast<std::size_t>(layout.n_channels()));
+}
+
+Status check_benchable(const Codebook& codebook, const std::string& path) {
+  if (codebook.layers.empty()) {
+    return invalid_argument(path + ": has no layers");
+  }
+  const TensorCodebook* first = codebook.layers.front().get(KvKind::kKey);
+  for (const LayerCodebook& layer : codebook.layers) {
+    for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+      const TensorCodebook* tensor = layer.get(kind);
+      if (tensor == nullptr || tensor->head_dim() != first->head_dim() ||
+          tensor->n_kv_heads() != first->n_kv_heads()) {
+        return unsupported(path +
+                           ": has exact sides or heads of several sizes; want keys and values of "
+                           "all layers coded and alike");
+      }
+    }
+  }
+  return {};
+}
+
+RopeMode rope_mode_of(const Codebook& codebook) {
+  const TensorCodebook& keys = *codebook.layers.front().get(KvKind::kKey);
+  for (int kv = 0; kv < keys.n_kv_heads(); kv++) {
+    for (int i = 0; keys.basis().has_order() && i + 1 < keys.head_dim(); i += 2) {
+      const auto* pair = keys.basis().order(kv) + i;
+      if (pair[0] % 2 != 0 || pair[1] != pair[0] + 1) {
+        return RopeMode::kNeox;
+      }
+    }
+  }
+  return keys.basis().has_order() ? RopeMode::kNormal : RopeMode::kNeox;
 }
 
 RopeParams bench_rope(const BenchShape& shape) {
   RopeParams params;
   params.n_dims = shape.head_dim;
-  params.mode = RopeMode::kNeox;
+  params.mode = shape.rope_mode;
   params.freq_base = shape.rope_base;
   return params;
 }

@@ -33,6 +33,9 @@ struct BenchShape {
   int first_position = 0;
   /// Of the rotation; Llama 3's. Pairs of keys that hardly turn within a block cost less.
   float rope_base = 500000.0F;
+  RopeMode rope_mode = RopeMode::kNeox;
+  /// Layers of one run, each with its own codes.
+  int n_layers = 1;
 
   int n_heads() const { return gqa * n_kv_heads; }
 
@@ -51,7 +54,7 @@ struct BenchShape {
     return static_cast<std::size_t>(n_seq) * n_queries * n_heads() * head_dim;
   }
 
-  /// (query, token, query head) with the token visible: a query sees no later tokens.
+  /// (layer, query, token, query head) with the token visible: a query sees no later tokens.
   double n_scores() const;
 
   /// kInvalidArgument for a shape that nobody can compute.
@@ -75,10 +78,13 @@ class BenchCodes {
   /// kInvalidArgument if heads cannot be coded so.
   static Result<BenchCodes> random(const BenchShape& shape, CodecSpec spec, int n_key_heads);
 
+  /// Random codes of these codebooks, of as many and as large heads as the shape's.
+  static BenchCodes of(const BenchShape& shape, TensorCodebook keys, TensorCodebook values);
+
   const TensorCodebook& codebook(KvKind kind) const { return side(kind).codebook; }
 
   const std::uint8_t* stream(KvKind kind, int stream) const {
-    return side(kind).codes.data() + stream * stream_bytes_;
+    return side(kind).codes.data() + stream * side(kind).stream_bytes;
   }
 
   /// Keys and values.
@@ -88,7 +94,7 @@ class BenchCodes {
   const KeySums* key_sums() const { return key_sums_ ? &*key_sums_ : nullptr; }
 
   int n_key_heads() const {
-    return key_sums_ ? key_sums_->n_channels() / layout_.spec.head_dim() : 0;
+    return key_sums_ ? key_sums_->n_channels() / keys_.layout.spec.head_dim() : 0;
   }
 
   /// One cell [n_channels], keys not rotated, values as predicted.
@@ -97,10 +103,14 @@ class BenchCodes {
  private:
   struct Side {
     TensorCodebook codebook;
+    CodeLayout layout;
+    std::size_t stream_bytes = 0;
     std::vector<std::uint8_t> codes;  // [stream, stream_bytes]
+
+    Side(const BenchShape& shape, TensorCodebook codebook, std::uint64_t stream);
   };
 
-  BenchCodes(Side keys, Side values, CodeLayout layout, std::size_t stream_bytes);
+  BenchCodes(Side keys, Side values);
 
   Status predict(int n_key_heads);
   void decode_codes(KvKind kind, int stream, int cell, float* row) const;
@@ -110,8 +120,6 @@ class BenchCodes {
   Side keys_;
   Side values_;
   std::optional<KeySums> key_sums_;
-  CodeLayout layout_;
-  std::size_t stream_bytes_;
 };
 
 /// Normally distributed; equal streams are equal numbers.
@@ -123,6 +131,13 @@ Result<std::vector<CodecSpec>> parse_codecs(const std::vector<std::string>& name
 /// Random centroids; equal streams are equal codebooks.
 Result<TensorCodebook> random_codebook(CodecSpec spec, int n_kv_heads, int head_dim,
                                        std::uint64_t stream);
+
+/// A codebook of a file as the benchmark can use it: all layers coded, with heads alike.
+Status check_benchable(const Codebook& codebook, const std::string& path);
+
+/// The rotation that its keys were made for: kNormal if channels 2 i and 2 i + 1 stand side by side
+/// in every head's order, else kNeox.
+RopeMode rope_mode_of(const Codebook& codebook);
 
 /// The rotation of keys, as most models have it.
 RopeParams bench_rope(const BenchShape& shape);

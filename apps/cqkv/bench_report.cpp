@@ -37,6 +37,7 @@ nlohmann::ordered_json to_json(const BenchRow& row) {
   out["head_dim"] = row.shape.head_dim;
   out["gqa"] = row.shape.gqa;
   out["n_kv_heads"] = row.shape.n_kv_heads;
+  out["n_layers"] = row.shape.n_layers;
   out["n_tokens"] = row.shape.n_tokens;
   out["n_seq"] = row.shape.n_seq;
   out["unified"] = row.shape.unified;

@@ -36,7 +36,7 @@ struct BenchRow {
   double ns_per_token_head(double seconds) const { return seconds * 1e9 / shape.n_scores(); }
 
   double us_per_query(double seconds) const {
-    return seconds * 1e6 / (static_cast<double>(shape.n_seq) * shape.n_queries);
+    return seconds * 1e6 / (static_cast<double>(shape.n_seq) * shape.n_queries * shape.n_layers);
   }
 
   double bytes_per_second() const { return static_cast<double>(cache_bytes) / timings.minimum(); }

@@ -8,7 +8,7 @@ import tempfile
 import unittest
 
 CQKV = os.environ["CQKV_PROGRAM"]
-KEYS = {"impl", "type", "head_dim", "gqa", "n_kv_heads", "n_tokens", "n_seq", "unified",
+KEYS = {"impl", "type", "head_dim", "gqa", "n_kv_heads", "n_layers", "n_tokens", "n_seq", "unified",
         "first_position", "rope_base", "n_queries", "threads", "ns_per_token_head", "ns_per_token_head_median",
         "us_per_query", "us_per_query_median", "repetitions", "cache_bytes", "bytes_per_second",
         "bandwidth_share"}
@@ -101,6 +101,26 @@ class BenchAttentionTest(BenchCase):
         self.assertEqual(figures["memory"][0]["threads"], 1)
         self.assertEqual(len(figures["rows"]), 2)
         self.assertNotIn("difference_ggml_f32", figures["rows"][0])
+
+    def test_codebooks_run_layer_by_layer(self):
+        with tempfile.TemporaryDirectory() as folder:
+            def make(name, n_layers, config, n_kv_heads, head_dim):
+                path = os.path.join(folder, name)
+                subprocess.run([os.environ["CQKV_MAKE_CODEBOOK"], path, n_layers, config,
+                                n_kv_heads, head_dim, "llama"], check=True)
+                return path
+            one, other = make("one.gguf", "3", "8c8b", "2", "32"), make("2.gguf", "2", "4c4b", "2", "32")
+            result = quick("--kv-codebook", one, other, "--gqa", "3", "--type", "f16", "--json", "-")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            rows = json.loads(result.stdout)["rows"]
+            self.assertEqual([(row["type"], row["n_layers"], row["head_dim"]) for row in rows],
+                             [("one", 3, 32), ("2", 2, 32), ("f16", 1, 32)])
+            self.assertEqual(rows[0]["cache_bytes"], 3 * 2 * 2 * 4 * 128)  # 100 cells: two blocks
+            self.expect_usage(quick("--kv-codebook", one, "--check"), "--check")
+            result = quick("--kv-codebook", one, make("wide.gguf", "1", "8c8b", "2", "64"))
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("wide.gguf: has 2 KV heads of 64, the first codebook has 2 of 32",
+                          result.stderr)
 
     def test_wrong_use(self):
         self.expect_usage(run("nothing"))

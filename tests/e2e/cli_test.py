@@ -177,7 +177,8 @@ class CliTest(unittest.TestCase):
                                ("perplexity", ("-m", "-f", "--kv-codebook", "--json")),
                                ("run", ("-m", "--kv-codebook")), ("serve", ("-m",)),
                                ("info", ("-m", "--kv-codebook")),
-                               ("bench attention", ("--json",)), ("bench encode", ("--json",)),
+                               ("bench attention", ("--json", "--kv-codebook")),
+                               ("bench encode", ("--json",)),
                                ("bench model", ("-m", "--kv-codebook", "--json"))):
             for flag in flags:
                 self.expect_all(2, [([*command.split(), flag, ""], ["got", "name"])])
