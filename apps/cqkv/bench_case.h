@@ -11,9 +11,9 @@
 
 #include "cqkv/codebook.h"
 
-#include "attention/key_sums.h"
-#include "attention/rope.h"
-#include "cache/code_blocks.h"
+#include "codec/code_blocks.h"
+#include "codec/key_sums.h"
+#include "rope/rope.h"
 
 namespace cqkv::app {
 

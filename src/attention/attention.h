@@ -14,12 +14,12 @@
 #include "cqkv/codebook.h"
 #include "cqkv/status.h"
 
-#include "attention/byte_tables.h"
-#include "attention/key_sums.h"
-#include "attention/rope.h"
-#include "cache/code_blocks.h"
-#include "cache/exact_row.h"
+#include "codec/byte_tables.h"
+#include "codec/code_blocks.h"
+#include "codec/exact_row.h"
+#include "codec/key_sums.h"
 #include "core/parallel.h"
+#include "rope/rope.h"
 
 namespace cqkv {
 
@@ -37,7 +37,7 @@ struct CacheSide {
   std::size_t head_bytes = 0;
 };
 
-/// Exact rows beside the codes (cache/exact_row.h): query i uses the exact row of cell t if
+/// Exact rows beside the codes (codec/exact_row.h): query i uses the exact row of cell t if
 /// the cell has one and either it is a sink or query_positions[i] - positions[t] < window;
 /// every other cell that it sees counts as coded. Sides without a codebook are exact anyway.
 struct ExactRows {

@@ -1,7 +1,7 @@
 // See attention_plan.h.
 #include "attention/attention_plan.h"
 
-#include "attention/byte_tables.h"
+#include "codec/byte_tables.h"
 #include "core/round_up.h"
 #include "kernels/dispatch.h"
 

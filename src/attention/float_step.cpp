@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "attention/attention_operator.h"
-#include "cache/exact_row.h"
+#include "codec/exact_row.h"
 
 namespace cqkv {
 

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "attention/attention_operator.h"
-#include "attention/key_sums.h"
+#include "codec/key_sums.h"
 
 namespace cqkv {
 

@@ -8,7 +8,7 @@
 #include <new>
 #include <tuple>
 
-#include "cache/code_pieces.h"
+#include "codec/code_pieces.h"
 #include "core/half.h"
 
 namespace cqkv {

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "attention/attention_operator.h"
-#include "cache/exact_window.h"
+#include "attention/mask_view.h"
 #include "core/half.h"
 
 namespace cqkv {

@@ -2,11 +2,8 @@
 #include "cache/exact_window.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <tuple>
-
-#include "core/half.h"
 
 namespace cqkv {
 namespace {
@@ -27,15 +24,6 @@ enum class ExactWindow::Tier {
   kMarkedNow,  // among the latest marks of the graph's sequences
   kNeeded,
 };
-
-bool MaskView::sees(std::size_t query, std::size_t cell) const {
-  if (data == nullptr) {
-    return true;
-  }
-  std::uint16_t value = 0;
-  std::memcpy(&value, data + query * row_bytes + cell * sizeof(value), sizeof(value));
-  return value != kHalfMinusInfinity;
-}
 
 // Something that has a row in this graph: a slot of the pool or a token of the batch.
 struct ExactWindow::Candidate {

@@ -25,18 +25,10 @@
 #include <span>
 #include <vector>
 
+#include "attention/mask_view.h"
 #include "cache/window_pool.h"
 
 namespace cqkv {
-
-/// Visibility as attention gets it: f16 at data + query * row_bytes + 2 * cell, -inf where
-/// the query does not see the cell. Null: all is visible.
-struct MaskView {
-  const std::uint8_t* data = nullptr;
-  std::size_t row_bytes = 0;
-
-  bool sees(std::size_t query, std::size_t cell) const;
-};
 
 class ExactWindow {
  public:

@@ -30,9 +30,9 @@
 
 #include "cqkv/status.h"
 
-#include "cache/code_blocks.h"
-#include "cache/exact_row.h"
 #include "cache/exact_window.h"
+#include "codec/code_blocks.h"
+#include "codec/exact_row.h"
 
 namespace cqkv {
 

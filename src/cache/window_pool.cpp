@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "cache/exact_row.h"
+#include "codec/exact_row.h"
 
 namespace cqkv {
 namespace {

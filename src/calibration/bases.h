@@ -10,9 +10,9 @@
 #include "cqkv/basis.h"
 #include "cqkv/status.h"
 
-#include "attention/rope.h"
 #include "calibration/kv_rows.h"
 #include "core/parallel.h"
+#include "rope/rope.h"
 
 namespace cqkv {
 

@@ -10,8 +10,8 @@
 
 #include "cqkv/status.h"
 
-#include "attention/rope.h"
 #include "calibration/gguf_file.h"
+#include "rope/rope.h"
 
 namespace cqkv {
 

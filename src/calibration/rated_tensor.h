@@ -12,11 +12,11 @@
 #include "cqkv/status.h"
 #include "cqkv/types.h"
 
-#include "attention/rope.h"
 #include "calibration/rates.h"
 #include "calibration/samples.h"
 #include "codebook/learn.h"
 #include "core/parallel.h"
+#include "rope/rope.h"
 
 namespace cqkv {
 

@@ -7,7 +7,7 @@
 
 #include "cqkv/status.h"
 
-#include "attention/rope.h"
+#include "rope/rope.h"
 
 namespace cqkv {
 

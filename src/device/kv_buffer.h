@@ -13,14 +13,14 @@
 #include <ggml-backend-impl.h>
 #include <ggml.h>
 
-#include "attention/byte_tables.h"
-#include "attention/rope.h"
 #include "cache/cell_table.h"
-#include "cache/code_blocks.h"
-#include "cache/exact_row.h"
 #include "cache/exact_window.h"
 #include "cache/record.h"
+#include "codec/byte_tables.h"
+#include "codec/code_blocks.h"
+#include "codec/exact_row.h"
 #include "device/codebook_library.h"
+#include "rope/rope.h"
 
 namespace cqkv::device {
 

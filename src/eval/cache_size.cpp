@@ -1,7 +1,7 @@
 // See cache_size.h.
 #include "eval/cache_size.h"
 
-#include "cache/exact_row.h"
+#include "codec/exact_row.h"
 
 namespace cqkv::eval {
 namespace {

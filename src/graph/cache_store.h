@@ -1,7 +1,7 @@
 // What a graph stores in an attention cache: rows of keys or values, and for keys the rotation
 // that made them. Whoever takes rows from a graph, to learn a codebook from them or to code them,
 // reads it here, so that what can be learned can be run. What is done with the rows is the
-// caller's; the rotation's arithmetic is attention/rope.h's.
+// caller's; the rotation's arithmetic is rope/rope.h's.
 #pragma once
 
 #include <optional>
@@ -10,8 +10,8 @@
 
 #include "cqkv/status.h"
 
-#include "attention/rope.h"
 #include "graph/names.h"
+#include "rope/rope.h"
 
 namespace cqkv {
 

@@ -1,4 +1,4 @@
-// The rotation that a ROPE node of a ggml graph stands for. The arithmetic is attention/rope.h's;
+// The rotation that a ROPE node of a ggml graph stands for. The arithmetic is rope/rope.h's;
 // which node rotates what is stored, whoever reads a graph finds out.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 #include "cqkv/status.h"
 
-#include "attention/rope.h"
+#include "rope/rope.h"
 
 namespace cqkv {
 

@@ -12,7 +12,7 @@
 
 #include <gtest/gtest.h>
 
-#include "cache/exact_row.h"
+#include "codec/exact_row.h"
 #include "core/half.h"
 #include "core/rng.h"
 #include "support/codebooks.h"

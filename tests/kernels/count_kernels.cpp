@@ -15,7 +15,7 @@
 
 #include "cqkv/isa.h"
 
-#include "attention/byte_tables.h"
+#include "codec/byte_tables.h"
 #include "core/rng.h"
 #include "kernels/dispatch.h"
 

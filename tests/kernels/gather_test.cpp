@@ -3,8 +3,8 @@
 #include <array>
 #include <vector>
 
-#include "cache/code_blocks.h"
-#include "cache/code_pieces.h"
+#include "codec/code_blocks.h"
+#include "codec/code_pieces.h"
 #include "kernels/kernel_fixture.h"
 
 namespace cqkv::kernels {

@@ -8,7 +8,7 @@
 
 #include <gtest/gtest.h>
 
-#include "attention/byte_tables.h"
+#include "codec/byte_tables.h"
 #include "kernels/kernel_fixture.h"
 
 namespace cqkv::kernels {

@@ -8,8 +8,8 @@
 #include <ggml.h>
 #include <gtest/gtest.h>
 
-#include "attention/rope.h"
 #include "core/rng.h"
+#include "rope/rope.h"
 
 namespace cqkv {
 namespace {

@@ -12,8 +12,8 @@
 
 #include "cqkv/codebook.h"
 
-#include "attention/rope.h"
 #include "kernels/dispatch.h"
+#include "rope/rope.h"
 
 namespace cqkv {
 

@@ -1,6 +1,6 @@
 // Packed codes for every legal (group_dim, code_bits): what is put is got, nothing else
 // moves, and the bytes are those of the layout in the header.
-#include "cache/code_blocks.h"
+#include "codec/code_blocks.h"
 
 #include <algorithm>
 #include <cstring>

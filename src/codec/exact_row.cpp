@@ -1,5 +1,5 @@
 // See exact_row.h.
-#include "cache/exact_row.h"
+#include "codec/exact_row.h"
 
 #include <algorithm>
 #include <cmath>

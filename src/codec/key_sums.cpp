@@ -1,5 +1,5 @@
 // See key_sums.h.
-#include "attention/key_sums.h"
+#include "codec/key_sums.h"
 
 #include <algorithm>
 #include <string>

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cache/code_blocks.h"
+#include "codec/code_blocks.h"
 
 namespace cqkv {
 

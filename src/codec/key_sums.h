@@ -12,7 +12,7 @@
 #include "cqkv/codebook.h"
 #include "cqkv/status.h"
 
-#include "attention/byte_tables.h"
+#include "codec/byte_tables.h"
 #include "kernels/kernel_table.h"
 
 namespace cqkv {

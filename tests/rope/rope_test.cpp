@@ -1,6 +1,6 @@
 // Rope without ggml: checks of parameters, rotation and its inverse, and block tables
 // against exact angles. ggml's operator is compared in rope_ggml_test.cpp.
-#include "attention/rope.h"
+#include "rope/rope.h"
 
 #include <cmath>
 #include <limits>

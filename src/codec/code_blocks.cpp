@@ -1,5 +1,5 @@
 // Packing of codes into planes and back; see code_blocks.h for the layout.
-#include "cache/code_blocks.h"
+#include "codec/code_blocks.h"
 
 #include <cstring>
 

@@ -1,12 +1,12 @@
 // What KeySums takes and refuses, and how it lays out what attention reads. What attention
 // makes of it is in attention_test.cpp.
-#include "attention/key_sums.h"
+#include "codec/key_sums.h"
 
 #include <algorithm>
 
 #include <gtest/gtest.h>
 
-#include "cache/code_blocks.h"
+#include "codec/code_blocks.h"
 #include "core/rng.h"
 #include "kernels/dispatch.h"
 

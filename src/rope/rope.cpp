@@ -3,7 +3,7 @@
 // ggml_rope_cache_init, rope_yarn and ggml_rope_yarn_corr_dims is followed step by
 // step, f32 where ggml has f32, because rows must be rotated back by what they
 // were rotated with.
-#include "attention/rope.h"
+#include "rope/rope.h"
 
 #include <algorithm>
 #include <cmath>

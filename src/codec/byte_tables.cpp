@@ -1,5 +1,5 @@
 // See byte_tables.h.
-#include "attention/byte_tables.h"
+#include "codec/byte_tables.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 // See code_pieces.h.
-#include "cache/code_pieces.h"
+#include "codec/code_pieces.h"
 
 #include <algorithm>
 #include <cstring>
