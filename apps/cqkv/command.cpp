@@ -9,7 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "codebook_file/atomic_file.h"
+#include "core/atomic_file.h"
 
 namespace cqkv::app {
 

@@ -9,10 +9,10 @@
 #include <unistd.h>
 
 #include "calibration/fingerprint.h"
-#include "codebook_file/atomic_file.h"
 #include "codebook_file/codebook_file.h"
 #include "codebook_file/kv_shape.h"
 #include "command.h"
+#include "core/atomic_file.h"
 
 namespace cqkv::app {
 namespace {

@@ -1,7 +1,6 @@
-// GgufFile on top of ggml's gguf reader and mmap; see gguf_file.h.
+// See gguf_file.h.
 #include "calibration/gguf_file.h"
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -14,41 +13,9 @@
 namespace cqkv {
 namespace {
 
-// Reads entry i (0 for scalars) of an integer of any width. False for other types and
-// for unsigned values beyond int64.
-bool read_integer(gguf_type type, const void* data, std::size_t i, std::int64_t& out) {
-  const auto as = [&]<typename T>(T value) {
-    std::memcpy(&value, static_cast<const char*>(data) + i * sizeof(T), sizeof(T));
-    if (!std::in_range<std::int64_t>(value)) {
-      return false;
-    }
-    out = std::int64_t{0} + value;  // NOLINT(bugprone-signed-char-misuse): 8-bit numbers
-    return true;
-  };
-  switch (type) {
-    case GGUF_TYPE_UINT8:
-      return as(std::uint8_t{});
-    case GGUF_TYPE_INT8:
-      return as(std::int8_t{});
-    case GGUF_TYPE_UINT16:
-      return as(std::uint16_t{});
-    case GGUF_TYPE_INT16:
-      return as(std::int16_t{});
-    case GGUF_TYPE_UINT32:
-      return as(std::uint32_t{});
-    case GGUF_TYPE_INT32:
-      return as(std::int32_t{});
-    case GGUF_TYPE_UINT64:
-      return as(std::uint64_t{});
-    case GGUF_TYPE_INT64:
-      return as(std::int64_t{});
-    default:
-      return false;
-  }
-}
-
-Status wrong_type(const std::string& key, gguf_type got, const char* want) {
-  return corrupt(key + ": got type " + gguf_type_name(got) + ", want " + want);
+Status wrong_type(const std::string& key, const gguf::Value& got, const char* want) {
+  return corrupt(key + ": got " + (got.is_array ? "an array of " : "type ") +
+                 gguf::type_name(got.type) + ", want " + want);
 }
 
 Status absent(const std::string& key) {
@@ -62,15 +29,12 @@ void GgufFile::Unmap::operator()(const void* data) const {
 }
 
 Result<GgufFile> GgufFile::open(const std::string& path) {
-  GgufFile file;
-  file.path_ = path;
-  CQKV_RETURN_IF_ERROR(file.map());
-  ggml_context* tensors = nullptr;
-  file.gguf_.reset(gguf_init_from_file(path.c_str(), {true, &tensors}));
-  file.tensors_.reset(tensors);
-  if (file.gguf_ == nullptr) {
-    return corrupt(path + ": not a GGUF file that ggml can read; its log says why");
+  auto header = gguf::Reader::open(path);
+  if (!header.ok()) {
+    return header.status();
   }
+  GgufFile file(*std::move(header));
+  CQKV_RETURN_IF_ERROR(file.map());
   auto n_parts = file.find_integer("split.count");
   if (!n_parts.ok()) {
     return n_parts.status();
@@ -79,16 +43,15 @@ Result<GgufFile> GgufFile::open(const std::string& path) {
     return unsupported(path + ": one part of a model split into " + std::to_string(**n_parts) +
                        "; merge the parts with llama-gguf-split --merge");
   }
-  CQKV_RETURN_IF_ERROR(file.check_tensors());
   return file;
 }
 
 Status GgufFile::map() {
-  const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  const int descriptor = ::open(path().c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) {
     const int error = errno;
     return {error == ENOENT ? StatusCode::kNotFound : StatusCode::kIoError,
-            path_ + ": cannot open: " + std::strerror(error)};
+            path() + ": cannot open: " + std::strerror(error)};
   }
 
   struct stat info {};
@@ -98,89 +61,73 @@ Status GgufFile::map() {
   void* data = is_file ? mmap(nullptr, n_bytes, PROT_READ, MAP_SHARED, descriptor, 0) : MAP_FAILED;
   ::close(descriptor);
   if (data == MAP_FAILED) {
-    return io_error(path_ + ": cannot map into memory; want a regular file that is not empty");
+    return io_error(path() + ": cannot map into memory; want a regular file that is not empty");
   }
   data_ = {data, Unmap{n_bytes}};
   return {};
 }
 
-Status GgufFile::check_tensors() const {
-  const std::size_t n_bytes = data_.get_deleter().n_bytes;
-  const std::size_t data_offset = gguf_get_data_offset(gguf_.get());
-  for (std::int64_t i = 0; i < gguf_get_n_tensors(gguf_.get()); i++) {
-    const std::size_t offset = data_offset + gguf_get_tensor_offset(gguf_.get(), i);
-    const std::size_t size = gguf_get_tensor_size(gguf_.get(), i);
-    if (offset > n_bytes || size > n_bytes - offset) {
-      return corrupt(path_ + ": tensor " + gguf_get_tensor_name(gguf_.get(), i) + " ends at byte " +
-                     std::to_string(offset + size) + ", the file at " + std::to_string(n_bytes) +
-                     "; fetch the file again");
-    }
-  }
-  return {};
-}
-
 Result<std::optional<std::int64_t>> GgufFile::find_integer(const std::string& key) const {
-  const std::int64_t id = gguf_find_key(gguf_.get(), key.c_str());
-  if (id < 0) {
+  const gguf::Value* value = header_.find(key);
+  if (value == nullptr) {
     return std::optional<std::int64_t>();
   }
-  const gguf_type type = gguf_get_kv_type(gguf_.get(), id);
-  std::int64_t value = 0;
-  if (type == GGUF_TYPE_ARRAY || type == GGUF_TYPE_STRING ||
-      !read_integer(type, gguf_get_val_data(gguf_.get(), id), 0, value)) {
-    return wrong_type(describe(key), type, "an integer");
+  const auto numbers = header_.read_integers(key, *value);
+  if (value->is_array || !numbers.ok()) {
+    return wrong_type(describe(key), *value, "an integer");
   }
-  return std::optional<std::int64_t>(value);
+  return std::optional<std::int64_t>(numbers->front());
 }
 
 Result<std::optional<std::int64_t>> GgufFile::find_uniform_integer(const std::string& key) const {
-  const std::int64_t id = gguf_find_key(gguf_.get(), key.c_str());
-  if (id < 0 || gguf_get_kv_type(gguf_.get(), id) != GGUF_TYPE_ARRAY) {
+  const gguf::Value* value = header_.find(key);
+  if (value == nullptr || !value->is_array) {
     return find_integer(key);
   }
-  const gguf_type type = gguf_get_arr_type(gguf_.get(), id);
-  const std::size_t n = gguf_get_arr_n(gguf_.get(), id);
-  std::int64_t first = 0;
-  std::int64_t value = 0;
-  for (std::size_t i = 0; i < n; i++) {
-    if (type == GGUF_TYPE_STRING || type == GGUF_TYPE_ARRAY ||
-        !read_integer(type, gguf_get_arr_data(gguf_.get(), id), i, value)) {
-      return wrong_type(describe(key), type, "integers");
-    }
-    first = i == 0 ? value : first;
-    if (value != first) {
-      return unsupported(describe(key) + ": differs between layers (" + std::to_string(first) +
-                         " and " + std::to_string(value) + "), want one value for all");
+  const auto numbers = header_.read_integers(key, *value);
+  if (!numbers.ok()) {
+    return wrong_type(describe(key), *value, "integers");
+  }
+  for (const std::int64_t number : *numbers) {
+    if (number != numbers->front()) {
+      return unsupported(describe(key) + ": differs between layers (" +
+                         std::to_string(numbers->front()) + " and " + std::to_string(number) +
+                         "), want one value for all");
     }
   }
-  return n == 0 ? std::optional<std::int64_t>() : std::optional<std::int64_t>(first);
+  return numbers->empty() ? std::optional<std::int64_t>() : std::optional(numbers->front());
 }
 
 Result<std::optional<double>> GgufFile::find_number(const std::string& key) const {
-  const std::int64_t id = gguf_find_key(gguf_.get(), key.c_str());
-  if (id < 0) {
+  const gguf::Value* value = header_.find(key);
+  if (value == nullptr) {
     return std::optional<double>();
   }
-  switch (const gguf_type type = gguf_get_kv_type(gguf_.get(), id)) {
-    case GGUF_TYPE_FLOAT32:
-      return std::optional<double>(gguf_get_val_f32(gguf_.get(), id));
-    case GGUF_TYPE_FLOAT64:
-      return std::optional<double>(gguf_get_val_f64(gguf_.get(), id));
-    default:
-      return wrong_type(describe(key), type, "a floating-point number");
+  if (value->is_array ||
+      (value->type != gguf::ValueType::kFloat32 && value->type != gguf::ValueType::kFloat64)) {
+    return wrong_type(describe(key), *value, "a floating-point number");
   }
+  if (value->type == gguf::ValueType::kFloat32) {
+    const auto number = header_.get_f32(key);
+    return number.ok() ? Result<std::optional<double>>(std::optional<double>(*number))
+                       : number.status();
+  }
+  double number = 0;
+  CQKV_RETURN_IF_ERROR(header_.read(value->place, &number, sizeof(number)));
+  return std::optional<double>(number);
 }
 
 Result<std::optional<std::string>> GgufFile::find_string(const std::string& key) const {
-  const std::int64_t id = gguf_find_key(gguf_.get(), key.c_str());
-  if (id < 0) {
+  const gguf::Value* value = header_.find(key);
+  if (value == nullptr) {
     return std::optional<std::string>();
   }
-  const gguf_type type = gguf_get_kv_type(gguf_.get(), id);
-  if (type != GGUF_TYPE_STRING) {
-    return wrong_type(describe(key), type, "a string");
+  if (value->is_array || value->type != gguf::ValueType::kString) {
+    return wrong_type(describe(key), *value, "a string");
   }
-  return std::optional<std::string>(gguf_get_val_str(gguf_.get(), id));
+  auto text = header_.get_string(key);
+  return text.ok() ? Result<std::optional<std::string>>(std::optional(*std::move(text)))
+                   : text.status();
 }
 
 Result<std::int64_t> GgufFile::integer(const std::string& key) const {
@@ -208,23 +155,35 @@ Result<std::string> GgufFile::string(const std::string& key) const {
 }
 
 bool GgufFile::has_tensor(const std::string& name) const {
-  return gguf_find_tensor(gguf_.get(), name.c_str()) >= 0;
+  return header_.find_tensor(name) != nullptr;
 }
 
 Result<GgufTensor> GgufFile::tensor(const std::string& name) const {
-  const std::int64_t id = gguf_find_tensor(gguf_.get(), name.c_str());
-  if (id < 0) {
-    return Status(StatusCode::kNotFound, path_ + ": tensor " + name + " is missing");
+  const gguf::Tensor* found = header_.find_tensor(name);
+  if (found == nullptr) {
+    return Status(StatusCode::kNotFound, path() + ": tensor " + name + " is missing");
   }
-  const ggml_tensor* info = ggml_get_tensor(tensors_.get(), name.c_str());
+  const auto type = static_cast<std::int32_t>(found->type);
+  if (type < 0 || type >= GGML_TYPE_COUNT || ggml_blck_size(static_cast<ggml_type>(type)) <= 0 ||
+      found->ne[0] % ggml_blck_size(static_cast<ggml_type>(type)) != 0) {
+    return corrupt(path() + ": tensor " + name + " has rows of " + std::to_string(found->ne[0]) +
+                   " elements of type " + std::to_string(type) + ", which ggml does not have");
+  }
   GgufTensor tensor;
   tensor.name = name;
-  tensor.type = info->type;
-  tensor.n_columns = info->ne[0];
-  tensor.n_rows = info->ne[1] * info->ne[2] * info->ne[3];
-  tensor.n_bytes = gguf_get_tensor_size(gguf_.get(), id);
-  tensor.data = static_cast<const char*>(data_.get()) + gguf_get_data_offset(gguf_.get()) +
-                gguf_get_tensor_offset(gguf_.get(), id);
+  tensor.type = static_cast<ggml_type>(type);
+  tensor.n_columns = found->ne[0];
+  tensor.n_rows = found->ne[1] * found->ne[2] * found->ne[3];
+  tensor.n_bytes =
+      ggml_row_size(tensor.type, tensor.n_columns) * static_cast<std::size_t>(tensor.n_rows);
+  // The header knows only the sizes of some types; the file may have become shorter since.
+  if (tensor.n_bytes > found->n_bytes ||
+      found->place + tensor.n_bytes > data_.get_deleter().n_bytes) {
+    return corrupt(path() + ": tensor " + name + " wants " + std::to_string(tensor.n_bytes) +
+                   " bytes, the file has " + std::to_string(found->n_bytes) +
+                   " for it; fetch the file again");
+  }
+  tensor.data = static_cast<const char*>(data_.get()) + found->place;
   return tensor;
 }
 

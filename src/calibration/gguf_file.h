@@ -1,5 +1,5 @@
-// Reading a GGUF model file: typed keys and mapped tensors, everything checked before
-// ggml's getters, which abort on a wrong type. No knowledge of architectures.
+// A GGUF model file as calibration needs it: typed keys, and tensors mapped into memory. The header
+// is read by gguf/reader.h. No knowledge of architectures.
 #pragma once
 
 #include <cstddef>
@@ -7,13 +7,13 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include <ggml.h>
 
 #include "cqkv/status.h"
 
-#include "calibration/llama_handles.h"
+#include "gguf/reader.h"
 
 namespace cqkv {
 
@@ -30,11 +30,11 @@ struct GgufTensor {
 /// Const after open; all methods may run at once. The file must not change meanwhile.
 class GgufFile {
  public:
-  /// @return kNotFound, kIoError, or kCorrupt if ggml cannot parse the file or a tensor
-  ///   lies beyond its end; kUnsupported for one part of a split model.
+  /// @return kNotFound, kIoError, or kCorrupt if the header is damaged or a tensor lies beyond the
+  ///   end of the file; kUnsupported for one part of a split model.
   static Result<GgufFile> open(const std::string& path);
 
-  const std::string& path() const { return path_; }
+  const std::string& path() const { return header_.path(); }
 
   /// The value of a key: nothing if absent, kCorrupt if of another type or out of
   /// range. Integers of all widths are accepted.
@@ -68,16 +68,13 @@ class GgufFile {
     void operator()(const void* data) const;
   };
 
-  GgufFile() = default;
+  explicit GgufFile(gguf::Reader header) : header_(std::move(header)) {}
 
   Status map();
-  Status check_tensors() const;
 
-  std::string describe(const std::string& key) const { return path_ + ": key " + key; }
+  std::string describe(const std::string& key) const { return path() + ": key " + key; }
 
-  std::string path_;
-  GgufContext gguf_;
-  GgmlContext tensors_;  // metadata only
+  gguf::Reader header_;
   std::unique_ptr<const void, Unmap> data_;
 };
 

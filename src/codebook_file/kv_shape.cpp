@@ -7,21 +7,15 @@
 #include <optional>
 #include <utility>
 
-#include <gguf.h>
-
 #include "codebook_file/format.h"
-#include "codebook_file/gguf_fields.h"
-#include "codebook_file/gguf_scan.h"
+#include "gguf/reader.h"
 
 namespace cqkv {
 namespace {
 
 class ShapeReader {
  public:
-  ShapeReader(const gguf_context* header, const std::string& path)
-      : fields_(header, path), header_(header) {
-    shape_.path = path;
-  }
+  explicit ShapeReader(const gguf::Reader& file) : file_(file) { shape_.path = file.path(); }
 
   Result<ModelKvShape> run();
 
@@ -36,40 +30,43 @@ class ShapeReader {
   Result<std::uint32_t> head_dim(const char* name, std::uint32_t n_heads) const;
   Status read_heads(std::uint32_t n_layers);
 
-  GgufFields fields_;
-  const gguf_context* header_;
+  const gguf::Reader& file_;
   ModelKvShape shape_;
 };
 
 Result<std::optional<std::vector<std::uint32_t>>> ShapeReader::per_layer(const char* name) const {
   const std::string full = key(name);
-  if (!fields_.has(full)) {
+  const gguf::Value* found = file_.find(full);
+  if (found == nullptr) {
     return std::optional<std::vector<std::uint32_t>>();
   }
-  const std::int64_t id = gguf_find_key(header_, full.c_str());
-  if (gguf_get_kv_type(header_, id) != GGUF_TYPE_ARRAY) {
-    const auto value = fields_.get_u32(full);
+  if (!found->is_array) {
+    const auto value = file_.get_u32(full);
     if (!value.ok()) {
       return value.status();
     }
     return std::optional(std::vector<std::uint32_t>(1, *value));
   }
-  const gguf_type type = gguf_get_arr_type(header_, id);
-  if (type != GGUF_TYPE_UINT32 && type != GGUF_TYPE_INT32) {
-    return fields_.bad("key '" + full + "' is an array of " + gguf_type_name(type) +
-                       ", want 32-bit integers");
+  if (found->type != gguf::ValueType::kUint32 && found->type != gguf::ValueType::kInt32) {
+    return file_.bad("key '" + full + "' is an array of " + gguf::type_name(found->type) +
+                     ", want 32-bit integers");
   }
-  std::vector<std::uint32_t> values(gguf_get_arr_n(header_, id));
-  const auto* data = static_cast<const std::uint32_t*>(gguf_get_arr_data(header_, id));
-  std::copy_n(data, values.size(), values.begin());
+  const auto numbers = file_.read_integers(full, *found);
+  if (!numbers.ok()) {
+    return numbers.status();
+  }
+  std::vector<std::uint32_t> values;
+  for (const std::int64_t number : *numbers) {
+    values.push_back(static_cast<std::uint32_t>(number));
+  }
   return std::optional(std::move(values));
 }
 
 Result<std::uint32_t> ShapeReader::number_or_0(const char* name) const {
-  return fields_.has(key(name)) ? fields_.get_u32(key(name)) : Result<std::uint32_t>(0U);
+  return file_.has(key(name)) ? file_.get_u32(key(name)) : Result<std::uint32_t>(0U);
 }
 
-Status check_type(const GgufFields& fields) {
+Status check_type(const gguf::Reader& fields) {
   if (!fields.has(format::kGeneralType)) {
     return {};  // old models have none
   }
@@ -85,12 +82,12 @@ Status check_type(const GgufFields& fields) {
 }
 
 Status ShapeReader::read_names() {
-  CQKV_RETURN_IF_ERROR(check_type(fields_));
-  auto architecture = fields_.get_string(format::kGeneralArchitecture);
+  CQKV_RETURN_IF_ERROR(check_type(file_));
+  auto architecture = file_.get_string(format::kGeneralArchitecture);
   if (!architecture.ok()) {
     return architecture.status();
   }
-  auto name = fields_.get_string_or_empty(format::kGeneralName);
+  auto name = file_.get_string_or_empty(format::kGeneralName);
   if (!name.ok()) {
     return name.status();
   }
@@ -101,10 +98,10 @@ Status ShapeReader::read_names() {
 }
 
 Result<std::uint32_t> ShapeReader::head_dim(const char* name, std::uint32_t n_heads) const {
-  if (fields_.has(key(name))) {
-    return fields_.get_u32(key(name));
+  if (file_.has(key(name))) {
+    return file_.get_u32(key(name));
   }
-  const auto n_embd = fields_.get_u32(key("embedding_length"));
+  const auto n_embd = file_.get_u32(key("embedding_length"));
   if (!n_embd.ok()) {
     return n_embd.status();
   }
@@ -121,7 +118,7 @@ Status ShapeReader::read_heads(std::uint32_t n_layers) {
     return kv_heads.status();
   }
   if (!heads->has_value()) {
-    return fields_.bad("has no key '" + key("attention.head_count") + "'");
+    return file_.bad("has no key '" + key("attention.head_count") + "'");
   }
   const std::vector<std::uint32_t>& all = **heads;
   const std::vector<std::uint32_t>& all_kv = kv_heads->has_value() ? **kv_heads : all;
@@ -150,8 +147,8 @@ Status ShapeReader::read_heads(std::uint32_t n_layers) {
     const std::uint32_t n = recurrent ? 0 : at(all_kv, il);
     if (n > static_cast<std::uint32_t>(format::kMaxKvHeads) ||
         std::max(*k_dim, *v_dim) > static_cast<std::uint32_t>(format::kMaxHeadDim)) {
-      return fields_.bad("layer " + std::to_string(il) + " has " + std::to_string(n) +
-                         " KV heads of " + std::to_string(*k_dim) + " channels, which is too many");
+      return file_.bad("layer " + std::to_string(il) + " has " + std::to_string(n) +
+                       " KV heads of " + std::to_string(*k_dim) + " channels, which is too many");
     }
     shape_.layers.push_back(
         {static_cast<int>(n), static_cast<int>(*k_dim), static_cast<int>(*v_dim)});
@@ -161,13 +158,13 @@ Status ShapeReader::read_heads(std::uint32_t n_layers) {
 
 Result<ModelKvShape> ShapeReader::run() {
   CQKV_RETURN_IF_ERROR(read_names());
-  const auto n_layers = fields_.get_u32(key("block_count"));
+  const auto n_layers = file_.get_u32(key("block_count"));
   if (!n_layers.ok()) {
     return n_layers.status();
   }
   if (*n_layers == 0 || *n_layers > format::kMaxLayers) {
-    return fields_.bad("has " + std::to_string(*n_layers) + " layers, want 1 to " +
-                       std::to_string(format::kMaxLayers));
+    return file_.bad("has " + std::to_string(*n_layers) + " layers, want 1 to " +
+                     std::to_string(format::kMaxLayers));
   }
   CQKV_RETURN_IF_ERROR(read_heads(*n_layers));
   return std::move(shape_);
@@ -185,8 +182,8 @@ std::string heads_text(int n_kv_heads, int head_dim) {
 
 Status check_is_model(const std::string& path) {
   try {
-    const auto file = open_gguf(path);
-    return file.ok() ? check_type(GgufFields(file->header.get(), path)) : file.status();
+    const auto file = gguf::Reader::open(path);
+    return file.ok() ? check_type(*file) : file.status();
   } catch (const std::bad_alloc&) {
     return {StatusCode::kResourceExhausted, path + ": not enough memory for its header"};
   }
@@ -194,11 +191,11 @@ Status check_is_model(const std::string& path) {
 
 Result<ModelKvShape> read_kv_shape(const std::string& path) {
   try {
-    const auto file = open_gguf(path);
+    const auto file = gguf::Reader::open(path);
     if (!file.ok()) {
       return file.status();
     }
-    return ShapeReader(file->header.get(), path).run();
+    return ShapeReader(*file).run();
   } catch (const std::bad_alloc&) {
     return Status(StatusCode::kResourceExhausted, path + ": not enough memory for its header");
   }

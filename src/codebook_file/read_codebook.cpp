@@ -1,24 +1,18 @@
-// read_codebook: gguf_scan.h makes ggml's reader safe to call, gguf_fields.h its
-// getters; here the meaning is checked, and the identity at the end.
+// read_codebook: the file is read by gguf/reader.h; here the meaning is checked, and the identity
+// at the end.
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <new>
-#include <tuple>
 #include <unordered_set>
 #include <utility>
 #include <vector>
 
-#include <ggml.h>
-#include <gguf.h>
-
 #include "codebook_file/codebook_file.h"
 #include "codebook_file/format.h"
-#include "codebook_file/gguf_fields.h"
-#include "codebook_file/gguf_scan.h"
 #include "core/half.h"
+#include "gguf/reader.h"
 
 namespace cqkv {
 namespace {
@@ -29,20 +23,18 @@ std::string hex(std::uint64_t value) {
   return text.data();
 }
 
-class Reader {
+class CodebookReader {
  public:
-  Reader(std::string path, CheckedGguf file)
-      : path_(std::move(path)), file_(std::move(file)), fields_(file_.header.get(), path_) {}
+  explicit CodebookReader(const gguf::Reader& file) : file_(file) {}
 
   Result<Codebook> run();
 
  private:
-  // Where the centroids of one side are; ids are -1 for what is not there.
+  // Where the centroids of one side are; null for what is not there.
   struct Places {
     std::string name;
-    std::int64_t id = -1;
-    std::string mean_name;
-    std::int64_t mean_id = -1;
+    const gguf::Tensor* coded = nullptr;
+    const gguf::Tensor* mean = nullptr;
   };
 
   Status check_type_and_version();
@@ -55,20 +47,17 @@ class Reader {
   Status read_head_group_dims(KvKind kind);
   Status read_layers();
   Status read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec);
-  Result<TensorSpec> uniform_shape(std::int64_t id, const std::string& name,
-                                   const CodecSpec& spec) const;
+  Result<TensorSpec> uniform_shape(const gguf::Tensor& tensor, const CodecSpec& spec) const;
   Result<TensorSpec> mixed_shape(const Places& places, KvKind kind, int code_bits);
   Result<std::int64_t> mixed_head_dim(const Places& places, int code_bits) const;
   Status read_centroids(const Places& places, const TensorSpec& spec, std::vector<float>& out);
   Result<Places> find_places(std::size_t layer, KvKind kind, const CodecSpec& spec) const;
-  Status read_halves(std::int64_t id, const std::string& name, std::vector<std::uint16_t>& out);
-  Status read_basis_part(const std::string& name, ggml_type want, std::size_t size,
+  Status read_halves(const gguf::Tensor& tensor, std::vector<std::uint16_t>& out) const;
+  Status read_basis_part(const std::string& name, gguf::TensorType want, std::size_t size,
                          std::vector<std::uint16_t>& out);
   Result<TensorBasis> read_basis(std::size_t layer, KvKind kind, const TensorSpec& spec);
 
-  std::string path_;
-  CheckedGguf file_;
-  GgufFields fields_;
+  const gguf::Reader& file_;
   std::uint32_t minor_ = 0;
   std::size_t n_tensors_ = 0;  // expected by the specs
   // Of layers whose heads differ, one layer after the other, and how many were used.
@@ -87,36 +76,35 @@ Status assign(T& out, Result<T> value) {
   return {};
 }
 
-Status Reader::check_constant(const char* key, const char* want) {
-  const auto value = fields_.get_string(key);
+Status CodebookReader::check_constant(const char* key, const char* want) {
+  const auto value = file_.get_string(key);
   if (!value.ok()) {
     return value.status();
   }
   if (*value != want) {
-    return unsupported(path_ + ": " + key + " is '" + *value + "', want '" + want + "'");
+    return unsupported(file_.path() + ": " + key + " is '" + *value + "', want '" + want + "'");
   }
   return {};
 }
 
-Status Reader::check_type_and_version() {
-  const auto type = fields_.get_string(format::kGeneralType);
+Status CodebookReader::check_type_and_version() {
+  const auto type = file_.get_string(format::kGeneralType);
   if (!type.ok() || *type != format::kType) {
-    const bool model =
-        fields_.has(format::kGeneralArchitecture) && (!type.ok() || *type == "model");
-    return fields_.bad("is " + std::string(model ? "a model, " : "") + "not a codebook: " +
-                       format::kGeneralType + " is " + (type.ok() ? "'" + *type + "'" : "missing") +
-                       ", want '" + format::kType + "'; make one with cqkv calibrate");
+    const bool model = file_.has(format::kGeneralArchitecture) && (!type.ok() || *type == "model");
+    return file_.bad("is " + std::string(model ? "a model, " : "") + "not a codebook: " +
+                     format::kGeneralType + " is " + (type.ok() ? "'" + *type + "'" : "missing") +
+                     ", want '" + format::kType + "'; make one with cqkv calibrate");
   }
-  const auto version = fields_.get_u32s(format::kVersion);
+  const auto version = file_.get_u32s(format::kVersion);
   if (!version.ok()) {
     return version.status();
   }
   if (version->size() != 2) {
-    return fields_.bad(std::string(format::kVersion) + " has " + std::to_string(version->size()) +
-                       " numbers, want 2 (major, minor)");
+    return file_.bad(std::string(format::kVersion) + " has " + std::to_string(version->size()) +
+                     " numbers, want 2 (major, minor)");
   }
   if ((*version)[0] != kCodebookFileMajor) {
-    return unsupported(path_ + ": format version " + std::to_string((*version)[0]) + "." +
+    return unsupported(file_.path() + ": format version " + std::to_string((*version)[0]) + "." +
                        std::to_string((*version)[1]) + ", this program reads " +
                        std::to_string(kCodebookFileMajor) +
                        ".x; use the cqkv that made it or calibrate again");
@@ -126,7 +114,7 @@ Status Reader::check_type_and_version() {
   return check_constant(format::kKeyRopeKey, format::kKeyRope);
 }
 
-Status Reader::check_only_known_names() {
+Status CodebookReader::check_only_known_names() {
   if (minor_ > kCodebookFileMinor) {
     return {};  // a later minor version may say more than we know
   }
@@ -153,78 +141,75 @@ Status Reader::check_only_known_names() {
                                            format::kHeldOutTokens,
                                            format::kHeldOutKeyLoss,
                                            format::kHeldOutValueLoss};
-  for (std::int64_t i = 0; i < gguf_get_n_kv(file_.header.get()); i++) {
-    const std::string key = gguf_get_key(file_.header.get(), i);
+  for (const std::string& key : file_.keys()) {
     const bool ours = key.compare(0, std::strlen(format::kPrefix), format::kPrefix) == 0;
     if (ours && std::find(std::begin(kKnown), std::end(kKnown), key) == std::end(kKnown)) {
-      return fields_.bad("unknown key '" + key + "' in a file of version " +
-                         std::to_string(kCodebookFileMajor) + "." + std::to_string(minor_));
+      return file_.bad("unknown key '" + key + "' in a file of version " +
+                       std::to_string(kCodebookFileMajor) + "." + std::to_string(minor_));
     }
   }
-  const auto n_tensors = static_cast<std::size_t>(gguf_get_n_tensors(file_.header.get()));
+  const std::size_t n_tensors = file_.tensors().size();
   if (n_tensors != n_tensors_) {  // all expected ones were found, names are unique
-    return fields_.bad("has " + std::to_string(n_tensors) + " tensors, want " +
-                       std::to_string(n_tensors_));
+    return file_.bad("has " + std::to_string(n_tensors) + " tensors, want " +
+                     std::to_string(n_tensors_));
   }
   return {};
 }
 
-Status Reader::read_origin() {
+Status CodebookReader::read_origin() {
   CodebookOrigin& origin = codebook_.origin;
-  CQKV_RETURN_IF_ERROR(
-      assign(origin.architecture, fields_.get_string(format::kGeneralArchitecture)));
-  CQKV_RETURN_IF_ERROR(assign(origin.name, fields_.get_string_or_empty(format::kGeneralName)));
-  CQKV_RETURN_IF_ERROR(
-      assign(origin.license, fields_.get_string_or_empty(format::kGeneralLicense)));
-  CQKV_RETURN_IF_ERROR(assign(origin.model_name, fields_.get_string(format::kModelName)));
-  CQKV_RETURN_IF_ERROR(assign(origin.weighting, fields_.get_string(format::kWeighting)));
-  CQKV_RETURN_IF_ERROR(assign(origin.tool_version, fields_.get_string(format::kToolVersion)));
-  return assign(origin.datasets, fields_.get_strings(format::kDatasets));
+  CQKV_RETURN_IF_ERROR(assign(origin.architecture, file_.get_string(format::kGeneralArchitecture)));
+  CQKV_RETURN_IF_ERROR(assign(origin.name, file_.get_string_or_empty(format::kGeneralName)));
+  CQKV_RETURN_IF_ERROR(assign(origin.license, file_.get_string_or_empty(format::kGeneralLicense)));
+  CQKV_RETURN_IF_ERROR(assign(origin.model_name, file_.get_string(format::kModelName)));
+  CQKV_RETURN_IF_ERROR(assign(origin.weighting, file_.get_string(format::kWeighting)));
+  CQKV_RETURN_IF_ERROR(assign(origin.tool_version, file_.get_string(format::kToolVersion)));
+  return assign(origin.datasets, file_.get_strings(format::kDatasets));
 }
 
-Status Reader::read_counts() {
+Status CodebookReader::read_counts() {
   CodebookOrigin& origin = codebook_.origin;
-  CQKV_RETURN_IF_ERROR(assign(origin.n_tokens, fields_.get_u32(format::kNTokens)));
-  CQKV_RETURN_IF_ERROR(assign(origin.ctx_size, fields_.get_u32(format::kCtxSize)));
-  CQKV_RETURN_IF_ERROR(assign(origin.seed, fields_.get_u64(format::kSeed)));
-  CQKV_RETURN_IF_ERROR(assign(codebook_.window, fields_.get_u32(format::kWindow)));
-  CQKV_RETURN_IF_ERROR(assign(codebook_.sinks, fields_.get_u32(format::kSinks)));
-  return assign(origin.model_fingerprint, fields_.get_u64s(format::kModelFingerprint));
+  CQKV_RETURN_IF_ERROR(assign(origin.n_tokens, file_.get_u32(format::kNTokens)));
+  CQKV_RETURN_IF_ERROR(assign(origin.ctx_size, file_.get_u32(format::kCtxSize)));
+  CQKV_RETURN_IF_ERROR(assign(origin.seed, file_.get_u64(format::kSeed)));
+  CQKV_RETURN_IF_ERROR(assign(codebook_.window, file_.get_u32(format::kWindow)));
+  CQKV_RETURN_IF_ERROR(assign(codebook_.sinks, file_.get_u32(format::kSinks)));
+  return assign(origin.model_fingerprint, file_.get_u64s(format::kModelFingerprint));
 }
 
 // Since version 1.1, and only if it was measured.
-Status Reader::read_held_out() {
+Status CodebookReader::read_held_out() {
   HeldOutLoss& held_out = codebook_.origin.held_out;
-  const auto has = [&](const char* key) { return fields_.has(key); };
+  const auto has = [&](const char* key) { return file_.has(key); };
   if (!has(format::kHeldOutTokens) && !has(format::kHeldOutKeyLoss) &&
       !has(format::kHeldOutValueLoss)) {
     return {};
   }
-  CQKV_RETURN_IF_ERROR(assign(held_out.n_tokens, fields_.get_u32(format::kHeldOutTokens)));
-  CQKV_RETURN_IF_ERROR(assign(held_out.keys, fields_.get_f32(format::kHeldOutKeyLoss)));
-  CQKV_RETURN_IF_ERROR(assign(held_out.values, fields_.get_f32(format::kHeldOutValueLoss)));
+  CQKV_RETURN_IF_ERROR(assign(held_out.n_tokens, file_.get_u32(format::kHeldOutTokens)));
+  CQKV_RETURN_IF_ERROR(assign(held_out.keys, file_.get_f32(format::kHeldOutKeyLoss)));
+  CQKV_RETURN_IF_ERROR(assign(held_out.values, file_.get_f32(format::kHeldOutValueLoss)));
   for (const float loss : {held_out.keys, held_out.values}) {
     if (!std::isfinite(loss) || loss < 0) {
-      return fields_.bad("the loss on held-out text is " + std::to_string(loss) +
-                         ", want a finite number of at least 0");
+      return file_.bad("the loss on held-out text is " + std::to_string(loss) +
+                       ", want a finite number of at least 0");
     }
   }
   return {};
 }
 
-Result<std::vector<CodecSpec>> Reader::read_specs(KvKind kind) {
-  const auto group_dims = fields_.get_u32s(format::group_dim_key(kind));
+Result<std::vector<CodecSpec>> CodebookReader::read_specs(KvKind kind) {
+  const auto group_dims = file_.get_u32s(format::group_dim_key(kind));
   if (!group_dims.ok()) {
     return group_dims.status();
   }
-  const auto code_bits = fields_.get_u32s(format::code_bits_key(kind));
+  const auto code_bits = file_.get_u32s(format::code_bits_key(kind));
   if (!code_bits.ok()) {
     return code_bits.status();
   }
   if (group_dims->size() != code_bits->size()) {
-    return fields_.bad(std::string(format::group_dim_key(kind)) + " has " +
-                       std::to_string(group_dims->size()) + " layers, " +
-                       format::code_bits_key(kind) + " " + std::to_string(code_bits->size()));
+    return file_.bad(std::string(format::group_dim_key(kind)) + " has " +
+                     std::to_string(group_dims->size()) + " layers, " +
+                     format::code_bits_key(kind) + " " + std::to_string(code_bits->size()));
   }
   std::vector<CodecSpec> result(code_bits->size());
   for (std::size_t il = 0; il < result.size(); il++) {
@@ -235,7 +220,7 @@ Result<std::vector<CodecSpec>> Reader::read_specs(KvKind kind) {
     const bool plausible = dim <= static_cast<std::uint32_t>(kMaxGroupDim) && bits >= 1 &&
                            bits <= static_cast<std::uint32_t>(kMaxCodeBits);
     if (!exact && !plausible) {
-      return fields_.bad(
+      return file_.bad(
           "layer " + std::to_string(il) + ": groups of " + std::to_string(dim) + " channels with " +
           std::to_string(bits) +
           " bits, want 1 to 64 channels (0: by head) with 1 to 12 bits, or 0 and 0 for exact");
@@ -245,7 +230,7 @@ Result<std::vector<CodecSpec>> Reader::read_specs(KvKind kind) {
   return result;
 }
 
-Status Reader::read_layers() {
+Status CodebookReader::read_layers() {
   const auto keys = read_specs(KvKind::kKey);
   if (!keys.ok()) {
     return keys.status();
@@ -256,14 +241,14 @@ Status Reader::read_layers() {
   }
   const std::size_t n_layers = keys->size();
   if (n_layers != values->size() || n_layers == 0 || n_layers > format::kMaxLayers) {
-    return fields_.bad("has " + std::to_string(n_layers) + " layers of keys and " +
-                       std::to_string(values->size()) + " of values, want the same, 1 to " +
-                       std::to_string(format::kMaxLayers));
+    return file_.bad("has " + std::to_string(n_layers) + " layers of keys and " +
+                     std::to_string(values->size()) + " of values, want the same, 1 to " +
+                     std::to_string(format::kMaxLayers));
   }
   const std::size_t n_hashes = codebook_.origin.model_fingerprint.size();
   if (n_hashes != 0 && n_hashes != n_layers) {
-    return fields_.bad(std::string(format::kModelFingerprint) + " has " + std::to_string(n_hashes) +
-                       " layers, the codebook " + std::to_string(n_layers));
+    return file_.bad(std::string(format::kModelFingerprint) + " has " + std::to_string(n_hashes) +
+                     " layers, the codebook " + std::to_string(n_layers));
   }
   CQKV_RETURN_IF_ERROR(read_head_group_dims(KvKind::kKey));
   CQKV_RETURN_IF_ERROR(read_head_group_dims(KvKind::kValue));
@@ -275,113 +260,102 @@ Status Reader::read_layers() {
   for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
     const auto i = static_cast<std::size_t>(kind);
     if (n_head_group_dims_[i] != head_group_dims_[i].size()) {
-      return fields_.bad(std::string(format::head_group_dims_key(kind)) + " has " +
-                         std::to_string(head_group_dims_[i].size()) + " numbers, want " +
-                         std::to_string(n_head_group_dims_[i]) + ", one for each KV head");
+      return file_.bad(std::string(format::head_group_dims_key(kind)) + " has " +
+                       std::to_string(head_group_dims_[i].size()) + " numbers, want " +
+                       std::to_string(n_head_group_dims_[i]) + ", one for each KV head");
     }
   }
   return {};
 }
 
-Status Reader::read_head_group_dims(KvKind kind) {
+Status CodebookReader::read_head_group_dims(KvKind kind) {
   const char* key = format::head_group_dims_key(kind);
-  if (!fields_.has(key)) {
+  if (!file_.has(key)) {
     return {};
   }
-  return assign(head_group_dims_[static_cast<std::size_t>(kind)], fields_.get_u32s(key));
+  return assign(head_group_dims_[static_cast<std::size_t>(kind)], file_.get_u32s(key));
 }
 
-Status Reader::read_halves(std::int64_t id, const std::string& name,
-                           std::vector<std::uint16_t>& out) {
-  const gguf_context* header = file_.header.get();
-  // The scan has shown that all this lies inside the file.
-  const std::uint64_t begin = gguf_get_data_offset(header) + gguf_get_tensor_offset(header, id);
-  const std::size_t n_bytes = gguf_get_tensor_size(header, id);
-  out.resize(n_bytes / sizeof(std::uint16_t));
-  if (fseeko(file_.file.get(), static_cast<off_t>(begin), SEEK_SET) != 0 ||
-      std::fread(out.data(), 1, n_bytes, file_.file.get()) != n_bytes) {
-    return io_error(path_ + ": cannot read " + name + ": " + std::strerror(errno));
-  }
-  return {};
+Status CodebookReader::read_halves(const gguf::Tensor& tensor,
+                                   std::vector<std::uint16_t>& out) const {
+  out.resize(tensor.n_bytes / sizeof(std::uint16_t));
+  return file_.read(tensor.place, out.data(), out.size() * sizeof(std::uint16_t));
 }
 
 // A part that is not there stays empty.
-Status Reader::read_basis_part(const std::string& name, ggml_type want, std::size_t size,
-                               std::vector<std::uint16_t>& out) {
-  const gguf_context* header = file_.header.get();
-  const std::int64_t id = gguf_find_tensor(header, name.c_str());
-  if (id < 0) {
+Status CodebookReader::read_basis_part(const std::string& name, gguf::TensorType want,
+                                       std::size_t size, std::vector<std::uint16_t>& out) {
+  const gguf::Tensor* tensor = file_.find_tensor(name);
+  if (tensor == nullptr) {
     return {};
   }
-  const std::size_t n_bytes = gguf_get_tensor_size(header, id);
-  if (gguf_get_tensor_type(header, id) != want || n_bytes != size * sizeof(std::uint16_t)) {
-    return fields_.bad("tensor '" + name + "' has " + std::to_string(n_bytes) + " bytes of " +
-                       ggml_type_name(gguf_get_tensor_type(header, id)) + ", want " +
-                       std::to_string(size * sizeof(std::uint16_t)) + " of " +
-                       ggml_type_name(want));
+  if (tensor->type != want || tensor->n_bytes != size * sizeof(std::uint16_t)) {
+    return file_.bad("tensor '" + name + "' has " + std::to_string(tensor->n_bytes) + " bytes of " +
+                     gguf::type_name(tensor->type) + ", want " +
+                     std::to_string(size * sizeof(std::uint16_t)) + " of " + gguf::type_name(want));
   }
   n_tensors_++;
-  return read_halves(id, name, out);
+  return read_halves(*tensor, out);
 }
 
 // Keys may have an order, values a rotation.
-Result<TensorBasis> Reader::read_basis(std::size_t layer, KvKind kind, const TensorSpec& spec) {
+Result<TensorBasis> CodebookReader::read_basis(std::size_t layer, KvKind kind,
+                                               const TensorSpec& spec) {
   TensorBasis::Parts parts;
   const auto n_channels = static_cast<std::size_t>(spec.n_channels());
   const auto name = [&](const char* part) { return format::part_name(layer, kind, part); };
   if (kind == KvKind::kKey) {
     CQKV_RETURN_IF_ERROR(
-        read_basis_part(name(format::kOrder), GGML_TYPE_I16, n_channels, parts.order));
+        read_basis_part(name(format::kOrder), gguf::TensorType::kI16, n_channels, parts.order));
   } else {
-    CQKV_RETURN_IF_ERROR(read_basis_part(name(format::kRotation), GGML_TYPE_F16,
+    CQKV_RETURN_IF_ERROR(read_basis_part(name(format::kRotation), gguf::TensorType::kF16,
                                          n_channels * static_cast<std::size_t>(spec.head_dim()),
                                          parts.rotation));
   }
-  CQKV_RETURN_IF_ERROR(read_basis_part(name(format::kMetric), GGML_TYPE_F16,
+  CQKV_RETURN_IF_ERROR(read_basis_part(name(format::kMetric), gguf::TensorType::kF16,
                                        TensorBasis::metric_size(spec), parts.metric));
   return TensorBasis::create(spec, std::move(parts));
 }
 
-std::string shape_text(const std::int64_t* ne) {
+std::string shape_text(const std::array<std::int64_t, gguf::kMaxAxes>& ne) {
   return "[" + std::to_string(ne[0]) + ", " + std::to_string(ne[1]) + ", " + std::to_string(ne[2]) +
          ", " + std::to_string(ne[3]) + "]";
 }
 
-Result<TensorSpec> Reader::uniform_shape(std::int64_t id, const std::string& name,
-                                         const CodecSpec& spec) const {
-  const std::int64_t* ne = gguf_get_tensor_ne(file_.header.get(), id);
+Result<TensorSpec> CodebookReader::uniform_shape(const gguf::Tensor& tensor,
+                                                 const CodecSpec& spec) const {
+  const auto& ne = tensor.ne;
+  const std::string& name = tensor.name;
   if (ne[0] != spec.group_dim || ne[1] != spec.n_centroids() || ne[3] > format::kMaxKvHeads ||
       ne[2] > format::kMaxHeadDim / spec.group_dim) {
-    return fields_.bad("tensor '" + name + "' has shape " + shape_text(ne) + ", want [" +
-                       std::to_string(spec.group_dim) + ", " + std::to_string(spec.n_centroids()) +
-                       ", groups, KV heads]");
+    return file_.bad("tensor '" + name + "' has shape " + shape_text(ne) + ", want [" +
+                     std::to_string(spec.group_dim) + ", " + std::to_string(spec.n_centroids()) +
+                     ", groups, KV heads]");
   }
   const int head_dim = static_cast<int>(ne[2]) * spec.group_dim;
   const Status legal = spec.check(head_dim);
   if (!legal.ok()) {
-    return fields_.bad("tensor '" + name + "': " + legal.message());
+    return file_.bad("tensor '" + name + "': " + legal.message());
   }
   return TensorSpec(spec, static_cast<int>(ne[3]), head_dim);
 }
 
 // Heads with codes and heads without are each in a tensor of their own, if there are any.
-Result<std::int64_t> Reader::mixed_head_dim(const Places& places, int code_bits) const {
-  const gguf_context* header = file_.header.get();
+Result<std::int64_t> CodebookReader::mixed_head_dim(const Places& places, int code_bits) const {
   const std::int64_t n_centroids = std::int64_t{1} << code_bits;
   std::int64_t head_dim = 0;
-  for (const auto& [id, name, n] :
-       {std::tuple(places.id, places.name, n_centroids),
-        std::tuple(places.mean_id, places.mean_name, std::int64_t{1})}) {
-    if (id < 0) {
+  for (const auto& [tensor, n] :
+       {std::pair(places.coded, n_centroids), std::pair(places.mean, std::int64_t{1})}) {
+    if (tensor == nullptr) {
       continue;
     }
-    const std::int64_t* ne = gguf_get_tensor_ne(header, id);
+    const auto& ne = tensor->ne;
     const std::int64_t found = ne[0] / n;
     if (ne[0] % n != 0 || found < 1 || found > format::kMaxHeadDim || ne[1] > format::kMaxKvHeads ||
         ne[2] != 1 || ne[3] != 1 || (head_dim != 0 && found != head_dim)) {
-      return fields_.bad("tensor '" + name + "' has shape " + shape_text(ne) +
-                         ", want [head size * " + std::to_string(n) + ", KV heads]" +
-                         (head_dim == 0 ? "" : " with a head size of " + std::to_string(head_dim)));
+      return file_.bad("tensor '" + tensor->name + "' has shape " + shape_text(ne) +
+                       ", want [head size * " + std::to_string(n) + ", KV heads]" +
+                       (head_dim == 0 ? "" : " with a head size of " + std::to_string(head_dim)));
     }
     head_dim = found;
   }
@@ -389,23 +363,23 @@ Result<std::int64_t> Reader::mixed_head_dim(const Places& places, int code_bits)
 }
 
 // Takes the next layer's head sizes.
-Result<TensorSpec> Reader::mixed_shape(const Places& places, KvKind kind, int code_bits) {
+Result<TensorSpec> CodebookReader::mixed_shape(const Places& places, KvKind kind, int code_bits) {
   const auto head_dim = mixed_head_dim(places, code_bits);
   if (!head_dim.ok()) {
     return head_dim.status();
   }
-  const auto n_heads_of = [&](std::int64_t id) {
-    return id < 0 ? 0 : gguf_get_tensor_ne(file_.header.get(), id)[1];
+  const auto n_heads_of = [](const gguf::Tensor* tensor) {
+    return tensor == nullptr ? 0 : tensor->ne[1];
   };
-  const std::int64_t n_coded = n_heads_of(places.id);
-  const std::int64_t n_heads = n_coded + n_heads_of(places.mean_id);
+  const std::int64_t n_coded = n_heads_of(places.coded);
+  const std::int64_t n_heads = n_coded + n_heads_of(places.mean);
   const auto i = static_cast<std::size_t>(kind);
   const std::vector<std::uint32_t>& all = head_group_dims_[i];
   const std::size_t n_left = all.size() - n_head_group_dims_[i];
   if (n_heads > format::kMaxKvHeads || static_cast<std::size_t>(n_heads) > n_left) {
-    return fields_.bad(std::string(format::head_group_dims_key(kind)) + " has " +
-                       std::to_string(n_left) + " numbers left for the " + std::to_string(n_heads) +
-                       " KV heads of '" + places.name + "'");
+    return file_.bad(std::string(format::head_group_dims_key(kind)) + " has " +
+                     std::to_string(n_left) + " numbers left for the " + std::to_string(n_heads) +
+                     " KV heads of '" + places.name + "'");
   }
   std::vector<int> dims;
   std::int64_t n_found = 0;
@@ -415,59 +389,56 @@ Result<TensorSpec> Reader::mixed_shape(const Places& places, KvKind kind, int co
                          code_bits};
     const Status legal = dim == 0 ? Status() : spec.check(static_cast<int>(*head_dim));
     if (!legal.ok()) {
-      return fields_.bad("tensor '" + places.name + "', KV head " + std::to_string(head) + ": " +
-                         legal.message());
+      return file_.bad("tensor '" + places.name + "', KV head " + std::to_string(head) + ": " +
+                       legal.message());
     }
     n_found += dim == 0 ? 0 : 1;
     dims.push_back(spec.group_dim);
   }
-  if (n_found > 0 && places.id < 0) {
-    return fields_.bad("has no tensor '" + places.name + "', but groups of channels for " +
-                       std::to_string(n_found) + " of its KV heads");
+  if (n_found > 0 && places.coded == nullptr) {
+    return file_.bad("has no tensor '" + places.name + "', but groups of channels for " +
+                     std::to_string(n_found) + " of its KV heads");
   }
   if (n_found != n_coded) {
-    return fields_.bad("tensor '" + places.name + "' has " + std::to_string(n_coded) +
-                       " KV heads, want the " + std::to_string(n_found) +
-                       " whose groups have channels");
+    return file_.bad("tensor '" + places.name + "' has " + std::to_string(n_coded) +
+                     " KV heads, want the " + std::to_string(n_found) +
+                     " whose groups have channels");
   }
   return TensorSpec(code_bits, dims, static_cast<int>(*head_dim));
 }
 
-Result<Reader::Places> Reader::find_places(std::size_t layer, KvKind kind,
-                                           const CodecSpec& spec) const {
-  const gguf_context* header = file_.header.get();
+Result<CodebookReader::Places> CodebookReader::find_places(std::size_t layer, KvKind kind,
+                                                           const CodecSpec& spec) const {
   Places places;
   places.name = format::tensor_name(layer, kind);
-  places.id = gguf_find_tensor(header, places.name.c_str());
+  places.coded = file_.find_tensor(places.name);
   if (spec.group_dim == 0) {
-    places.mean_name = format::part_name(layer, kind, format::kMean);
-    places.mean_id = gguf_find_tensor(header, places.mean_name.c_str());
+    places.mean = file_.find_tensor(format::part_name(layer, kind, format::kMean));
   }
-  if (places.id < 0 && places.mean_id < 0) {
-    return fields_.bad("has no tensor '" + places.name + "', but its configuration is " +
-                       spec.name());
+  if (places.coded == nullptr && places.mean == nullptr) {
+    return file_.bad("has no tensor '" + places.name + "', but its configuration is " +
+                     spec.name());
   }
-  for (const auto& [id, name] :
-       {std::pair(places.id, places.name), std::pair(places.mean_id, places.mean_name)}) {
-    if (id >= 0 && gguf_get_tensor_type(header, id) != GGML_TYPE_F16) {
-      return fields_.bad("tensor '" + name + "' has type " +
-                         ggml_type_name(gguf_get_tensor_type(header, id)) + ", want f16");
+  for (const gguf::Tensor* tensor : {places.coded, places.mean}) {
+    if (tensor != nullptr && tensor->type != gguf::TensorType::kF16) {
+      return file_.bad("tensor '" + tensor->name + "' has type " + gguf::type_name(tensor->type) +
+                       ", want f16");
     }
   }
   return places;
 }
 
 // Of all heads in their order.
-Status Reader::read_centroids(const Places& places, const TensorSpec& spec,
-                              std::vector<float>& out) {
+Status CodebookReader::read_centroids(const Places& places, const TensorSpec& spec,
+                                      std::vector<float>& out) {
   std::vector<std::uint16_t> centroids;
   std::vector<std::uint16_t> means;
-  if (places.id >= 0) {
-    CQKV_RETURN_IF_ERROR(read_halves(places.id, places.name, centroids));
+  if (places.coded != nullptr) {
+    CQKV_RETURN_IF_ERROR(read_halves(*places.coded, centroids));
     n_tensors_++;
   }
-  if (places.mean_id >= 0) {
-    CQKV_RETURN_IF_ERROR(read_halves(places.mean_id, places.mean_name, means));
+  if (places.mean != nullptr) {
+    CQKV_RETURN_IF_ERROR(read_halves(*places.mean, means));
     n_tensors_++;
   }
   const std::uint16_t* next = centroids.data();
@@ -483,7 +454,7 @@ Status Reader::read_centroids(const Places& places, const TensorSpec& spec,
   return {};
 }
 
-Status Reader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec) {
+Status CodebookReader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec) {
   if (spec.exact()) {
     return {};
   }
@@ -491,7 +462,7 @@ Status Reader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec
   if (!places.ok()) {
     return places.status();
   }
-  const auto shape = spec.group_dim > 0 ? uniform_shape(places->id, places->name, spec)
+  const auto shape = spec.group_dim > 0 ? uniform_shape(*places->coded, spec)
                                         : mixed_shape(*places, kind, spec.code_bits);
   if (!shape.ok()) {
     return shape.status();
@@ -500,32 +471,32 @@ Status Reader::read_tensor(std::size_t layer, KvKind kind, const CodecSpec& spec
   CQKV_RETURN_IF_ERROR(read_centroids(*places, *shape, centroids));
   auto basis = read_basis(layer, kind, *shape);
   if (!basis.ok()) {
-    return fields_.bad("layer " + std::to_string(layer) + ", " + std::string(kv_kind_name(kind)) +
-                       ": " + basis.status().message());
+    return file_.bad("layer " + std::to_string(layer) + ", " + std::string(kv_kind_name(kind)) +
+                     ": " + basis.status().message());
   }
   auto tensor = TensorCodebook::create(*shape, centroids, *std::move(basis));
   if (!tensor.ok()) {
-    return fields_.bad("tensor '" + places->name + "': " + tensor.status().message());
+    return file_.bad("tensor '" + places->name + "': " + tensor.status().message());
   }
   auto& side = kind == KvKind::kKey ? codebook_.layers[layer].k : codebook_.layers[layer].v;
   side.push_back(*std::move(tensor));
   return {};
 }
 
-Result<Codebook> Reader::run() {
+Result<Codebook> CodebookReader::run() {
   CQKV_RETURN_IF_ERROR(check_type_and_version());
   CQKV_RETURN_IF_ERROR(read_origin());
   CQKV_RETURN_IF_ERROR(read_counts());
   CQKV_RETURN_IF_ERROR(read_held_out());
   CQKV_RETURN_IF_ERROR(read_layers());
   CQKV_RETURN_IF_ERROR(check_only_known_names());
-  const auto identity = fields_.get_u64(format::kIdentity);
+  const auto identity = file_.get_u64(format::kIdentity);
   if (!identity.ok()) {
     return identity.status();
   }
   if (*identity != codebook_.identity()) {
-    return fields_.bad("its centroids have identity " + hex(codebook_.identity()) +
-                       ", its header says " + hex(*identity) + "; the file is damaged");
+    return file_.bad("its centroids have identity " + hex(codebook_.identity()) +
+                     ", its header says " + hex(*identity) + "; the file is damaged");
   }
   return std::move(codebook_);
 }
@@ -534,11 +505,11 @@ Result<Codebook> Reader::run() {
 
 Result<Codebook> read_codebook(const std::string& path) {
   try {
-    auto file = open_gguf(path);
+    const auto file = gguf::Reader::open(path);
     if (!file.ok()) {
       return file.status();
     }
-    return Reader(path, *std::move(file)).run();
+    return CodebookReader(*file).run();
   } catch (const std::bad_alloc&) {
     return Status(StatusCode::kResourceExhausted, path + ": not enough memory to read it");
   }

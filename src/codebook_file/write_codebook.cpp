@@ -1,26 +1,17 @@
-// write_codebook: the header through ggml's writer, the centroids by hand, because
-// ggml's file writer loses the system's error.
+// write_codebook: what is written of a codebook, and in which order; the file is gguf/writer.h.
+#include <array>
 #include <deque>
-#include <memory>
+#include <initializer_list>
 #include <new>
+#include <span>
 #include <vector>
 
-#include <ggml.h>
-#include <gguf.h>
-
-#include "codebook_file/atomic_file.h"
 #include "codebook_file/codebook_file.h"
 #include "codebook_file/format.h"
-#include "codebook_file/gguf_scan.h"
+#include "gguf/writer.h"
 
 namespace cqkv {
 namespace {
-
-struct GgmlFreer {
-  void operator()(ggml_context* context) const { ggml_free(context); }
-};
-
-using GgmlHandle = std::unique_ptr<ggml_context, GgmlFreer>;
 
 constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
 
@@ -51,55 +42,44 @@ Status check_writable(const Codebook& codebook) {
   return {};
 }
 
-void set_strings(gguf_context* out, const char* key, const std::vector<std::string>& values) {
-  std::vector<const char*> pointers;
-  pointers.reserve(values.size());
-  for (const auto& value : values) {
-    pointers.push_back(value.c_str());
-  }
-  gguf_set_arr_str(out, key, pointers.data(), pointers.size());
-}
-
-void set_origin(gguf_context* out, const Codebook& codebook) {
+void set_origin(gguf::Writer& out, const Codebook& codebook) {
   const CodebookOrigin& origin = codebook.origin;
-  gguf_set_val_str(out, format::kGeneralType, format::kType);
-  gguf_set_val_str(out, format::kGeneralArchitecture, origin.architecture.c_str());
-  gguf_set_val_str(out, format::kGeneralName, origin.name.c_str());
+  out.set_string(format::kGeneralType, format::kType);
+  out.set_string(format::kGeneralArchitecture, origin.architecture);
+  out.set_string(format::kGeneralName, origin.name);
   if (!origin.license.empty()) {
-    gguf_set_val_str(out, format::kGeneralLicense, origin.license.c_str());
+    out.set_string(format::kGeneralLicense, origin.license);
   }
   if (!origin.model_name.empty()) {
-    gguf_set_val_u32(out, format::kBaseModelCount, 1);
-    gguf_set_val_str(out, format::kBaseModelName, origin.model_name.c_str());
+    out.set_u32(format::kBaseModelCount, 1);
+    out.set_string(format::kBaseModelName, origin.model_name);
   }
-  const std::uint32_t version[2] = {kCodebookFileMajor, kCodebookFileMinor};
-  gguf_set_arr_data(out, format::kVersion, GGUF_TYPE_UINT32, version, 2);
-  gguf_set_val_str(out, format::kMethodKey, format::kMethod);
-  gguf_set_val_u64(out, format::kIdentity, codebook.identity());
-  gguf_set_arr_data(out, format::kModelFingerprint, GGUF_TYPE_UINT64,
-                    origin.model_fingerprint.data(), origin.model_fingerprint.size());
-  gguf_set_val_str(out, format::kModelName, origin.model_name.c_str());
-  gguf_set_val_str(out, format::kKeyRopeKey, format::kKeyRope);
-  gguf_set_val_u32(out, format::kWindow, codebook.window);
-  gguf_set_val_u32(out, format::kSinks, codebook.sinks);
-  set_strings(out, format::kDatasets, origin.datasets);
-  gguf_set_val_u32(out, format::kNTokens, origin.n_tokens);
-  gguf_set_val_u32(out, format::kCtxSize, origin.ctx_size);
-  gguf_set_val_str(out, format::kWeighting, origin.weighting.c_str());
-  gguf_set_val_u64(out, format::kSeed, origin.seed);
-  gguf_set_val_str(out, format::kToolVersion, origin.tool_version.c_str());
+  out.set_u32s(format::kVersion, std::array{kCodebookFileMajor, kCodebookFileMinor});
+  out.set_string(format::kMethodKey, format::kMethod);
+  out.set_u64(format::kIdentity, codebook.identity());
+  out.set_u64s(format::kModelFingerprint, origin.model_fingerprint);
+  out.set_string(format::kModelName, origin.model_name);
+  out.set_string(format::kKeyRopeKey, format::kKeyRope);
+  out.set_u32(format::kWindow, codebook.window);
+  out.set_u32(format::kSinks, codebook.sinks);
+  out.set_strings(format::kDatasets, origin.datasets);
+  out.set_u32(format::kNTokens, origin.n_tokens);
+  out.set_u32(format::kCtxSize, origin.ctx_size);
+  out.set_string(format::kWeighting, origin.weighting);
+  out.set_u64(format::kSeed, origin.seed);
+  out.set_string(format::kToolVersion, origin.tool_version);
 }
 
-void set_held_out(gguf_context* out, const HeldOutLoss& held_out) {
+void set_held_out(gguf::Writer& out, const HeldOutLoss& held_out) {
   if (held_out.n_tokens != 0) {
-    gguf_set_val_u32(out, format::kHeldOutTokens, held_out.n_tokens);
-    gguf_set_val_f32(out, format::kHeldOutKeyLoss, held_out.keys);
-    gguf_set_val_f32(out, format::kHeldOutValueLoss, held_out.values);
+    out.set_u32(format::kHeldOutTokens, held_out.n_tokens);
+    out.set_f32(format::kHeldOutKeyLoss, held_out.keys);
+    out.set_f32(format::kHeldOutValueLoss, held_out.values);
   }
 }
 
 // A group size of 0 for a layer whose heads differ; theirs follow in an array of their own.
-void set_specs(gguf_context* out, const Codebook& codebook, KvKind kind) {
+void set_specs(gguf::Writer& out, const Codebook& codebook, KvKind kind) {
   std::vector<std::uint32_t> group_dims;
   std::vector<std::uint32_t> code_bits;
   std::vector<std::uint32_t> head_group_dims;
@@ -114,13 +94,10 @@ void set_specs(gguf_context* out, const Codebook& codebook, KvKind kind) {
       head_group_dims.insert(head_group_dims.end(), dims.begin(), dims.end());
     }
   }
-  const auto set = [out](const char* key, const std::vector<std::uint32_t>& values) {
-    gguf_set_arr_data(out, key, GGUF_TYPE_UINT32, values.data(), values.size());
-  };
-  set(format::group_dim_key(kind), group_dims);
-  set(format::code_bits_key(kind), code_bits);
+  out.set_u32s(format::group_dim_key(kind), group_dims);
+  out.set_u32s(format::code_bits_key(kind), code_bits);
   if (!head_group_dims.empty()) {
-    set(format::head_group_dims_key(kind), head_group_dims);
+    out.set_u32s(format::head_group_dims_key(kind), head_group_dims);
   }
 }
 
@@ -142,106 +119,69 @@ std::vector<std::uint16_t> values_of(const TensorCodebook& tensor, bool coded) {
   return values;
 }
 
-// Collects the tensors in the order of the file.
-class Entries {
+// Adds tensors to a file in its order, and keeps what is written until it is.
+class TensorWriter {
  public:
-  Entries(gguf_context* out, ggml_context* ggml) : out_(out), ggml_(ggml) {}
+  explicit TensorWriter(gguf::Writer& out) : out_(out) {}
 
   void add(std::size_t layer, KvKind kind, const TensorCodebook& tensor) {
     const TensorSpec& spec = tensor.spec();
     const std::int64_t head_dim = spec.head_dim();
+    const std::int64_t n_heads = spec.n_kv_heads();
     const TensorBasis::Parts& basis = tensor.basis().parts();
     if (spec.uniform()) {
-      add(format::tensor_name(layer, kind),
-          ggml_new_tensor_4d(ggml_, GGML_TYPE_F16, spec.group_dim(0), spec.n_centroids(),
-                             spec.n_groups(0), spec.n_kv_heads()),
-          tensor.centroids());
+      add(format::tensor_name(layer, kind), gguf::TensorType::kF16,
+          {spec.group_dim(0), spec.n_centroids(), spec.n_groups(0), n_heads}, tensor.centroids());
     } else {
       add_heads(format::tensor_name(layer, kind), head_dim * spec.n_centroids(),
                 values_of(tensor, true));
       add_heads(format::part_name(layer, kind, format::kMean), head_dim, values_of(tensor, false));
     }
-    if (!basis.order.empty()) {
-      add(format::part_name(layer, kind, format::kOrder),
-          ggml_new_tensor_2d(ggml_, GGML_TYPE_I16, head_dim, spec.n_kv_heads()), basis.order);
-    }
-    if (!basis.rotation.empty()) {
-      add(format::part_name(layer, kind, format::kRotation),
-          ggml_new_tensor_3d(ggml_, GGML_TYPE_F16, head_dim, head_dim, spec.n_kv_heads()),
-          basis.rotation);
-    }
-    if (!basis.metric.empty()) {
-      add(format::part_name(layer, kind, format::kMetric),
-          ggml_new_tensor_1d(ggml_, GGML_TYPE_F16, static_cast<std::int64_t>(basis.metric.size())),
-          basis.metric);
-    }
+    add(format::part_name(layer, kind, format::kOrder), gguf::TensorType::kI16, {head_dim, n_heads},
+        basis.order);
+    add(format::part_name(layer, kind, format::kRotation), gguf::TensorType::kF16,
+        {head_dim, head_dim, n_heads}, basis.rotation);
+    add(format::part_name(layer, kind, format::kMetric), gguf::TensorType::kF16,
+        {static_cast<std::int64_t>(basis.metric.size())}, basis.metric);
   }
-
-  const std::vector<Halves>& contents() const { return contents_; }
 
  private:
-  // Rows of some heads, if there are any.
+  // Rows of some heads.
   void add_heads(const std::string& name, std::int64_t n_values, std::vector<std::uint16_t> rows) {
-    if (!rows.empty()) {
-      const auto n_heads = static_cast<std::int64_t>(rows.size()) / n_values;
-      owned_.push_back(std::move(rows));
-      add(name, ggml_new_tensor_2d(ggml_, GGML_TYPE_F16, n_values, n_heads), owned_.back());
+    const auto n_heads = static_cast<std::int64_t>(rows.size()) / n_values;
+    owned_.push_back(std::move(rows));
+    add(name, gguf::TensorType::kF16, {n_values, n_heads}, owned_.back());
+  }
+
+  // What is empty is left out.
+  void add(const std::string& name, gguf::TensorType type, std::initializer_list<std::int64_t> ne,
+           Halves content) {
+    if (!content.empty()) {
+      out_.add_tensor(name, type, {ne.begin(), ne.size()}, content.data());
     }
   }
 
-  void add(const std::string& name, ggml_tensor* entry, Halves content) {
-    ggml_set_name(entry, name.c_str());
-    gguf_add_tensor(out_, entry);
-    contents_.push_back(content);
-  }
-
-  gguf_context* out_;
-  ggml_context* ggml_;
-  std::vector<Halves> contents_;
-  std::deque<std::vector<std::uint16_t>> owned_;  // what contents_ has of it stays where it is
+  gguf::Writer& out_;
+  std::deque<std::vector<std::uint16_t>> owned_;
 };
-
-constexpr std::size_t kMostEntries = 4;  // of one side: centroids, means, order or rotation, metric
-
-Status write_tensor(AtomicFile& file, Halves content, std::size_t alignment) {
-  const std::size_t n_bytes = content.size_bytes();
-  CQKV_RETURN_IF_ERROR(file.write(content.data(), n_bytes));
-  const std::vector<char> padding((alignment - n_bytes % alignment) % alignment);
-  return file.write(padding.data(), padding.size());
-}
 
 Status write_checked(const Codebook& codebook, const std::string& path) {
   CQKV_RETURN_IF_ERROR(check_writable(codebook));
-  const GgufHandle header(gguf_init_empty());
-  const GgmlHandle ggml(
-      ggml_init({/*mem_size=*/2 * kMostEntries * codebook.layers.size() * ggml_tensor_overhead(),
-                 /*mem_buffer=*/nullptr, /*no_alloc=*/true}));
-  if (header == nullptr || ggml == nullptr) {
-    return {StatusCode::kResourceExhausted, path + ": not enough memory for its header"};
-  }
-  set_origin(header.get(), codebook);
-  set_held_out(header.get(), codebook.origin.held_out);
+  gguf::Writer out;
+  set_origin(out, codebook);
+  set_held_out(out, codebook.origin.held_out);
   for (const KvKind kind : kBothKinds) {
-    set_specs(header.get(), codebook, kind);
+    set_specs(out, codebook, kind);
   }
-  Entries entries(header.get(), ggml.get());
+  TensorWriter tensors(out);
   for (std::size_t il = 0; il < codebook.layers.size(); il++) {
     for (const KvKind kind : kBothKinds) {
       if (const TensorCodebook* tensor = codebook.layers[il].get(kind)) {
-        entries.add(il, kind, *tensor);
+        tensors.add(il, kind, *tensor);
       }
     }
   }
-  std::vector<char> meta(gguf_get_meta_size(header.get()));
-  gguf_get_meta_data(header.get(), meta.data());
-
-  AtomicFile file(path);
-  CQKV_RETURN_IF_ERROR(file.open());
-  CQKV_RETURN_IF_ERROR(file.write(meta.data(), meta.size()));
-  for (const Halves content : entries.contents()) {
-    CQKV_RETURN_IF_ERROR(write_tensor(file, content, gguf_get_alignment(header.get())));
-  }
-  return file.commit();
+  return out.write(path);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // See atomic_file.h. Plain POSIX calls, because the C++ streams lose the error.
-#include "codebook_file/atomic_file.h"
+#include "core/atomic_file.h"
 
 #include <algorithm>
 #include <cerrno>
