@@ -1,10 +1,6 @@
 // See attention_op.h.
 #include "device/attention_op.h"
 
-#include <algorithm>
-#include <optional>
-#include <span>
-
 #include "device/kv_buffer.h"
 #include "device/nodes.h"
 #include "graph/op_param.h"
@@ -49,41 +45,16 @@ Status check_side(const ggml_tensor* view) {
   return {};
 }
 
-CacheSide side_of(const ggml_tensor* view, std::size_t first_cell) {
+// A side that is not coded; what is coded the cache fills in.
+CacheSide plain_side(const ggml_tensor* view, std::size_t first_cell) {
   CacheSide side;
   const ggml_tensor* root = root_of(view);
-  if (CodedTensor* coded = buffer_of(view).coded(view)) {
-    side.codebook = coded->codebook;
-    side.tables = buffer_of(view).byte_tables(*coded);
-    side.data = coded->codes + first_cell / kBlockCells * coded->layout.block_bytes();
-    return side;
+  if (buffer_of(view).coded(view) == nullptr) {
+    side.data = static_cast<const std::uint8_t*>(root->data) + first_cell * root->nb[1];
+    side.row_bytes = view->nb[1];
+    side.head_bytes = view->nb[2];
   }
-  side.data = static_cast<const std::uint8_t*>(root->data) + first_cell * root->nb[1];
-  side.row_bytes = view->nb[1];
-  side.head_bytes = view->nb[2];
   return side;
-}
-
-// A cell that could not be restored must not be seen by any query.
-Status check_visible(const CellTable& cells, std::size_t first, std::size_t n_cells,
-                     const AttentionCall& call) {
-  if (!cells.any_invalid(first, n_cells)) {
-    return {};
-  }
-  const MaskView mask{call.mask, call.mask_bytes};
-  for (std::size_t t = 0; t < n_cells; t++) {
-    if (cells.at(first + t) != CellTable::kInvalid) {
-      continue;
-    }
-    for (int i = 0; i < call.n_queries; i++) {
-      if (mask.sees(static_cast<std::size_t>(i), t)) {
-        return {StatusCode::kMismatch,
-                "a token whose saved state could not be restored would be used; process the "
-                "prompt again"};
-      }
-    }
-  }
-  return {};
 }
 
 AttentionCall call_of(const ggml_tensor* node, std::int64_t stream) {
@@ -119,91 +90,14 @@ AttentionCall call_of(const ggml_tensor* node, std::int64_t stream) {
   return call;
 }
 
-// The positions of a stream's queries: the graph's tokens, stream by stream.
-std::span<const std::int32_t> query_positions(const KvBuffer& buffer, const ggml_tensor* node,
-                                              std::int64_t stream) {
-  const auto n_queries = static_cast<std::size_t>(node->src[0]->ne[1]);
-  return std::span(buffer.batch().positions)
-      .subspan(static_cast<std::size_t>(stream) * n_queries, n_queries);
-}
-
-// With the first attention of a graph: which rows stay exact after it.
-Status plan_window(KvBuffer& buffer, const ggml_tensor* node, const CellRange& cells) {
-  const ggml_tensor* k = node->src[1];
-  const auto n_tokens = static_cast<std::size_t>(node->src[0]->ne[1] * k->ne[3]);
-  if (n_tokens != buffer.batch().positions.size()) {
-    return {StatusCode::kUnsupported, node_text(node) + ": " + std::to_string(n_tokens) +
-                                          " queries, but " +
-                                          std::to_string(buffer.batch().positions.size()) +
-                                          " tokens were stored; run with --window 0 --sinks 0"};
-  }
-  if (!buffer.window().needs_plan()) {
+// The cells of both views are the same, or, of a side that is not coded, in the caller's hands.
+Status check_cells(const ggml_tensor* node, const CellRange& keys, const CellRange& values) {
+  const auto coded = [](const ggml_tensor* view) { return buffer_of(view).coded(view) != nullptr; };
+  const bool same = keys.first == values.first && keys.stride == values.stride;
+  if (same || !coded(node->src[1]) || !coded(node->src[2])) {
     return {};
   }
-  for (std::int64_t stream = 0; stream < k->ne[3]; stream++) {
-    const std::size_t first = cells.first + static_cast<std::size_t>(stream) * cells.stride;
-    const AttentionCall call = call_of(node, stream);
-    buffer.window().plan(first, call.n_cells, query_positions(buffer, node, stream),
-                         buffer.cells().positions(first), {call.mask, call.mask_bytes});
-  }
-  buffer.window().finish_plan();
-  return {};
-}
-
-// The exact rows of a coded side; no pool where the side is plain or has no window.
-Result<ExactRows::Side> exact_side(KvBuffer& buffer, const CodedTensor* tensor) {
-  if (tensor == nullptr) {
-    return ExactRows::Side{};
-  }
-  const std::uint8_t* batch = buffer.exact_rows(*tensor);
-  if (batch == nullptr) {
-    return unsupported(layer_text(*tensor) +
-                       " are read after another layer stored its own; run with --window 0 "
-                       "--sinks 0");
-  }
-  return ExactRows::Side{tensor->pool, batch};
-}
-
-// What all streams of an attention node share of its exact rows; nothing without a window.
-Result<std::optional<ExactRows>> exact_rows_of(KvBuffer& buffer, const ggml_tensor* node,
-                                               const CellRange& cells) {
-  const CodedTensor* k = buffer.coded(node->src[1]);
-  const CodedTensor* v = buffer.coded(node->src[2]);
-  if (!buffer.uses_window(k != nullptr ? *k : *v)) {
-    return std::optional<ExactRows>();
-  }
-  CQKV_RETURN_IF_ERROR(plan_window(buffer, node, cells));
-  const auto k_side = exact_side(buffer, k);
-  const auto v_side = exact_side(buffer, v);
-  if (!k_side.ok() || !v_side.ok()) {
-    return k_side.ok() ? v_side.status() : k_side.status();
-  }
-  ExactRows rows;
-  rows.sinks = buffer.window().sinks();
-  rows.n_pool = static_cast<std::int32_t>(buffer.window().n_slots());
-  rows.window = buffer.window().spec().window;
-  rows.k = *k_side;
-  rows.v = *v_side;
-  return std::optional(rows);
-}
-
-void set_rotation(KvBuffer& buffer, const CodedTensor& keys, AttentionCall& call) {
-  RopeTable& table = buffer.rope_table(keys.rope);
-  const auto& positions = buffer.batch().positions;
-  if (!positions.empty()) {
-    table.reserve(*std::max_element(positions.begin(), positions.end()) + 1);
-  }
-  call.rope = &table;
-}
-
-// After attention: rows that stay exact go to the pool.
-void move_exact_rows(KvBuffer& buffer, const ggml_tensor* node) {
-  for (const ggml_tensor* view : {node->src[1], node->src[2]}) {
-    CodedTensor* tensor = buffer.coded(view);
-    if (tensor != nullptr) {
-      buffer.move_exact_rows(*tensor);
-    }
-  }
+  return unsupported(node_text(node) + ": keys and values of other cells");
 }
 
 }  // namespace
@@ -257,34 +151,23 @@ Status run_attention(ggml_tensor* node, ParallelFor& parallel, GraphScratch& scr
   const CellRange v_cells = *cells_of(v);
   const CodedTensor* coded_keys = buffer.coded(k);
   const CodedTensor& coded = coded_keys != nullptr ? *coded_keys : *buffer.coded(v);
-  Result<std::optional<ExactRows>> exact = exact_rows_of(buffer, node, k_cells);
-  if (!exact.ok()) {
-    return exact.status();
-  }
-  const bool knows_positions = buffer.knows_positions(coded);
+  const CellRange& cells = coded_keys != nullptr ? k_cells : v_cells;
+  CQKV_RETURN_IF_ERROR(check_cells(node, k_cells, v_cells));
+  scratch.streams.clear();
   for (std::int64_t stream = 0; stream < k->ne[3]; stream++) {
-    AttentionCall call = call_of(node, stream);
-    const std::size_t first = k_cells.first + static_cast<std::size_t>(stream) * k_cells.stride;
-    call.k = side_of(k, first);
-    call.v = side_of(v, v_cells.first + static_cast<std::size_t>(stream) * v_cells.stride);
-    if (knows_positions) {
-      call.positions = buffer.cells().positions(first);
-    }
-    if (coded_keys != nullptr && coded_keys->rotated) {
-      set_rotation(buffer, *coded_keys, call);
-    }
-    if (*exact) {
-      (*exact)->rows = buffer.window().rows(first);
-      (*exact)->query_positions = query_positions(buffer, node, stream).data();
-      call.exact = &**exact;
-    }
-    CQKV_RETURN_IF_ERROR(check_visible(buffer.cells(), first, call.n_cells, call));
-    CQKV_RETURN_IF_ERROR(attend(call, parallel, scratch.attention));
+    const auto i = static_cast<std::size_t>(stream);
+    StreamAttention attention{cells.first + i * cells.stride, call_of(node, stream)};
+    attention.call.k = plain_side(k, k_cells.first + i * k_cells.stride);
+    attention.call.v = plain_side(v, v_cells.first + i * v_cells.stride);
+    scratch.streams.push_back(attention);
   }
-  if (*exact) {
-    move_exact_rows(buffer, node);
-  }
-  return {};
+  const Status status =
+      buffer.cache()->attend(coded.name.layer, scratch.streams, parallel, scratch.cache);
+  // A graph in an order that the cache does not expect, which only matters to the window.
+  return status.code() == StatusCode::kInvalidArgument
+             ? unsupported(node_text(node) + ": " + status.message() +
+                           "; run with --window 0 --sinks 0")
+             : status;
 }
 
 }  // namespace cqkv::device

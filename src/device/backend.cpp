@@ -11,6 +11,7 @@
 #include <ggml-backend-impl.h>
 #include <ggml-impl.h>
 
+#include "core/exceptions.h"
 #include "device/context_report.h"
 #include "device/graph_ops.h"
 #include "device/host_memory.h"

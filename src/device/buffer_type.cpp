@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "core/exceptions.h"
 #include "device/kv_buffer.h"
 #include "device/refusal.h"
 #include "graph/sources.h"
@@ -85,13 +86,7 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* d
     partial_rows(tensor, offset, size);
     return;
   }
-  const Status status = without_exceptions("restoring a saved state", [&] {
-    kv.write_rows(*coded, range.first, {static_cast<const std::uint8_t*>(data), size});
-  });
-  if (!status.ok()) {
-    report_error(status.message());
-    kv.invalidate_rows(range.first, range.n);
-  }
+  kv.write_rows(*coded, range.first, {static_cast<const std::uint8_t*>(data), size});
 }
 
 void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* data,
@@ -108,9 +103,7 @@ void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* d
     std::memset(data, 0, size);
     return;
   }
-  const Status status = without_exceptions("saving a state", [&] {
-    kv.read_rows(*coded, range.first, {static_cast<std::uint8_t*>(data), size});
-  });
+  const Status status = kv.read_rows(*coded, range.first, {static_cast<std::uint8_t*>(data), size});
   if (!status.ok()) {
     report_error(status.message());
     std::memset(data, kUnreadable, size);
@@ -160,12 +153,7 @@ bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tenso
   if (!source_rows.whole || !rows.whole) {
     return false;
   }
-  const Status status = without_exceptions(
-      "copying a sequence", [&] { kv.copy_rows(*to, source_rows.first, rows.first, rows.n); });
-  if (!status.ok()) {
-    report_error(status.message());
-    kv.invalidate_rows(rows.first, rows.n);
-  }
+  kv.copy_rows(*to, source_rows.first, rows.first, rows.n);
   return true;
 }
 

@@ -10,6 +10,7 @@
 #include "cqkv/isa.h"
 
 #include "codebook_file/codebook_file.h"
+#include "core/exceptions.h"
 #include "device/refusal.h"
 
 namespace cqkv::device {

@@ -11,6 +11,7 @@
 #include <ggml-backend-impl.h>
 #include <ggml-impl.h>
 
+#include "core/exceptions.h"
 #include "device/kv_buffer.h"
 #include "device/nodes.h"
 #include "device/refusal.h"
@@ -68,14 +69,19 @@ std::string sizes_text() {
   std::size_t n_cells = 0;
   WindowSpec spec;
   for (const KvBuffer* buffer : context.buffers) {
-    const KvBuffer::Contents contents = buffer->contents();
-    codes += contents.code_bytes;
-    nominal += contents.nominal_bytes;
-    tables += contents.table_bytes;
-    window += (contents.pool.n_rows - contents.pool.n_spare) * contents.row_bytes;
-    spare += contents.pool.n_spare * contents.row_bytes;
-    n_cells = std::max(n_cells, contents.n_cells);
-    spec = contents.window;
+    const KvCache* cache = buffer->cache();
+    if (cache == nullptr) {
+      continue;
+    }
+    const CacheSizes sizes = cache->sizes();
+    const WindowPool pool = cache->window().pool();
+    codes += sizes.code_bytes;
+    nominal += sizes.nominal_bytes;
+    tables += sizes.table_bytes;
+    window += (pool.n_rows - pool.n_spare) * sizes.row_bytes;
+    spare += pool.n_spare * sizes.row_bytes;
+    n_cells = std::max(n_cells, cache->options().n_cells());
+    spec = cache->window().spec();
   }
   const auto bits = [&](std::size_t bytes) {
     char text[32];

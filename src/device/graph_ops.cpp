@@ -6,6 +6,7 @@
 #include <array>
 #include <span>
 
+#include "core/exceptions.h"
 #include "device/attention_op.h"
 #include "device/kv_buffer.h"
 #include "device/nodes.h"
@@ -59,7 +60,7 @@ Status run_shift(ggml_tensor* node) {
     const std::size_t n = std::min(shifts.size(), n_cells - first);
     ggml_backend_tensor_get(node->src[1], shifts.data(), first * sizeof(std::int32_t),
                             n * sizeof(std::int32_t));
-    buffer.cells().shift(first, std::span(shifts).first(n));
+    CQKV_RETURN_IF_ERROR(buffer.cache()->shift(first, std::span(shifts).first(n)));
   }
   return {};
 }

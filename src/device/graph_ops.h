@@ -11,7 +11,7 @@
 
 #include "cqkv/status.h"
 
-#include "attention/attention.h"
+#include "cache/kv_cache.h"
 #include "core/parallel.h"
 
 namespace cqkv::device {
@@ -32,11 +32,10 @@ Status check_coded(const ggml_tensor* node);
 
 /// Scratch memory of one backend.
 struct GraphScratch {
-  AttentionWorkspace attention;
-  std::vector<float> rows;
-  std::vector<float> decoded;  // a row for each thread
-  std::vector<std::uint16_t> codes;
+  CacheWorkspace cache;
   std::vector<std::size_t> cells;
+  std::vector<std::int32_t> positions;
+  std::vector<StreamAttention> streams;
 };
 
 /// Runs a kCoded node. Checks it first, as a backstop.

@@ -246,8 +246,7 @@ Status Reader::Scanner::scan_tensor(std::uint64_t index) {
   return {};
 }
 
-Status Reader::Scanner::place_tensor(Tensor& tensor, std::uint64_t begin,
-                                     std::uint64_t end) const {
+Status Reader::Scanner::place_tensor(Tensor& tensor, std::uint64_t begin, std::uint64_t end) const {
   if (end < begin || end > size_) {
     return corrupt("tensor '" + tensor.name + "' has its data from byte " + std::to_string(begin) +
                    " to " + std::to_string(end) + ", the file has " + std::to_string(size_) +
@@ -260,7 +259,8 @@ Status Reader::Scanner::place_tensor(Tensor& tensor, std::uint64_t begin,
     return {};
   }
   const std::uint64_t n_bytes =
-      static_cast<std::uint64_t>(tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]) * element;
+      static_cast<std::uint64_t>(tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]) *
+      element;
   if (n_bytes > tensor.n_bytes) {
     return corrupt("tensor '" + tensor.name + "' has room for " + std::to_string(tensor.n_bytes) +
                    " bytes in the file, want " + std::to_string(n_bytes) +
@@ -323,7 +323,8 @@ Status Reader::Scanner::run() {
 Status Reader::open_file() {
   struct stat info = {};
   if (stat(path_.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
-    return corrupt(path_ + ": " + (S_ISDIR(info.st_mode) ? "is a folder" : "is not a regular file") +
+    return corrupt(path_ + ": " +
+                   (S_ISDIR(info.st_mode) ? "is a folder" : "is not a regular file") +
                    ", want a GGUF file");
   }
   file_.reset(std::fopen(path_.c_str(), "rb"));
@@ -373,8 +374,8 @@ Status Reader::bad(std::string_view what) const {
 Status Reader::read(std::uint64_t first, void* out, std::size_t n_bytes) const {
   auto* to = static_cast<char*>(out);
   for (std::size_t done = 0; done < n_bytes;) {
-    const ssize_t n = pread(fileno(file_.get()), to + done, n_bytes - done,
-                            static_cast<off_t>(first + done));
+    const ssize_t n =
+        pread(fileno(file_.get()), to + done, n_bytes - done, static_cast<off_t>(first + done));
     if (n < 0 && errno == EINTR) {
       continue;
     }

@@ -31,8 +31,9 @@ struct Value {
 struct Tensor {
   std::string name;
   TensorType type = TensorType::kF32;
-  std::array<std::int64_t, kMaxAxes> ne = {1, 1, 1, 1};  ///< Elements of each axis, ne[0] contiguous.
-  std::uint64_t place = 0;  ///< Byte of the file at which its data begin.
+  std::array<std::int64_t, kMaxAxes> ne = {1, 1, 1,
+                                           1};  ///< Elements of each axis, ne[0] contiguous.
+  std::uint64_t place = 0;                      ///< Byte of the file at which its data begin.
   /// Of a type with a size here: of its data, all of them in the file. Else up to the next tensor
   /// or the end of the file, padding included.
   std::uint64_t n_bytes = 0;
@@ -59,8 +60,8 @@ class Reader {
   const Value* find(const std::string& key) const;
   const Tensor* find_tensor(const std::string& name) const;
 
-  /// The value of a key; kCorrupt, naming the key, what it is and what it should be, if it is absent
-  /// or of another type.
+  /// The value of a key; kCorrupt, naming the key, what it is and what it should be, if it is
+  /// absent or of another type.
   Result<std::string> get_string(const std::string& key) const;
   Result<std::uint32_t> get_u32(const std::string& key) const;
   Result<std::uint64_t> get_u64(const std::string& key) const;

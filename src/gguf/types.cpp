@@ -4,8 +4,8 @@
 namespace cqkv::gguf {
 
 const char* type_name(ValueType type) {
-  static constexpr const char* kNames[kValueTypes] = {"u8",   "i8",  "u16", "i16", "u32", "i32", "f32",
-                                                      "bool", "str", "arr", "u64", "i64", "f64"};
+  static constexpr const char* kNames[kValueTypes] = {
+      "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", "arr", "u64", "i64", "f64"};
   const auto i = static_cast<std::int32_t>(type);
   return i >= 0 && i < kValueTypes ? kNames[i] : "?";
 }

@@ -1,6 +1,6 @@
-// Writing GGUF files without ggml: keys and tensors in the order in which they are added, version 3,
-// little-endian, data aligned to 32 bytes. Into memory and into a file; a file appears complete or
-// not at all (core/atomic_file.h).
+// Writing GGUF files without ggml: keys and tensors in the order in which they are added, version
+// 3, little-endian, data aligned to 32 bytes. Into memory and into a file; a file appears complete
+// or not at all (core/atomic_file.h).
 #pragma once
 
 #include <cstdint>

@@ -435,14 +435,14 @@ struct CacheModel::Impl {
   std::string break_off(const std::vector<std::size_t>& chosen) {
     kv->settle();
     for (const std::size_t cell : chosen) {
-      if (kv->window().row(cell) != ExactWindow::kNone) {
+      if (kv->cache()->window().row(cell) != ExactWindow::kNone) {
         return text("a token of a failed graph is exact", static_cast<int>(cell), 0);
       }
       cells[cell].free();
     }
     // Which of the others made room, or are not needed by what is still there, is not modelled.
     for (std::size_t cell = 0; cell < cells.size(); cell++) {
-      cells[cell].exact = kv->window().row(cell) != ExactWindow::kNone;
+      cells[cell].exact = kv->cache()->window().row(cell) != ExactWindow::kNone;
       cells[cell].needed = false;
     }
     return "";
@@ -479,7 +479,7 @@ struct CacheModel::Impl {
   std::string check_rows(int stream) {
     for (int t = 0; t < kCells; t++) {
       ModelCell& cell = cells[at(stream, t)];
-      const bool kept = kv->window().row(at(stream, t)) != ExactWindow::kNone;
+      const bool kept = kv->cache()->window().row(at(stream, t)) != ExactWindow::kNone;
       if (cell.sequence < 0 || cell.damaged) {
         continue;
       }
