@@ -9,11 +9,12 @@
 #include <memory>
 #include <thread>
 
+#include "cqkv/codebook_file.h"
+
 #include "bench_attend.h"
 #include "bench_check.h"
 #include "bench_report.h"
 #include "bench_timing.h"
-#include "codebook_file/codebook_file.h"
 #include "command.h"
 #include "flag_values.h"
 #include "places.h"

@@ -10,7 +10,8 @@
 #include <string_view>
 #include <thread>
 
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
+
 #include "codebook_file/kv_shape.h"
 #include "command.h"
 #include "eval/llama_objects.h"

@@ -8,9 +8,9 @@
 #include <llama.h>
 #include <nlohmann/json.hpp>
 
+#include "cqkv/codebook_file.h"
 #include "cqkv/isa.h"
 
-#include "codebook_file/codebook_file.h"
 #include "codebook_file/kv_shape.h"
 #include "command.h"
 #include "eval/cache_size.h"

@@ -5,7 +5,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
+
 #include "command.h"
 #include "core/hash.h"
 #include "flag_values.h"

@@ -8,8 +8,9 @@
 
 #include <unistd.h>
 
+#include "cqkv/codebook_file.h"
+
 #include "calibration/fingerprint.h"
-#include "codebook_file/codebook_file.h"
 #include "codebook_file/kv_shape.h"
 #include "command.h"
 #include "core/atomic_file.h"

@@ -51,14 +51,13 @@ Status KvCache::add(const CacheTensor& given) {
     tensor->codes = given.memory;
     if (tensor->codes == nullptr) {
       const std::size_t padded = (size.total() + kAlignment - 1) / kAlignment * kAlignment;
-      tensor->own = {static_cast<std::uint8_t*>(std::aligned_alloc(kAlignment, padded)),
-                     std::free};
+      tensor->own = {static_cast<std::uint8_t*>(std::aligned_alloc(kAlignment, padded)), std::free};
       tensor->codes = tensor->own.get();
     }
     if (tensor->codes == nullptr) {
-      return {StatusCode::kResourceExhausted,
-              "cache: no memory for the " + std::to_string(size.total()) + " bytes of the " +
-                  side_text(given.kind, given.layer)};
+      return {StatusCode::kResourceExhausted, "cache: no memory for the " +
+                                                  std::to_string(size.total()) + " bytes of the " +
+                                                  side_text(given.kind, given.layer)};
     }
     tensor->pool = size.pool_bytes == 0 ? nullptr : tensor->codes + size.pool_offset();
     if (tensors_.empty()) {
@@ -82,9 +81,8 @@ KvCache::Tensor* KvCache::find(KvKind kind, int layer) const {
 
 Status KvCache::find_tensor(KvKind kind, int layer, Tensor*& tensor) const {
   tensor = find(kind, layer);
-  return tensor != nullptr
-             ? Status()
-             : invalid_argument("cache: it has no " + side_text(kind, layer));
+  return tensor != nullptr ? Status()
+                           : invalid_argument("cache: it has no " + side_text(kind, layer));
 }
 
 Status KvCache::check_idle(const char* call) const {
@@ -133,8 +131,7 @@ Status KvCache::copy(KvKind kind, int layer, std::size_t from, std::size_t to, s
   return status;
 }
 
-Status KvCache::read_rows(KvKind kind, int layer, std::size_t first,
-                          std::span<std::uint8_t> rows) {
+Status KvCache::read_rows(KvKind kind, int layer, std::size_t first, std::span<std::uint8_t> rows) {
   Tensor* tensor = nullptr;
   CQKV_RETURN_IF_ERROR(check_idle("read_rows"));
   CQKV_RETURN_IF_ERROR(find_tensor(kind, layer, tensor));

@@ -132,8 +132,8 @@ class KvCache {
   /// Whether the positions of cells are known where this layer is read.
   bool knows_positions(int layer) const { return layer >= first_layer_; }
 
-  /// Codes the keys of one token for each cell. `rope`: the rows are rotated by it, and rotated back
-  /// before they are coded; needs a step of as many tokens. Null: they are not.
+  /// Codes the keys of one token for each cell. `rope`: the rows are rotated by it, and rotated
+  /// back before they are coded; needs a step of as many tokens. Null: they are not.
   /// @return kInvalidArgument (order, layer, cell), kResourceExhausted: the step must be abandoned.
   Status store_keys(int layer, const TokenRows& rows, std::span<const std::size_t> cells,
                     const RopeParams* rope, ParallelFor& parallel, CacheWorkspace& workspace);

@@ -9,7 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
+
 #include "codebook_file/format.h"
 #include "core/half.h"
 #include "gguf/reader.h"

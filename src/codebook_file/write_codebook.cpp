@@ -6,7 +6,8 @@
 #include <span>
 #include <vector>
 
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
+
 #include "codebook_file/format.h"
 #include "gguf/writer.h"
 

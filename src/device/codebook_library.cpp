@@ -7,9 +7,9 @@
 #include <cstring>
 #include <mutex>
 
+#include "cqkv/codebook_file.h"
 #include "cqkv/isa.h"
 
-#include "codebook_file/codebook_file.h"
 #include "core/exceptions.h"
 #include "device/refusal.h"
 

@@ -174,9 +174,8 @@ void KvBuffer::write_rows(const CodedTensor& tensor, std::size_t first,
   if (!status.ok() && !reported_bad_row_) {
     reported_bad_row_ = true;
     // Without memory for the text there is none; the cells are invalid all the same.
-    (void)without_exceptions("reporting", [&] {
-      report_error("restoring a saved state: " + status.message());
-    });
+    (void)without_exceptions("reporting",
+                             [&] { report_error("restoring a saved state: " + status.message()); });
   }
 }
 

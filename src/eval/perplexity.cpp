@@ -10,7 +10,8 @@
 #include <span>
 #include <utility>
 
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
+
 #include "codebook_file/kv_shape.h"
 #include "core/parallel.h"
 #include "eval/kv_device.h"

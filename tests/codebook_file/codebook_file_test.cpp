@@ -1,6 +1,6 @@
 // Writing and reading codebooks: everything comes back bit-equal, and a failed write
 // leaves what was there. Hostile files are in hostile_file_test.cpp.
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
 
 #include <csignal>
 #include <filesystem>

@@ -12,7 +12,8 @@
 #include <gguf.h>
 #include <gtest/gtest.h>
 
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
+
 #include "core/rng.h"
 #include "support/codebooks.h"
 #include "support/temp_folder.h"

@@ -16,7 +16,8 @@
 #include <ggml-cpp.h>
 #include <unistd.h>
 
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
+
 #include "core/half.h"
 #include "core/rng.h"
 #include "device/graph_ops.h"

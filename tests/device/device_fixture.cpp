@@ -7,7 +7,8 @@
 
 #include <unistd.h>
 
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
+
 #include "core/half.h"
 #include "core/rng.h"
 #include "support/codebooks.h"

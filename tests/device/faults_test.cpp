@@ -8,7 +8,8 @@
 
 #include <gtest/gtest.h>
 
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
+
 #include "core/rng.h"
 #include "device/cache_model.h"
 #include "device/codebook_library.h"

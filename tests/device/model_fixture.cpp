@@ -6,8 +6,9 @@
 #include <mutex>
 #include <utility>
 
+#include "cqkv/codebook_file.h"
+
 #include "cache/record.h"
-#include "codebook_file/codebook_file.h"
 #include "core/rng.h"
 #include "device/device_fixture.h"
 #include "graph/cache_store.h"

@@ -4,7 +4,8 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "codebook_file/codebook_file.h"
+#include "cqkv/codebook_file.h"
+
 #include "support/codebooks.h"
 
 namespace {
