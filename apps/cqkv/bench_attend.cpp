@@ -8,14 +8,9 @@
 namespace cqkv::app {
 namespace {
 
-std::optional<ByteTables> byte_tables(const TensorCodebook& codebook, KvKind kind,
-                                      const RopeParams& rope) {
-  const kernels::KernelTable& kernel = kernels::active();
-  if (!ByteTables::usable(codebook.spec().code_bits(), kernel)) {
-    return {};
-  }
-  ByteTables tables = ByteTables::of(codebook, kind, &rope, kernel);
-  return tables.precise() ? std::optional(std::move(tables)) : std::nullopt;
+TensorCodec codec_of(const TensorCodebook& codebook, KvKind kind, const RopeParams& rope,
+                     bool bytes) {
+  return bytes ? TensorCodec(codebook, kind, &rope, kernels::active()) : TensorCodec(codebook);
 }
 
 }  // namespace
@@ -26,12 +21,10 @@ CodedAttention::CodedAttention(const BenchShape& shape, const BenchInputs& input
       inputs_(inputs),
       codes_(codes),
       rope_(bench_rope(shape)),
+      keys_(codec_of(codes.codebook(KvKind::kKey), KvKind::kKey, rope_.params(), bytes)),
+      values_(codec_of(codes.codebook(KvKind::kValue), KvKind::kValue, rope_.params(), bytes)),
       out_(shape.query_floats()) {
   rope_.reserve(shape.first_position + shape.n_tokens);
-  if (bytes) {
-    k_tables_ = byte_tables(codes.codebook(KvKind::kKey), KvKind::kKey, rope_.params());
-    v_tables_ = byte_tables(codes.codebook(KvKind::kValue), KvKind::kValue, rope_.params());
-  }
 }
 
 std::string CodedAttention::type() const {
@@ -39,10 +32,11 @@ std::string CodedAttention::type() const {
 }
 
 std::string CodedAttention::path() const {
-  if (k_tables_.has_value() != v_tables_.has_value()) {
+  const bool k_bytes = keys_.tables() != nullptr;
+  if (k_bytes != (values_.tables() != nullptr)) {
     return "mixed";
   }
-  return k_tables_ ? "bytes" : "floats";
+  return k_bytes ? "bytes" : "floats";
 }
 
 AttentionCall CodedAttention::call(int stream) {
@@ -54,11 +48,9 @@ AttentionCall CodedAttention::call(int stream) {
   call.n_queries = shape_.stream_queries();
   call.n_cells = static_cast<std::size_t>(shape_.stream_cells());
   call.scale = 1.0F / std::sqrt(static_cast<float>(shape_.head_dim));
-  call.k.codebook = &codes_.codebook(KvKind::kKey);
-  call.k.tables = k_tables_ ? &*k_tables_ : nullptr;
+  call.k.codec = &keys_;
   call.k.data = codes_.stream(KvKind::kKey, stream);
-  call.v.codebook = &codes_.codebook(KvKind::kValue);
-  call.v.tables = v_tables_ ? &*v_tables_ : nullptr;
+  call.v.codec = &values_;
   call.v.data = codes_.stream(KvKind::kValue, stream);
   call.key_sums = codes_.key_sums();
   call.positions = inputs_.positions.data();

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -75,8 +74,8 @@ class CodedAttention final : public BenchAttention {
   const BenchInputs& inputs_;
   const BenchCodes& codes_;
   RopeTable rope_;
-  std::optional<ByteTables> k_tables_;
-  std::optional<ByteTables> v_tables_;
+  TensorCodec keys_;
+  TensorCodec values_;
   std::vector<float> out_;
   device::OmpParallelFor parallel_;
   AttentionWorkspace workspace_;

@@ -14,10 +14,9 @@
 #include "cqkv/codebook.h"
 #include "cqkv/status.h"
 
-#include "codec/byte_tables.h"
-#include "codec/code_blocks.h"
 #include "codec/exact_row.h"
 #include "codec/key_sums.h"
+#include "codec/tensor_codec.h"
 #include "core/parallel.h"
 #include "rope/rope.h"
 
@@ -25,11 +24,8 @@ namespace cqkv {
 
 /// Keys or values of one layer, of the cells [0, n_cells) of one stream.
 struct CacheSide {
-  /// Codes and their codebook; or null for plain rows.
-  const TensorCodebook* codebook = nullptr;
-  /// Codes: the centroids as bytes, keys' with the pairs of the call's rotation. Null, or of
-  /// another order than the kernels in use want: attention decodes to floats, slowly.
-  const ByteTables* tables = nullptr;
+  /// What the codes mean; keys' with tables for the call's rotation. Null for plain rows.
+  const TensorCodec* codec = nullptr;
   /// First block of the stream (codes), or the first row (plain).
   const std::uint8_t* data = nullptr;
   /// Plain rows: bytes from row to row and from head to head, f16 elements.
@@ -39,7 +35,7 @@ struct CacheSide {
 
 /// Exact rows beside the codes (codec/exact_row.h): query i uses the exact row of cell t if
 /// the cell has one and either it is a sink or query_positions[i] - positions[t] < window;
-/// every other cell that it sees counts as coded. Sides without a codebook are exact anyway.
+/// every other cell that it sees counts as coded. Sides without a codec are exact anyway.
 struct ExactRows {
   /// Of one side: where rows of the pool and of the batch begin; null where not coded.
   struct Side {
@@ -122,8 +118,9 @@ class AttentionWorkspace {
 /// A query that sees no cell gets zeros. Blocks that no query of a tile sees are skipped
 /// without being decoded.
 ///
-/// @return kInvalidArgument if shapes disagree (nothing is written), kResourceExhausted
-///   if scratch memory cannot be had.
+/// @return kInvalidArgument if shapes disagree or a codec has tables for other kernels than those
+/// in
+///   use (nothing is written), kResourceExhausted if scratch memory cannot be had.
 /// Numerics: f32, and 8 and 16 bits where there are byte tables (docs/kernels.md); every row
 ///   is computed in an order fixed by the positions of the cells that its query sees: blocks of
 ///   64 positions inside ranges of kRangePositions, ranges merged in order; in a block first the

@@ -66,7 +66,7 @@ std::vector<double> stored_rows(const AttentionCall& call, KvKind kind, bool exa
   const int head_dim = is_key ? call.head_dim_k : call.head_dim_v;
   const int n_channels = n_kv_heads * head_dim;
   std::vector<double> rows(n_cells * n_channels);
-  if (side.codebook == nullptr) {
+  if (side.codec == nullptr) {
     for (std::size_t i = 0; i < rows.size(); i++) {
       const std::size_t cell = i / n_channels;
       const std::size_t head = i % n_channels / head_dim;
@@ -75,18 +75,18 @@ std::vector<double> stored_rows(const AttentionCall& call, KvKind kind, bool exa
     }
     return rows;
   }
-  const CodeLayout layout(side.codebook->spec());
+  const CodeLayout& layout = side.codec->layout();
   std::vector<std::uint16_t> codes(layout.n_codes());
   std::vector<float> row(n_channels);
   for (std::size_t cell = 0; cell < n_cells; cell++) {
     get_codes(layout, side.data, cell, codes.data());
-    side.codebook->decode_components(codes.data(), 1, row.data(), row.size());
+    side.codec->codebook().decode_components(codes.data(), 1, row.data(), row.size());
     std::vector<double> components(row.begin(), row.end());
     if (exact && call.exact != nullptr && call.exact->rows[cell] >= 0) {
       add_residual(*call.exact, is_key ? call.exact->k : call.exact->v, call.exact->rows[cell],
                    n_channels, components.data());
     }
-    to_channels(side.codebook->basis(), n_kv_heads, head_dim, components.data(),
+    to_channels(side.codec->basis(), n_kv_heads, head_dim, components.data(),
                 rows.data() + cell * n_channels);
   }
   return rows;
@@ -96,7 +96,7 @@ std::vector<double> stored_rows(const AttentionCall& call, KvKind kind, bool exa
 void add_predictions(const AttentionCall& call, std::vector<double>& values) {
   const KeySums& sums = *call.key_sums;
   const std::vector<double> keys = stored_rows(call, KvKind::kKey, false);
-  const int group_dim = call.k.codebook->spec().group_dim(0);
+  const int group_dim = call.k.codec->spec().group_dim(0);
   const std::size_t n_keys = static_cast<std::size_t>(call.n_kv_heads) * call.head_dim_k;
   for (std::size_t i = 0; i < values.size(); i++) {
     const std::size_t head = i / call.head_dim_v;  // of all cells
@@ -105,9 +105,9 @@ void add_predictions(const AttentionCall& call, std::vector<double>& values) {
         sums.matrix(static_cast<int>(head % call.n_kv_heads)) + i % call.head_dim_v;
     for (int c = 0; c < sums.n_channels(); c++) {
       int channel = sums.groups()[c / group_dim] * group_dim + c % group_dim;
-      if (call.k.codebook->basis().has_order()) {  // that was a component
+      if (call.k.codec->basis().has_order()) {  // that was a component
         channel +=
-            call.k.codebook->basis().order(channel / call.head_dim_k)[channel % call.head_dim_k] -
+            call.k.codec->basis().order(channel / call.head_dim_k)[channel % call.head_dim_k] -
             channel % call.head_dim_k;
       }
       values[i] += matrix[c * sums.matrix_stride()] * keys[cell * n_keys + channel];
@@ -151,7 +151,7 @@ double capped(double score, double softcap) {
 
 std::vector<double> reference_keys(const AttentionCall& call, bool exact) {
   std::vector<double> keys = stored_rows(call, KvKind::kKey, exact);
-  if (call.rope != nullptr && call.k.codebook != nullptr) {
+  if (call.rope != nullptr && call.k.codec != nullptr) {
     for (std::size_t i = 0; i < call.n_cells * call.n_kv_heads; i++) {
       rotate(call.rope->params(), call.positions[i / call.n_kv_heads],
              keys.data() + i * call.head_dim_k);

@@ -36,16 +36,16 @@ Status KvCache::add(const CacheTensor& given) {
     return invalid_argument("cache: the " + side_text(given.kind, given.layer) +
                             " are added twice");
   }
-  const CodeLayout layout(given.codebook->spec());
-  if (record_row_bytes(layout) > given.row_bytes) {
-    return unsupported("a saved row of " + std::to_string(record_row_bytes(layout)) +
-                       " bytes does not fit into " + std::to_string(given.row_bytes) +
-                       "; use fewer bits per channel");
-  }
   return without_exceptions("making a cache", [&]() -> Status {
     auto tensor = std::make_unique<Tensor>();
     tensor->given = given;
-    tensor->layout = layout;
+    tensor->codec = std::make_unique<const TensorCodec>(*given.codebook);
+    const std::size_t record_bytes = record_row_bytes(tensor->codec->layout());
+    if (record_bytes > given.row_bytes) {
+      return unsupported("a saved row of " + std::to_string(record_bytes) +
+                         " bytes does not fit into " + std::to_string(given.row_bytes) +
+                         "; use fewer bits per channel");
+    }
     tensor->exact = {given.codebook->n_channels()};
     const CodedTensorSize size = tensor_size(options_, *given.codebook);
     tensor->codes = given.memory;
@@ -171,7 +171,7 @@ CacheSizes KvCache::sizes() const {
   CacheSizes sizes;
   sizes.table_bytes = table_bytes();
   for (const auto& tensor : tensors_) {
-    sizes.code_bytes += tensor->layout.tensor_bytes(options_.n_cells());
+    sizes.code_bytes += tensor->codec->layout().tensor_bytes(options_.n_cells());
     sizes.nominal_bytes += options_.n_cells() * tensor->given.row_bytes;
     sizes.row_bytes += tensor->exact.row_bytes();
   }

@@ -27,9 +27,8 @@
 #include "cache/exact_window.h"
 #include "cache/record.h"
 #include "cache/window_pool.h"
-#include "codec/byte_tables.h"
-#include "codec/code_blocks.h"
 #include "codec/exact_row.h"
+#include "codec/tensor_codec.h"
 #include "core/parallel.h"
 #include "rope/rope.h"
 
@@ -195,14 +194,13 @@ class KvCache {
   // A coded tensor.
   struct Tensor {
     CacheTensor given;
-    CodeLayout layout;
+    std::unique_ptr<const TensorCodec> codec;
     ExactRowLayout exact;
     std::uint8_t* codes = nullptr;
     std::uint8_t* pool = nullptr;  // exact rows of the window's slots, behind the codes
     std::unique_ptr<std::uint8_t, void (*)(void*)> own{nullptr, nullptr};
     bool rotated = false;  // keys: a rotation preceded the last store; `rope` says which
     RopeParams rope;
-    std::unique_ptr<const ByteTables> tables;
     std::uint64_t stored_step = 0;
     std::uint64_t moved_step = 0;  // of exact rows to the pool
   };
@@ -256,7 +254,7 @@ class KvCache {
                     ExactRows& rows);
   Status check_visible(std::size_t first, const AttentionCall& call) const;
   void fill_side(Tensor* tensor, std::size_t first_cell, CacheSide& side) const;
-  const ByteTables* byte_tables(Tensor& tensor) const;
+  void renew_codec(Tensor& tensor) const;
   const RopeTable* rope_table(const Tensor& keys);
   Status attend_streams(Tensor* k, Tensor* v, std::span<StreamAttention> streams,
                         const ExactRows* exact, ParallelFor& parallel, CacheWorkspace& workspace);

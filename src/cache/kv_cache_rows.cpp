@@ -18,8 +18,8 @@ RecordHeader KvCache::header_of(const Tensor& tensor) {
 void KvCache::save(const Tensor& tensor, std::size_t first, std::span<std::uint8_t> rows) const {
   const std::size_t row_bytes = tensor.given.row_bytes;
   const bool with_exact =
-      tensor.pool != nullptr && record_holds_exact_row(tensor.layout, row_bytes);
-  std::vector<std::uint16_t> codes(tensor.layout.n_codes());
+      tensor.pool != nullptr && record_holds_exact_row(tensor.codec->layout(), row_bytes);
+  std::vector<std::uint16_t> codes(tensor.codec->layout().n_codes());
   RecordScratch scratch;
   RecordHeader header = header_of(tensor);
   for (std::size_t i = 0; (i + 1) * row_bytes <= rows.size(); i++) {
@@ -29,7 +29,7 @@ void KvCache::save(const Tensor& tensor, std::size_t first, std::span<std::uint8
       std::fill(row.begin(), row.end(), std::uint8_t{0});
       continue;
     }
-    get_codes(tensor.layout, tensor.codes, cell, codes.data());
+    get_codes(tensor.codec->layout(), tensor.codes, cell, codes.data());
     header.position = cells_.at(cell);
     std::span<const std::uint8_t> exact;
     header.window = {};
@@ -38,7 +38,7 @@ void KvCache::save(const Tensor& tensor, std::size_t first, std::span<std::uint8
       exact = {tensor.pool + static_cast<std::size_t>(window_.row(cell)) * bytes, bytes};
       header.window = window_.saved(cell);
     }
-    write_record(tensor.layout, header, codes.data(), exact, row, scratch);
+    write_record(tensor.codec->layout(), header, codes.data(), exact, row, scratch);
   }
 }
 
@@ -47,7 +47,7 @@ void KvCache::save(const Tensor& tensor, std::size_t first, std::span<std::uint8
 Status KvCache::restore(const Tensor& tensor, std::size_t first,
                         std::span<const std::uint8_t> rows) {
   const std::size_t row_bytes = tensor.given.row_bytes;
-  std::vector<std::uint16_t> codes(tensor.layout.n_codes());
+  std::vector<std::uint16_t> codes(tensor.codec->layout().n_codes());
   RecordScratch scratch;
   Status first_error;
   for (std::size_t i = 0; (i + 1) * row_bytes <= rows.size(); i++) {
@@ -65,7 +65,7 @@ Status KvCache::restore_row(const Tensor& tensor, std::size_t cell,
                             std::span<const std::uint8_t> row, std::vector<std::uint16_t>& codes,
                             RecordScratch& scratch) {
   RecordHeader want = header_of(tensor);
-  const auto record = read_record(tensor.layout, row, want, codes.data(), scratch);
+  const auto record = read_record(tensor.codec->layout(), row, want, codes.data(), scratch);
   const bool decides = decides_cells(tensor);
   if (decides && window_.enabled()) {
     window_.drop(cell);
@@ -82,7 +82,7 @@ Status KvCache::restore_row(const Tensor& tensor, std::size_t cell,
     }
     return {};
   }
-  put_codes(tensor.layout, tensor.codes, cell, codes.data());
+  put_codes(tensor.codec->layout(), tensor.codes, cell, codes.data());
   if (decides) {
     cells_.set(cell, want.position);
   } else if (cells_.holds_token(cell) && cells_.at(cell) != want.position) {
@@ -145,15 +145,15 @@ void KvCache::copy_codes(const Tensor& tensor, std::size_t from, std::size_t to,
   const bool whole_blocks =
       from % kBlockCells == 0 && to % kBlockCells == 0 && n % kBlockCells == 0;
   if (whole_blocks) {
-    const std::size_t block = tensor.layout.block_bytes();
+    const std::size_t block = tensor.codec->layout().block_bytes();
     std::memmove(tensor.codes + to / kBlockCells * block, tensor.codes + from / kBlockCells * block,
                  n / kBlockCells * block);
     return;
   }
-  std::vector<std::uint16_t> codes(tensor.layout.n_codes());
+  std::vector<std::uint16_t> codes(tensor.codec->layout().n_codes());
   for (std::size_t i = 0; i < n; i++) {
-    get_codes(tensor.layout, tensor.codes, from + i, codes.data());
-    put_codes(tensor.layout, tensor.codes, to + i, codes.data());
+    get_codes(tensor.codec->layout(), tensor.codes, from + i, codes.data());
+    put_codes(tensor.codec->layout(), tensor.codes, to + i, codes.data());
   }
 }
 

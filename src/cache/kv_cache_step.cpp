@@ -133,7 +133,7 @@ void KvCache::encode_rows(const Tensor& tensor, const TokenRows& rows, std::size
                           ParallelFor& parallel, CacheWorkspace& workspace) const {
   const TensorCodebook& codebook = *tensor.given.codebook;
   const auto n_channels = static_cast<std::size_t>(codebook.n_channels());
-  const int n_codes = tensor.layout.n_codes();
+  const int n_codes = tensor.codec->layout().n_codes();
   workspace.rows.resize(n_tokens * n_channels);
   workspace.codes.resize(n_tokens * static_cast<std::size_t>(n_codes));
   // Here, since tasks must not throw.
@@ -163,7 +163,7 @@ void KvCache::encode_rows(const Tensor& tensor, const TokenRows& rows, std::size
 void KvCache::write_exact_rows(const Tensor& tensor, const CacheWorkspace& workspace,
                                TokenChunk chunk, float* decoded, std::uint8_t* exact) {
   const auto n_channels = static_cast<std::size_t>(tensor.given.codebook->n_channels());
-  const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
+  const auto n_codes = static_cast<std::size_t>(tensor.codec->layout().n_codes());
   for (std::size_t t = chunk.first; t < chunk.first + chunk.n; t++) {
     tensor.given.codebook->decode_components(workspace.codes.data() + t * n_codes, 1, decoded,
                                              n_channels);
@@ -204,9 +204,9 @@ Status KvCache::store(Tensor& tensor, const TokenRows& rows, std::span<const std
     });
     tensor.stored_step = step_;
   }
-  const auto n_codes = static_cast<std::size_t>(tensor.layout.n_codes());
+  const auto n_codes = static_cast<std::size_t>(tensor.codec->layout().n_codes());
   for (std::size_t t = 0; t < cells.size(); t++) {
-    put_codes(tensor.layout, tensor.codes, cells[t], workspace.codes.data() + t * n_codes);
+    put_codes(tensor.codec->layout(), tensor.codes, cells[t], workspace.codes.data() + t * n_codes);
     cells_.occupy(cells[t]);
   }
   return {};
@@ -320,33 +320,25 @@ Status KvCache::check_visible(std::size_t first, const AttentionCall& call) cons
   return {};
 }
 
-// Made on first use and when the kernels or the rotation change; null if there are none for its
-// codes, or if they are too coarse for them.
-const ByteTables* KvCache::byte_tables(Tensor& tensor) const {
+// The codec that the kernels in use and the keys' rotation want: made on first use, and when either
+// changes.
+void KvCache::renew_codec(Tensor& tensor) const {
   const kernels::KernelTable& kernel = kernels::active();
-  const TensorCodebook& codebook = *tensor.given.codebook;
-  const int code_bits = codebook.spec().code_bits();
-  if (!options_.byte_tables || !ByteTables::usable(code_bits, kernel)) {
-    return nullptr;
-  }
   const RopeParams* rope = tensor.rotated ? &tensor.rope : nullptr;
-  if (tensor.tables == nullptr ||
-      tensor.tables->order() != ByteTables::order_for(code_bits, kernel) ||
-      !tensor.tables->pairs().fit(rope)) {
-    tensor.tables = std::make_unique<const ByteTables>(
-        ByteTables::of(codebook, tensor.given.kind, rope, kernel));
+  if (options_.byte_tables && !tensor.codec->is_for(rope, kernel)) {
+    tensor.codec = std::make_unique<const TensorCodec>(*tensor.given.codebook, tensor.given.kind,
+                                                       rope, kernel);
   }
-  return tensor.tables->precise() ? tensor.tables.get() : nullptr;
 }
 
 void KvCache::fill_side(Tensor* tensor, std::size_t first_cell, CacheSide& side) const {
   if (tensor == nullptr) {
     return;
   }
+  renew_codec(*tensor);
   side = {};
-  side.codebook = tensor->given.codebook;
-  side.tables = byte_tables(*tensor);
-  side.data = tensor->codes + first_cell / kBlockCells * tensor->layout.block_bytes();
+  side.codec = tensor->codec.get();
+  side.data = tensor->codes + first_cell / kBlockCells * tensor->codec->layout().block_bytes();
 }
 
 // The angles of the keys' rotation, one table for all layers with the same; null without one.

@@ -114,7 +114,7 @@ class AttentionCase {
 
   /// The call, layout [query][head][channel] for queries and output.
   AttentionCall call() {
-    make_tables();
+    make_codecs();
     AttentionCall call;
     call.n_heads = n_heads();
     call.n_kv_heads = shape_.n_kv_heads;
@@ -125,10 +125,8 @@ class AttentionCase {
     call.scale = 1.0F / std::sqrt(static_cast<float>(shape_.head_dim_k));
     call.softcap = shape_.softcap;
     call.sink_logits = shape_.sink_logits ? sink_logits_.data() : nullptr;
-    call.k = side(shape_.head_dim_k, k_codebook_, k_data_);
-    call.v = side(shape_.head_dim_v, v_codebook_, v_data_);
-    call.k.tables = k_tables_ ? &*k_tables_ : nullptr;
-    call.v.tables = v_tables_ ? &*v_tables_ : nullptr;
+    call.k = side(shape_.head_dim_k, k_codec_, k_data_);
+    call.v = side(shape_.head_dim_v, v_codec_, v_data_);
     call.positions = positions_.data();
     call.rope = rope_ ? &*rope_ : nullptr;
     call.exact = shape_.exact_rows ? &exact_ : nullptr;
@@ -197,16 +195,24 @@ class AttentionCase {
                         : TensorBasis();
   }
 
-  void make_tables() {
-    const auto make = [&](const CodecSpec& spec, const std::optional<TensorCodebook>& codebook,
-                          KvKind kind, std::optional<ByteTables>& tables) {
-      if (shape_.byte_tables && ByteTables::usable(spec.code_bits, kernels::active())) {
-        tables = ByteTables::of(*codebook, kind, shape_.rope ? &*shape_.rope : nullptr,
-                                kernels::active());
+  // With tables however coarse: random centroids are far apart.
+  void make_codecs() {
+    const auto make = [&](const std::optional<TensorCodebook>& codebook, KvKind kind,
+                          std::optional<TensorCodec>& codec) {
+      const kernels::KernelTable& kernel = kernels::active();
+      codec.reset();
+      if (!codebook) {
+        return;
+      }
+      if (shape_.byte_tables && ByteTables::usable(codebook->spec().code_bits(), kernel)) {
+        const RopeParams* rope = shape_.rope ? &*shape_.rope : nullptr;
+        codec.emplace(*codebook, ByteTables::of(*codebook, kind, rope, kernel), kernel);
+      } else {
+        codec.emplace(*codebook);
       }
     };
-    make(shape_.k, k_codebook_, KvKind::kKey, k_tables_);
-    make(shape_.v, v_codebook_, KvKind::kValue, v_tables_);
+    make(k_codebook_, KvKind::kKey, k_codec_);
+    make(v_codebook_, KvKind::kValue, v_codec_);
     if (shape_.sum_every > 0) {
       make_key_sums();
     }
@@ -272,10 +278,10 @@ class AttentionCase {
     return {exact_data_[which].data(), exact_data_[which + 1].data()};
   }
 
-  CacheSide side(int head_dim, const std::optional<TensorCodebook>& codebook,
+  CacheSide side(int head_dim, const std::optional<TensorCodec>& codec,
                  const ExactBuffer<std::uint8_t>& data) const {
     CacheSide side;
-    side.codebook = codebook ? &*codebook : nullptr;
+    side.codec = codec ? &*codec : nullptr;
     side.data = data.data();
     side.head_bytes = static_cast<std::size_t>(head_dim) * 2;
     side.row_bytes = side.head_bytes * shape_.n_kv_heads;
@@ -291,8 +297,8 @@ class AttentionCase {
   std::optional<RopeTable> rope_;
   std::optional<TensorCodebook> k_codebook_;
   std::optional<TensorCodebook> v_codebook_;
-  std::optional<ByteTables> k_tables_;
-  std::optional<ByteTables> v_tables_;
+  std::optional<TensorCodec> k_codec_;
+  std::optional<TensorCodec> v_codec_;
   std::optional<KeySums> key_sums_;
   ExactBuffer<std::uint8_t> k_data_;
   ExactBuffer<std::uint8_t> v_data_;

@@ -327,14 +327,14 @@ TEST_P(AttentionInvariance, CentroidsGiveExactAttention) {
     std::vector<float> row(n_channels);
     for (std::size_t cell = 0; cell < shape.n_cells; cell++) {
       get_codes(layout, sides[s]->data, cell, codes.data());
-      sides[s]->codebook->decode(codes.data(), 1, row.data(), row.size());
-      sides[s]->codebook->encode(row.data(), 1, row.size(), codes_again.data());
+      sides[s]->codec->codebook().decode(codes.data(), 1, row.data(), row.size());
+      sides[s]->codec->codebook().encode(row.data(), 1, row.size(), codes_again.data());
       ASSERT_EQ(codes, codes_again);
       for (const float value : row) {
         rows[s].push_back(float_to_half(value));
       }
     }
-    sides[s]->codebook = nullptr;
+    sides[s]->codec = nullptr;
     sides[s]->data = reinterpret_cast<const std::uint8_t*>(rows[s].data());
     sides[s]->row_bytes = n_channels * 2;
     sides[s]->head_bytes = 64 * 2;

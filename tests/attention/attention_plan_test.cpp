@@ -1,11 +1,10 @@
 // How calls are cut into tasks. That results do not depend on it is tested in
 // attention_invariance_test.cpp.
-#include "attention/attention_plan.h"
-
 #include <algorithm>
 
 #include <gtest/gtest.h>
 
+#include "attention/plan/plan.h"
 #include "core/half.h"
 
 namespace cqkv {

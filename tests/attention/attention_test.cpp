@@ -44,8 +44,8 @@ void expect_matches_reference(AttentionCase& test, const AttentionCall& call, in
     std::fill(test.out().begin(), test.out().end(), 99.0F);
     const AttentionCall fresh = test.call();  // with tables for the kernels of the level
     AttentionCall at_level = call;
-    at_level.k.tables = fresh.k.tables;
-    at_level.v.tables = fresh.v.tables;
+    at_level.k.codec = fresh.k.codec;
+    at_level.v.codec = fresh.v.codec;
     at_level.key_sums = fresh.key_sums;
     const Status status = attend(at_level, parallel, workspace);
     ASSERT_TRUE(status.ok()) << status.message();
@@ -184,8 +184,8 @@ TEST(Attention, BasesThatKeepPairsTogether) {
       shape.byte_tables = true;
       AttentionCase test(shape, 1);
       const AttentionCall call = test.call();
-      EXPECT_EQ(call.k.tables->takes_components(),
-                call.k.tables->order() == kernels::TableOrder::kByCode);
+      EXPECT_EQ(call.k.codec->tables()->takes_components(),
+                call.k.codec->tables()->order() == kernels::TableOrder::kByCode);
       expect_matches_reference(shape);
       shape.rope.reset();
       shape.partner = 1;
@@ -470,6 +470,31 @@ TEST(Attention, PairsThatStandStillHaveTheMagnitude) {
     }
   }
   expect_matches_reference(test, test.call());
+}
+
+// Tables made for other kernels are an error, not a slow path or wrong angles.
+TEST(Attention, TablesOfOtherKernelsAreRefused) {
+  AttentionShape shape;
+  shape.byte_tables = true;
+  shape.rope = plain_rope(64, RopeMode::kNeox);
+  ThreadParallelFor parallel(1);
+  AttentionWorkspace workspace;
+  for (const std::string& made_for : supported_isas()) {
+    ASSERT_TRUE(force_isa(made_for).ok());
+    AttentionCase test(shape, 1);
+    const AttentionCall call = test.call();
+    for (const std::string& used_by : supported_isas()) {
+      ASSERT_TRUE(force_isa(used_by).ok());
+      const Status status = attend(call, parallel, workspace);
+      EXPECT_EQ(status.ok(), used_by == made_for) << made_for << " " << used_by;
+      if (!status.ok()) {
+        EXPECT_NE(status.message().find("other kernels than those of " + used_by),
+                  std::string::npos)
+            << status.message();
+      }
+    }
+  }
+  ASSERT_TRUE(force_isa(supported_isas().front()).ok());
 }
 
 // A group of codes that are all one centroid, and scores that are all equal.

@@ -1,6 +1,6 @@
 // Which blocks of positions a call's queries share, and that it does not matter for results
 // which cells hold a sequence.
-#include "attention/sequence_views.h"
+#include "attention/plan/sequence_views.h"
 
 #include <algorithm>
 #include <cstring>
@@ -382,7 +382,7 @@ struct MovedCall {
   static ExactBuffer<std::uint8_t> move_codes(const CacheSide& side,
                                               const std::vector<std::size_t>& to,
                                               std::size_t n_cells) {
-    if (side.codebook == nullptr) {
+    if (side.codec == nullptr) {
       ExactBuffer<std::uint8_t> rows(n_cells * side.row_bytes);
       for (std::size_t t = 0; t < to.size(); t++) {
         std::memcpy(rows.data() + to[t] * side.row_bytes, side.data + t * side.row_bytes,
@@ -390,7 +390,7 @@ struct MovedCall {
       }
       return rows;
     }
-    const CodeLayout layout(side.codebook->spec());
+    const CodeLayout& layout = side.codec->layout();
     ExactBuffer<std::uint8_t> moved(layout.tensor_bytes(n_cells));
     std::fill(moved.begin(), moved.end(), std::uint8_t{0xA5});
     std::vector<std::uint16_t> codes(static_cast<std::size_t>(layout.n_codes()));

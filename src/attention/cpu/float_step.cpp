@@ -2,7 +2,7 @@
 // for which there are no byte tables. Part of AttentionOperator.
 #include <algorithm>
 
-#include "attention/attention_operator.h"
+#include "attention/cpu/attention_operator.h"
 #include "codec/exact_row.h"
 
 namespace cqkv {
@@ -26,7 +26,7 @@ void AttentionOperator::load_plain(const CacheSide& side, int kv_head, const Vie
 // The codes [64] of one group of a block.
 void AttentionOperator::load_codes(const CacheSide& side, int kv_head, int group,
                                    const ViewBlock& block, std::uint16_t* codes) const {
-  const CodeLayout& layout = layout_of(side);
+  const CodeLayout& layout = side.codec->layout();
   if (!layout.spec.coded(kv_head)) {
     std::fill_n(codes, kBlockCells, std::uint16_t{0});
   } else if (block.block >= 0) {
@@ -39,18 +39,18 @@ void AttentionOperator::load_codes(const CacheSide& side, int kv_head, int group
 
 void AttentionOperator::load_keys(int kv_head, const ViewBlock& block,
                                   const Scratch& scratch) const {
-  const TensorCodebook* codebook = call_.k.codebook;
-  if (codebook == nullptr) {
+  if (call_.k.codec == nullptr) {
     const auto stride = static_cast<std::size_t>(call_.head_dim_k);
     load_plain(call_.k, kv_head, block, call_.head_dim_k, scratch.rows, stride);
     kernel_.transpose_rows(scratch.rows, stride, call_.head_dim_k, scratch.keys);
     return;
   }
-  const int group_dim = codebook->spec().group_dim(kv_head);
+  const TensorCodebook& codebook = call_.k.codec->codebook();
+  const int group_dim = codebook.spec().group_dim(kv_head);
   float* tile = scratch.keys;
   for (int g = 0; g < call_.head_dim_k / group_dim; g++) {
     load_codes(call_.k, kv_head, g, block, scratch.codes);
-    kernel_.decode_channels(codebook->group(kv_head, g), group_dim, scratch.codes, tile);
+    kernel_.decode_channels(codebook.group(kv_head, g), group_dim, scratch.codes, tile);
     tile += static_cast<std::size_t>(group_dim) * kBlockCells;
   }
   rotate_keys(kv_head, scratch);
@@ -58,7 +58,7 @@ void AttentionOperator::load_keys(int kv_head, const ViewBlock& block,
 
 // Of components [component, 64] in scratch.keys.
 void AttentionOperator::rotate_keys(int kv_head, const Scratch& scratch) const {
-  const TensorBasis& basis = call_.k.codebook->basis();
+  const TensorBasis& basis = call_.k.codec->basis();
   if (basis.has_order()) {
     std::copy_n(scratch.keys, static_cast<std::size_t>(call_.head_dim_k) * kBlockCells,
                 scratch.rows);
@@ -78,7 +78,7 @@ void AttentionOperator::rotate_keys(int kv_head, const Scratch& scratch) const {
 // The keys of a block, with their residuals where cells have exact rows.
 void AttentionOperator::load_exact_keys(int kv_head, const ViewBlock& block,
                                         const Scratch& scratch) const {
-  if (call_.k.codebook == nullptr) {
+  if (call_.k.codec == nullptr) {
     load_keys(kv_head, block, scratch);  // exact as they are
     return;
   }
@@ -109,10 +109,10 @@ void AttentionOperator::add_exact(const ExactRows::Side& side, int kv_head, cons
 void AttentionOperator::decode_rows(const CacheSide& side, int kv_head, const ViewBlock& block,
                                     int head_dim, const Scratch& scratch, float* rows,
                                     std::size_t stride) const {
-  const int group_dim = side.codebook->spec().group_dim(kv_head);
+  const int group_dim = side.codec->spec().group_dim(kv_head);
   for (int g = 0; g < head_dim / group_dim; g++) {
     load_codes(side, kv_head, g, block, scratch.codes);
-    kernel_.decode_tokens(side.codebook->group(kv_head, g), group_dim, scratch.codes,
+    kernel_.decode_tokens(side.codec->codebook().group(kv_head, g), group_dim, scratch.codes,
                           rows + static_cast<std::size_t>(g) * group_dim, stride);
   }
 }
@@ -120,7 +120,7 @@ void AttentionOperator::decode_rows(const CacheSide& side, int kv_head, const Vi
 void AttentionOperator::load_values(int kv_head, const ViewBlock& block, bool exact,
                                     const Scratch& scratch) const {
   const auto stride = static_cast<std::size_t>(plan_.value_stride);
-  if (call_.v.codebook == nullptr) {
+  if (call_.v.codec == nullptr) {
     load_plain(call_.v, kv_head, block, call_.head_dim_v, scratch.values, stride);
     return;
   }

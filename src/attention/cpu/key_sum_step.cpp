@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "attention/attention_operator.h"
+#include "attention/cpu/attention_operator.h"
 #include "codec/key_sums.h"
 
 namespace cqkv {
@@ -30,7 +30,7 @@ void AttentionOperator::keep_probabilities(const Part& part, int kv, const Chunk
 // where they lie, or in `to`.
 const std::uint8_t* AttentionOperator::key_codes(const ViewBlock& block, const Scratch& scratch,
                                                  std::uint8_t* to) const {
-  const CodeLayout& layout = key_layout_;
+  const CodeLayout& layout = call_.k.codec->layout();
   const int n_groups = layout.n_groups(0);
   const KeySums& key_sums = *call_.key_sums;
   if (layout.code_bits() == 8 && block.block >= 0 && key_sums.is_run()) {
@@ -83,7 +83,7 @@ void AttentionOperator::byte_key_sums(const Part& part, const Chunk& chunk,
 void AttentionOperator::float_key_sums(const Part& part, int kv, const ViewBlock& block,
                                        const Scratch& scratch) const {
   const TensorCodebook& centroids = call_.key_sums->centroids();
-  const int n_groups = key_layout_.n_groups(0);
+  const int n_groups = call_.k.codec->layout().n_groups(0);
   const auto stride = static_cast<std::size_t>(plan_.sum_stride);
   const int group_dim = centroids.spec().group_dim(0);
   float* rows = scratch.sum_rows;

@@ -1,5 +1,5 @@
 // See sequence_views.h.
-#include "attention/sequence_views.h"
+#include "attention/plan/sequence_views.h"
 
 #include <algorithm>
 #include <bit>

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "attention/attention_operator.h"
+#include "attention/cpu/attention_operator.h"
 #include "attention/mask_view.h"
 #include "core/half.h"
 
@@ -126,7 +126,7 @@ void AttentionOperator::prepare_block(const Part& part, const Chunk& chunk, int 
   const ViewBlock& block = views_.block(chunk.blocks[index]);
   load_mask(part, block,
             scratch.mask + static_cast<std::size_t>(index) * plan_.tile_queries * kBlockCells);
-  const bool rotated = call_.rope != nullptr && call_.k.codebook != nullptr;
+  const bool rotated = call_.rope != nullptr && call_.k.codec != nullptr;
   if (rotated && (!plan_.byte_keys || (chunk.seen & kSeesExact) != 0)) {
     load_angles(block, scratch);
   }

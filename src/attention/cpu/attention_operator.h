@@ -1,16 +1,16 @@
 // One attention call under way: the class behind `attend`. Its members are in five files:
 //
-//   attention.cpp       cutting into tasks, ranges and chunks of blocks, merging, checking
-//   visible_blocks.cpp  what the queries of a tile see of a block: masks, exact rows, angles
-//   float_step.cpp      a step over plain rows, exact rows and codes without byte tables
-//   byte_step.cpp       a step over codes with byte tables, by the integer kernels
-//   key_sum_step.cpp    sums over keys beside those over values
+//   attention_operator.cpp  tasks, ranges and chunks of blocks, merging
+//   visible_blocks.cpp      what the queries of a tile see of a block: masks, exact rows, angles
+//   float_step.cpp          a step over plain rows, exact rows and codes without byte tables
+//   byte_step.cpp           a step over codes with byte tables, by the integer kernels
+//   key_sum_step.cpp        sums over keys beside those over values
 //
 // Internal to this folder.
 #pragma once
 
 #include "attention/attention.h"
-#include "attention/attention_plan.h"
+#include "attention/cpu/scratch.h"
 #include "kernels/kernel_table.h"
 
 namespace cqkv {
@@ -141,14 +141,8 @@ class AttentionOperator {
   void rescale_key_sums(const Part& part, int kv, const Scratch& scratch) const;
   void add_key_sums(const Part& part, const SoftmaxState& state, const Scratch& scratch) const;
 
-  const CodeLayout& layout_of(const CacheSide& side) const {
-    return &side == &call_.k ? key_layout_ : value_layout_;
-  }
-
   const AttentionCall& call_;
   const SequenceViews& views_;
-  CodeLayout key_layout_;  // of coded sides
-  CodeLayout value_layout_;
   Plan plan_;
   const kernels::KernelTable& kernel_;
   const kernels::KernelTable& key_kernel_;  // for the codes of keys, in scores and in sums

@@ -11,7 +11,7 @@
 #include <cstring>
 #include <limits>
 
-#include "attention/attention_operator.h"
+#include "attention/cpu/attention_operator.h"
 
 namespace cqkv {
 namespace {
@@ -38,10 +38,10 @@ const std::uint8_t* repeat_codes(const std::uint8_t* codes, int n_groups, int n_
 }  // namespace
 
 void AttentionOperator::pack_centred() const {
-  if (plan_.byte_keys && call_.rope != nullptr && !call_.k.tables->takes_components()) {
+  if (plan_.byte_keys && call_.rope != nullptr && !call_.k.codec->tables()->takes_components()) {
     const auto sines = static_cast<std::size_t>(call_.rope->params().n_dims / 2) * kBlockCells;
     const float* centred = call_.rope->centred();
-    key_kernel_.pack_angles(centred, centred + sines, call_.k.tables->pairs().n_turning,
+    key_kernel_.pack_angles(centred, centred + sines, call_.k.codec->tables()->pairs().n_turning,
                             kernels::kAngleUnit, centred_);
   }
 }
@@ -64,10 +64,10 @@ void AttentionOperator::prepare_rows(const Part& part, const Scratch& scratch) c
 
 void AttentionOperator::prepare_row(int kv_head, const float* query, float* pairs,
                                     float* factor) const {
-  const kernels::ChannelPair* components = call_.k.tables->component_pairs(kv_head);
-  const bool placed = call_.k.tables->takes_components();
-  const float* scales = call_.k.tables->scales(kv_head);
-  const KeyPairs& key_pairs = call_.k.tables->pairs();
+  const kernels::ChannelPair* components = call_.k.codec->tables()->component_pairs(kv_head);
+  const bool placed = call_.k.codec->tables()->takes_components();
+  const float* scales = call_.k.codec->tables()->scales(kv_head);
+  const KeyPairs& key_pairs = call_.k.codec->tables()->pairs();
   const auto n_pairs = static_cast<int>(key_pairs.pairs.size());
   const float magnitude = call_.rope != nullptr ? std::abs(call_.rope->magnitude()) : 1.0F;
   float* y_pairs = pairs + plan_.padded_pairs;
@@ -76,7 +76,7 @@ void AttentionOperator::prepare_row(int kv_head, const float* query, float* pair
   float total = 0.0F;
   for (int i = 0; i < n_pairs; i++) {
     const kernels::ChannelPair pair = key_pairs.pairs[i];
-    const int at = placed ? call_.k.tables->places(kv_head)[i] : i;
+    const int at = placed ? call_.k.codec->tables()->places(kv_head)[i] : i;
     pairs[at] = query[pair.x] * scales[components[i].x];
     y_pairs[at] = pair.y != pair.x ? query[pair.y] * scales[components[i].y] : 0.0F;
     const float modulus = std::sqrt(pairs[at] * pairs[at] + y_pairs[at] * y_pairs[at]) *
@@ -115,8 +115,8 @@ void AttentionOperator::load_row_angles(std::int64_t base, float* angles) const 
 // Angles in the order in which a KV head's pairs are taken.
 const float* AttentionOperator::place_row_angles(int kv_head, const float* angles,
                                                  const Scratch& scratch) const {
-  const std::uint16_t* places = call_.k.tables->places(kv_head);
-  const auto n_pairs = static_cast<int>(call_.k.tables->pairs().pairs.size());
+  const std::uint16_t* places = call_.k.codec->tables()->places(kv_head);
+  const auto n_pairs = static_cast<int>(call_.k.codec->tables()->pairs().pairs.size());
   for (int i = 0; i < plan_.padded_pairs; i++) {
     const int at = i < n_pairs ? places[i] : i;
     scratch.placed_angles[at] = angles[i];
@@ -131,7 +131,7 @@ void AttentionOperator::rotate_rows(const Part& part, int kv, int index, std::ui
   const std::size_t row_floats = 2 * static_cast<std::size_t>(plan_.padded_pairs);
   const float* pairs = scratch.pairs + static_cast<std::size_t>(kv) * part.n_rows * row_floats;
   const float* angles = row_angles_of(scratch, index);
-  if (call_.k.tables->takes_components()) {
+  if (call_.k.codec->tables()->takes_components()) {
     angles = place_row_angles(part.first_kv + kv, angles, scratch);
   }
   kernel_.rotate_queries(pairs, part.n_rows, plan_.padded_pairs, angles,
@@ -144,7 +144,7 @@ void AttentionOperator::rotate_rows(const Part& part, int kv, int index, std::ui
 const std::uint8_t* AttentionOperator::block_codes(const CacheSide& side, int kv_head,
                                                    const ViewBlock& block,
                                                    std::uint8_t* unpacked) const {
-  const CodeLayout& layout = layout_of(side);
+  const CodeLayout& layout = side.codec->layout();
   const int code_bits = layout.code_bits();
   const int n_groups = layout.n_groups(kv_head);
   if (!layout.spec.coded(kv_head)) {
@@ -181,14 +181,14 @@ const std::uint8_t* AttentionOperator::block_codes(const CacheSide& side, int kv
 kernels::CodedBlocks AttentionOperator::coded_blocks(const CacheSide& side, int kv_head,
                                                      int head_dim, const Chunk& chunk,
                                                      std::uint8_t* unpacked) const {
-  const CodeLayout& layout = layout_of(side);
+  const CodeLayout& layout = side.codec->layout();
   const int group_dim = layout.spec.group_dim(kv_head);
-  const int entry_dim = side.tables->entry_dim(group_dim);
+  const int entry_dim = side.codec->tables()->entry_dim(group_dim);
   const int n_parts = group_dim / entry_dim;
   const int n_groups = layout.n_groups(kv_head);
   const std::size_t group_bytes = unpacked_group_bytes(layout.code_bits());
   kernels::CodedBlocks blocks;
-  blocks.table = side.tables->table(kv_head);
+  blocks.table = side.codec->tables()->table(kv_head);
   blocks.group_dim = entry_dim;
   blocks.code_bits = layout.code_bits();
   blocks.n_channels = head_dim;
@@ -205,17 +205,17 @@ kernels::CodedBlocks AttentionOperator::coded_blocks(const CacheSide& side, int 
 
 kernels::ScoreCodes AttentionOperator::score_call(const Part& part, int kv, const Chunk& chunk,
                                                   const Scratch& scratch) const {
-  const KeyPairs& key_pairs = call_.k.tables->pairs();
+  const KeyPairs& key_pairs = call_.k.codec->tables()->pairs();
   kernels::ScoreCodes score;
   score.blocks =
       coded_blocks(call_.k, part.first_kv + kv, call_.head_dim_k, chunk, scratch.unpacked);
   score.n_pairs = static_cast<int>(key_pairs.pairs.size());
-  if (call_.k.tables->takes_components()) {
-    score.pairs = call_.k.tables->component_run();
+  if (call_.k.codec->tables()->takes_components()) {
+    score.pairs = call_.k.codec->tables()->component_run();
     score.n_rotated = call_.rope != nullptr ? score.n_pairs : 0;
-    score.rotation = call_.k.tables->angles(part.first_kv + kv);
+    score.rotation = call_.k.codec->tables()->angles(part.first_kv + kv);
   } else {
-    score.pairs = call_.k.tables->component_pairs(part.first_kv + kv);
+    score.pairs = call_.k.codec->tables()->component_pairs(part.first_kv + kv);
     score.n_rotated = key_pairs.n_turning;
     score.rotation = centred_;
   }
@@ -294,7 +294,7 @@ void AttentionOperator::accumulate(const Part& part, int kv, const Chunk& chunk,
   values.p = scratch.probabilities;
   values.weights = scratch.weights;
   values.rescale = scratch.rescale;
-  values.scales = call_.v.tables->scales(part.first_kv + kv);
+  values.scales = call_.v.codec->tables()->scales(part.first_kv + kv);
   values.n_rows = part.n_rows;
   values.out = state.out;
   values.out_stride = static_cast<std::size_t>(plan_.channels);
