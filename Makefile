@@ -6,12 +6,13 @@ SHELL := /bin/bash
 # Another model for `make demo`: make demo MODEL=path/to/model.gguf
 MODEL ?=
 
-.PHONY: help deps build test demo asan slow format lint clean
+.PHONY: help deps build test demo asan tsan slow format lint clean
 
 help:
 	@echo 'make build   cqkv, the device and llama.cpp programs in build/bin'
 	@echo 'make demo    calibrate SmolLM2, compare a 1-bit cache as in the paper with ours, copy a text (MODEL=other.gguf)'
 	@echo 'make test    build and run the test suite, sanitizers included'
+	@echo 'make tsan    the library under the thread sanitizer'
 	@echo 'make slow    the long tests on real models'
 	@echo 'make format  clang-format over our sources;  make lint: clang-tidy'
 
@@ -26,6 +27,9 @@ test: deps
 
 asan: deps
 	@scripts/build.sh asan
+
+tsan: deps
+	@scripts/tsan.sh
 
 slow: deps
 	@scripts/build.sh release

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Whether two builds of cqkv do the same, to the bit: perplexities and divergences of a coded cache,
-the text that llama-completion writes with it, and the state that it saves (codes, exact rows).
+the text that llama-completion writes with it, and the state that it saves (codes, exact rows). With
+--speed instead: attention of both builds at every level, in turns.
 
   scripts/compare_builds.py --old FOLDER --new FOLDER --model M.gguf --codebook CB.gguf...
                             [--text FILE] [--ctx-size 512] [--chunks 2]
+  scripts/compare_builds.py --old FOLDER --new FOLDER --speed scalar avx2 avx512 [--rounds 7]
 
 A folder is a build's bin: cqkv, libggml-cq.so and llama.cpp's programs. Fails if anything differs.
 """
@@ -56,15 +58,47 @@ def generation(folder, options, codebook, name):
         return text.replace(state, "state"), hashlib.sha256(file.read()).hexdigest()
 
 
+def attention_speed(folder, level):
+    """Nanoseconds a token and head by codec: one query, and a prompt's 512."""
+    environment = {**os.environ, "CQKV_FORCE_ISA": level}
+    times = {}
+    for queries in ("1", "512"):
+        out = subprocess.run(
+            [os.path.join(folder, "cqkv"), "bench", "attention", "--codec", "8c8b,4c8b,2c8b",
+             "--type", "q4_0", "--tokens", "1024", "--queries", queries, "-t", "1", "--seconds", "0.5",
+             "--json", "-"], capture_output=True, text=True, check=True, env=environment).stdout
+        for row in json.loads(out)["rows"]:
+            if row["impl"] == "cqkv":
+                times[f"{row['type']}, {queries} queries"] = row["ns_per_token_head"]
+    return times
+
+
+def compare_speed(options):
+    """The fastest of some runs in turns; prints new / old."""
+    for level in options.speed:
+        fastest = [{}, {}]
+        for _ in range(options.rounds):
+            for which, folder in enumerate((options.old, options.new)):
+                for name, time in attention_speed(folder, level).items():
+                    fastest[which][name] = min(time, fastest[which].get(name, time))
+        for name, old in fastest[0].items():
+            print(f"{level}, {name}: {old:.2f} ns, {fastest[1][name]:.2f} ns, "
+                  f"ratio {fastest[1][name] / old:.3f}")
+
+
 def main():
     parser = argparse.ArgumentParser()
-    for flag in ("--old", "--new", "--model"):
+    for flag in ("--old", "--new"):
         parser.add_argument(flag, required=True)
-    parser.add_argument("--codebook", nargs="+", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--codebook", nargs="+", default=[])
+    parser.add_argument("--speed", nargs="+", default=[], metavar="LEVEL")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--text", default=os.path.join(ROOT, "data", "wikitext2-test.txt"))
     parser.add_argument("--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=2)
     options = parser.parse_args()
+    compare_speed(options)
     n_different = 0
     for codebook in options.codebook:
         old, new = (figures(folder, options, codebook) for folder in (options.old, options.new))

@@ -3,7 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-command -v clang-format >/dev/null || { echo "install clang-format (Debian: clang-format)" >&2; exit 1; }
+format=clang-format-14
+command -v $format >/dev/null || { echo "install $format (Debian: clang-format-14)" >&2; exit 1; }
 mode=(-i)
 [[ ${1:-} == --check ]] && mode=(--dry-run --Werror)
-git ls-files '*.h' '*.c' '*.cpp' '*.inc' | xargs clang-format "${mode[@]}"
+git ls-files '*.h' '*.c' '*.cpp' '*.inc' | xargs $format "${mode[@]}"

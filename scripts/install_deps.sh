@@ -2,12 +2,15 @@
 # Installs the Debian packages that cqkv is built and tested with, if any is missing.
 # Needs root (or sudo) only then. Python 3 with pip comes from the system or, if it
 # has none, from Debian too.
+#
+#   scripts/install_deps.sh [lint]      lint: what checks the form of sources, besides
 set -euo pipefail
 
 packages=(
   g++ cmake ninja-build make git
   libgtest-dev libcli11-dev nlohmann-json3-dev libeigen3-dev libxxhash-dev libgomp1 valgrind
 )
+[[ ${1:-} == lint ]] && packages+=(clang-format-14)
 python3 -m pip --version >/dev/null 2>&1 || packages+=(python3 python3-pip)
 
 missing=()

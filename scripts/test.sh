@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole test suite: the release build with its end-to-end tests, and our own
-# code's tests once more under the address and undefined-behaviour sanitizers.
+# code's tests once more under the address and undefined-behaviour sanitizers, and what depends on
+# the instruction set under each level.
 # Ends with ctest's summary of the release run. Long model runs are left to
 # `make slow`.
 set -euo pipefail
@@ -12,4 +13,5 @@ export LSAN_OPTIONS=${LSAN_OPTIONS:-suppressions=$PWD/tests/lsan.supp:print_supp
 scripts/build.sh release
 scripts/build.sh asan
 ctest --preset asan
+scripts/levels.sh
 ctest --preset release

@@ -1,5 +1,5 @@
-// What a task of an attention call does with the blocks of its ranges. The arithmetic is in the kernels; the order of operations that
-// makes results independent of the cut is here:
+// What a task of an attention call does with the blocks of its ranges. The arithmetic is in the
+// kernels; the order of operations that makes results independent of the cut is here:
 //
 //   for every range of kRangePositions, ascending       (a partial softmax state)
 //     for every block of 64 positions, ascending          (one step of the state for
