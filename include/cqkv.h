@@ -105,10 +105,13 @@ typedef struct cqkv_learn_options {
   int max_iterations;
   uint64_t seed;
   int n_threads;
+  /* [n_rows][n_kv_heads * head_dim / group_dim], at least 0; null: all alike. The paper's are sums
+   * over the group of squared gradients of the loss. */
+  const float* weights;
 } cqkv_learn_options;
 
 #define CQKV_LEARN_OPTIONS_INIT \
-  { sizeof(cqkv_learn_options), 0, 0, 8, 8, 100, 1, 1 }
+  { sizeof(cqkv_learn_options), 0, 0, 8, 8, 100, 1, 1, NULL }
 
 /* An empty codebook of n_layers layers, to be learned layer by layer and then saved.
  *   architecture  Of the model, as its GGUF file has it ("llama"); the KV device compares it.
@@ -120,14 +123,11 @@ CQKV_API cqkv_status cqkv_codebook_create(int n_layers, const char* architecture
  * place of an older one. Not while another thread uses the codebook.
  *   rows     [n_rows][n_kv_heads * head_dim], rows row_stride floats apart; finite, at least as
  *            many as centroids. Keys without RoPE.
- *   weights  [n_rows][n_kv_heads * head_dim / group_dim], at least 0; null: all alike. The paper's
- *            are sums over the group of squared gradients of the loss.
  *   error    The share of the variance that is lost, mean over groups; may be null.
  * The result does not depend on the number of threads. Source: arXiv 2405.03917, section 3.2.1. */
 CQKV_API cqkv_status cqkv_codebook_learn(cqkv_codebook* codebook, int layer, cqkv_kind kind,
                                          const float* rows, size_t n_rows, size_t row_stride,
-                                         const float* weights, const cqkv_learn_options* options,
-                                         double* error);
+                                         const cqkv_learn_options* options, double* error);
 
 /* Writes a codebook file, complete or not at all. */
 CQKV_API cqkv_status cqkv_codebook_save(const cqkv_codebook* codebook, const char* path);

@@ -33,10 +33,8 @@ static void learn(const char* path) {
   check(cqkv_codebook_create(1, "example", 16, 4, &codebook));
   float* rows = random_rows((size_t)N_ROWS * N_CHANNELS);
   double error = 0;
-  check(
-      cqkv_codebook_learn(codebook, 0, CQKV_KEY, rows, N_ROWS, N_CHANNELS, NULL, &options, &error));
-  check(
-      cqkv_codebook_learn(codebook, 0, CQKV_VALUE, rows, N_ROWS, N_CHANNELS, NULL, &options, NULL));
+  check(cqkv_codebook_learn(codebook, 0, CQKV_KEY, rows, N_ROWS, N_CHANNELS, &options, &error));
+  check(cqkv_codebook_learn(codebook, 0, CQKV_VALUE, rows, N_ROWS, N_CHANNELS, &options, NULL));
   printf("learned %d KV heads of %d channels: %.1f %% of the variance lost\n", N_KV_HEADS, HEAD_DIM,
          100 * error);
   check(cqkv_codebook_save(codebook, path));

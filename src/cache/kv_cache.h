@@ -258,6 +258,8 @@ class KvCache {
   const RopeTable* rope_table(const Tensor& keys);
   Status attend_streams(Tensor* k, Tensor* v, std::span<StreamAttention> streams,
                         const ExactRows* exact, ParallelFor& parallel, CacheWorkspace& workspace);
+  Status attend_exactly(Tensor* k, Tensor* v, std::span<StreamAttention> streams,
+                        ParallelFor& parallel, CacheWorkspace& workspace);
   void move_exact_rows(Tensor* tensor);
   void end_step(bool moved);
 

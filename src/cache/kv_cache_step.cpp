@@ -2,7 +2,6 @@
 // kept exactly; after a layer's attention the rows that stay exact move to its pool.
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <string>
 
 #include "attention/mask_view.h"
@@ -396,19 +395,21 @@ Status KvCache::attend(int layer, std::span<StreamAttention> streams, ParallelFo
                             std::to_string(layer));
   }
   CQKV_RETURN_IF_ERROR(check_streams(streams));
-  return without_exceptions("attending", [&]() -> Status {
-    std::optional<ExactRows> exact;
-    if (uses_window(layer)) {
-      CQKV_RETURN_IF_ERROR(exact_rows(k, v, streams, exact.emplace()));
-    }
-    CQKV_RETURN_IF_ERROR(
-        attend_streams(k, v, streams, exact ? &*exact : nullptr, parallel, workspace));
-    if (exact) {
-      move_exact_rows(k);
-      move_exact_rows(v);
-    }
-    return {};
+  return without_exceptions("attending", [&] {
+    return uses_window(layer) ? attend_exactly(k, v, streams, parallel, workspace)
+                              : attend_streams(k, v, streams, nullptr, parallel, workspace);
   });
+}
+
+// With a window: beside codes exact rows, which move to the pool afterwards.
+Status KvCache::attend_exactly(Tensor* k, Tensor* v, std::span<StreamAttention> streams,
+                               ParallelFor& parallel, CacheWorkspace& workspace) {
+  ExactRows exact;
+  CQKV_RETURN_IF_ERROR(exact_rows(k, v, streams, exact));
+  CQKV_RETURN_IF_ERROR(attend_streams(k, v, streams, &exact, parallel, workspace));
+  move_exact_rows(k);
+  move_exact_rows(v);
+  return {};
 }
 
 void KvCache::move_exact_rows(Tensor* tensor) {

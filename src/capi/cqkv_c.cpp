@@ -97,9 +97,9 @@ Status null_argument(const char* name) {
   return invalid_argument(std::string(name) + ": got null");
 }
 
-// Options of this or another version: what the caller does not know keeps its default.
+// Options of this or another version: what the caller does not know keeps the default in `out`.
 template <typename Options>
-Status take_options(const Options* given, const Options& defaults, Options& out) {
+Status take_options(const Options* given, Options& out) {
   if (given == nullptr) {
     return null_argument("options");
   }
@@ -108,7 +108,6 @@ Status take_options(const Options* given, const Options& defaults, Options& out)
                             ", want up to " + std::to_string(sizeof(Options)) +
                             "; begin with the _INIT macro");
   }
-  out = defaults;
   std::memcpy(&out, given, given->size);
   return {};
 }
@@ -285,9 +284,8 @@ cqkv_status cqkv_codebook_create(int n_layers, const char* architecture, int win
 
 namespace {
 
-Status learn(cqkv_codebook* codebook, int layer, cqkv_kind kind, const float* rows,
-             std::size_t n_rows, std::size_t row_stride, const float* weights,
-             const cqkv_learn_options& options, double* error) {
+Result<cqkv::LearnInput> learn_input(const float* rows, std::size_t n_rows, std::size_t row_stride,
+                                     const cqkv_learn_options& options) {
   cqkv::LearnInput input;
   input.spec = {options.group_dim, options.code_bits};
   input.n_kv_heads = options.n_kv_heads;
@@ -302,44 +300,53 @@ Status learn(cqkv_codebook* codebook, int layer, cqkv_kind kind, const float* ro
   input.rows = rows;
   input.n_tokens = n_rows;
   input.row_stride = row_stride;
-  const auto n_groups =
-      static_cast<std::size_t>(options.n_kv_heads * (options.head_dim / options.group_dim));
-  if (weights != nullptr) {
-    input.weights = {weights, n_rows * n_groups};
+  if (options.weights != nullptr) {
+    const auto n_groups = static_cast<std::size_t>(options.n_kv_heads) *
+                          static_cast<std::size_t>(options.head_dim / options.group_dim);
+    input.weights = {options.weights, n_rows * n_groups};
   }
-  cqkv::LearnOptions how;
-  how.max_iterations = options.max_iterations;
-  how.seed = options.seed;
-  how.tensor = static_cast<std::uint32_t>(2 * layer + (kind == CQKV_VALUE ? 1 : 0));
-  cqkv::ThreadPool threads(options.n_threads);
-  auto learned = cqkv::learn_tensor_codebook(input, how, threads);
-  if (!learned.ok()) {
-    return learned.status();
-  }
-  auto& sides = codebook->codebook.layers[static_cast<std::size_t>(layer)];
+  return input;
+}
+
+// Puts what was learned into the codebook.
+void set_side(Codebook& codebook, int layer, cqkv_kind kind, const cqkv::LearnInput& input,
+              std::uint64_t seed, TensorCodebook learned) {
   std::vector<TensorCodebook> side;
-  side.push_back(std::move(learned->codebook));
+  side.push_back(std::move(learned));
+  auto& sides = codebook.layers[static_cast<std::size_t>(layer)];
   (kind == CQKV_KEY ? sides.k : sides.v) = std::move(side);
-  codebook->codebook.origin.n_tokens = static_cast<std::uint32_t>(n_rows);
-  codebook->codebook.origin.weighting = weights != nullptr ? "fisher" : "uniform";
-  codebook->codebook.origin.seed = options.seed;
-  if (error != nullptr) {
-    *error = learned->stats.relative_error;
-  }
-  return {};
+  codebook.origin.n_tokens = static_cast<std::uint32_t>(input.n_tokens);
+  codebook.origin.weighting = input.weights.empty() ? "uniform" : "fisher";
+  codebook.origin.seed = seed;
 }
 
 }  // namespace
 
 cqkv_status cqkv_codebook_learn(cqkv_codebook* codebook, int layer, cqkv_kind kind,
                                 const float* rows, size_t n_rows, size_t row_stride,
-                                const float* weights, const cqkv_learn_options* options,
-                                double* error) {
+                                const cqkv_learn_options* options, double* error) {
   return guarded([&]() -> Status {
     CQKV_RETURN_IF_ERROR(check_layer(codebook, layer));
-    cqkv_learn_options taken;
-    CQKV_RETURN_IF_ERROR(take_options(options, CQKV_LEARN_OPTIONS_INIT, taken));
-    return learn(codebook, layer, kind, rows, n_rows, row_stride, weights, taken, error);
+    cqkv_learn_options taken = CQKV_LEARN_OPTIONS_INIT;
+    CQKV_RETURN_IF_ERROR(take_options(options, taken));
+    const auto input = learn_input(rows, n_rows, row_stride, taken);
+    if (!input.ok()) {
+      return input.status();
+    }
+    cqkv::LearnOptions how;
+    how.max_iterations = taken.max_iterations;
+    how.seed = taken.seed;
+    how.tensor = static_cast<std::uint32_t>(2 * layer + (kind == CQKV_VALUE ? 1 : 0));
+    cqkv::ThreadPool threads(taken.n_threads);
+    auto learned = cqkv::learn_tensor_codebook(*input, how, threads);
+    if (!learned.ok()) {
+      return learned.status();
+    }
+    if (error != nullptr) {
+      *error = learned->stats.relative_error;
+    }
+    set_side(codebook->codebook, layer, kind, *input, taken.seed, std::move(learned->codebook));
+    return {};
   });
 }
 
@@ -420,6 +427,14 @@ Status add_layer(cqkv_cache& cache, int layer, std::uint64_t identity) {
   return {};
 }
 
+Status add_layers(cqkv_cache& cache) {
+  const std::uint64_t identity = cache.codebook.identity();
+  for (std::size_t layer = 0; layer < cache.codebook.layers.size(); layer++) {
+    CQKV_RETURN_IF_ERROR(add_layer(cache, static_cast<int>(layer), identity));
+  }
+  return cache.sides.empty() ? invalid_argument("cache: the codebook codes no layer") : Status();
+}
+
 }  // namespace
 
 cqkv_status cqkv_cache_create(const cqkv_codebook* codebook, const cqkv_cache_options* options,
@@ -428,19 +443,13 @@ cqkv_status cqkv_cache_create(const cqkv_codebook* codebook, const cqkv_cache_op
     if (codebook == nullptr || cache == nullptr) {
       return null_argument("codebook or cache");
     }
-    cqkv_cache_options taken;
-    CQKV_RETURN_IF_ERROR(take_options(options, CQKV_CACHE_OPTIONS_INIT, taken));
+    cqkv_cache_options taken = CQKV_CACHE_OPTIONS_INIT;
+    CQKV_RETURN_IF_ERROR(take_options(options, taken));
     CQKV_RETURN_IF_ERROR(check_cache_options(taken));
     CQKV_RETURN_IF_ERROR(cqkv::isa_status());
     const Codebook& book = codebook->codebook;
     auto made = std::make_unique<cqkv_cache>(book, cache_options_of(book, taken), taken.n_threads);
-    const std::uint64_t identity = book.identity();
-    for (std::size_t layer = 0; layer < book.layers.size(); layer++) {
-      CQKV_RETURN_IF_ERROR(add_layer(*made, static_cast<int>(layer), identity));
-    }
-    if (made->sides.empty()) {
-      return invalid_argument("cache: the codebook codes no layer");
-    }
+    CQKV_RETURN_IF_ERROR(add_layers(*made));
     *cache = made.release();
     return {};
   });
@@ -533,13 +542,10 @@ cqkv_status cqkv_cache_store_keys(cqkv_cache* cache, int layer, const float* row
     if (!taken.ok()) {
       return taken.status();
     }
-    std::optional<cqkv::RopeParams> params;
-    if (rope != nullptr) {
-      cqkv_rope given;
-      CQKV_RETURN_IF_ERROR(take_options(rope, CQKV_ROPE_INIT, given));
-      params = rope_of(given);
-    }
-    return cache->cache.store_keys(layer, *taken, cache->cells, params ? &*params : nullptr,
+    cqkv_rope given = CQKV_ROPE_INIT;
+    CQKV_RETURN_IF_ERROR(rope == nullptr ? Status() : take_options(rope, given));
+    const cqkv::RopeParams params = rope_of(given);
+    return cache->cache.store_keys(layer, *taken, cache->cells, rope != nullptr ? &params : nullptr,
                                    cache->threads, cache->workspace);
   });
 }
@@ -636,8 +642,8 @@ void add_stream(cqkv_cache& cache, const cqkv_attention& attention, std::size_t 
 cqkv_status cqkv_cache_attend(cqkv_cache* cache, const cqkv_attention* attention) {
   return guarded([&]() -> Status {
     CQKV_RETURN_IF_ERROR(check_step(cache, "attend"));
-    cqkv_attention taken;
-    CQKV_RETURN_IF_ERROR(take_options(attention, CQKV_ATTENTION_INIT, taken));
+    cqkv_attention taken = CQKV_ATTENTION_INIT;
+    CQKV_RETURN_IF_ERROR(take_options(attention, taken));
     CQKV_RETURN_IF_ERROR(check_attention(*cache, taken));
     const std::size_t per_stream = cache->cache.options().cells_per_stream;
     if (taken.mask == nullptr) {
@@ -680,15 +686,43 @@ cqkv_status cqkv_cache_shift(cqkv_cache* cache, size_t first, const int32_t* shi
   });
 }
 
+namespace {
+
+Status copy_cells(cqkv_cache& cache, std::size_t from, std::size_t to, std::size_t n) {
+  for (const cqkv_cache::Side& side : cache.sides) {
+    CQKV_RETURN_IF_ERROR(cache.cache.copy(side.kind, side.layer, from, to, n));
+  }
+  return {};
+}
+
+Status save_cells(cqkv_cache& cache, std::size_t first, std::size_t n, std::uint8_t* bytes) {
+  for (const cqkv_cache::Side& side : cache.sides) {
+    const std::size_t n_bytes = n * side.row_bytes;
+    CQKV_RETURN_IF_ERROR(cache.cache.read_rows(side.kind, side.layer, first, {bytes, n_bytes}));
+    bytes += n_bytes;
+  }
+  return {};
+}
+
+// All sides, whatever is wrong with one.
+Status load_cells(cqkv_cache& cache, std::size_t first, std::size_t n, const std::uint8_t* bytes) {
+  Status first_error;
+  for (const cqkv_cache::Side& side : cache.sides) {
+    const std::size_t n_bytes = n * side.row_bytes;
+    Status status = cache.cache.write_rows(side.kind, side.layer, first, {bytes, n_bytes});
+    if (first_error.ok()) {
+      first_error = std::move(status);
+    }
+    bytes += n_bytes;
+  }
+  return first_error;
+}
+
+}  // namespace
+
 cqkv_status cqkv_cache_copy(cqkv_cache* cache, size_t from, size_t to, size_t n) {
   return guarded([&]() -> Status {
-    if (cache == nullptr) {
-      return null_argument("cache");
-    }
-    for (const cqkv_cache::Side& side : cache->sides) {
-      CQKV_RETURN_IF_ERROR(cache->cache.copy(side.kind, side.layer, from, to, n));
-    }
-    return {};
+    return cache == nullptr ? null_argument("cache") : copy_cells(*cache, from, to, n);
   });
 }
 
@@ -702,33 +736,15 @@ size_t cqkv_cache_saved_bytes(const cqkv_cache* cache, size_t n) {
 
 cqkv_status cqkv_cache_save(cqkv_cache* cache, size_t first, size_t n, uint8_t* bytes) {
   return guarded([&]() -> Status {
-    if (cache == nullptr || (bytes == nullptr && n > 0)) {
-      return null_argument("cache or bytes");
-    }
-    for (const cqkv_cache::Side& side : cache->sides) {
-      const std::size_t n_bytes = n * side.row_bytes;
-      CQKV_RETURN_IF_ERROR(cache->cache.read_rows(side.kind, side.layer, first, {bytes, n_bytes}));
-      bytes += n_bytes;
-    }
-    return {};
+    const bool missing = cache == nullptr || (bytes == nullptr && n > 0);
+    return missing ? null_argument("cache or bytes") : save_cells(*cache, first, n, bytes);
   });
 }
 
 cqkv_status cqkv_cache_load(cqkv_cache* cache, size_t first, size_t n, const uint8_t* bytes) {
   return guarded([&]() -> Status {
-    if (cache == nullptr || (bytes == nullptr && n > 0)) {
-      return null_argument("cache or bytes");
-    }
-    Status first_error;
-    for (const cqkv_cache::Side& side : cache->sides) {
-      const std::size_t n_bytes = n * side.row_bytes;
-      Status status = cache->cache.write_rows(side.kind, side.layer, first, {bytes, n_bytes});
-      if (first_error.ok()) {
-        first_error = std::move(status);
-      }
-      bytes += n_bytes;
-    }
-    return first_error;
+    const bool missing = cache == nullptr || (bytes == nullptr && n > 0);
+    return missing ? null_argument("cache or bytes") : load_cells(*cache, first, n, bytes);
   });
 }
 

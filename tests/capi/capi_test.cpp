@@ -57,9 +57,9 @@ Book learned() {
     for (const cqkv_kind kind : {CQKV_KEY, CQKV_VALUE}) {
       const auto rows = random_floats(512 * kChannels, 10 + 2 * layer + kind);
       double error = 0;
-      EXPECT_EQ(cqkv_codebook_learn(made, layer, kind, rows.data(), 512, kChannels, nullptr,
-                                    &options, &error),
-                CQKV_OK)
+      EXPECT_EQ(
+          cqkv_codebook_learn(made, layer, kind, rows.data(), 512, kChannels, &options, &error),
+          CQKV_OK)
           << cqkv_last_error();
       EXPECT_GT(error, 0.0);
       EXPECT_LT(error, 0.6);
