@@ -10,9 +10,11 @@
 
 #include "cqkv/codebook_file.h"
 
+#include "cache/cache_model.h"
+#include "cache/kv_cache_driver.h"
 #include "core/rng.h"
-#include "device/cache_model.h"
 #include "device/codebook_library.h"
+#include "device/device_driver.h"
 #include "support/codebooks.h"
 #include "support/temp_folder.h"
 
@@ -132,7 +134,10 @@ TEST(Faults, WritingACodebookLeavesNoFile) {
 
 // Random operations of which many fail for want of memory, against the plain model: what
 // did not fail must be right all the same.
-TEST(Faults, TheCacheGoesOn) {
+void expect_goes_on(testing::MakeDriver make_driver) {
+  using testing::CacheFaults;
+  using testing::CacheKind;
+  using testing::CacheModel;
   static Rng rng(3);
   static std::size_t n_failed = 0;
   const CacheFaults faults{
@@ -144,7 +149,7 @@ TEST(Faults, TheCacheGoesOn) {
             return was;
           }};
   for (const CacheKind kind : {CacheKind::kUnified, CacheKind::kSmallPool, CacheKind::kStreams}) {
-    CacheModel model(kind, faults);
+    CacheModel model(make_driver, kind, faults);
     while (model.counts().n_operations < 5000) {
       std::vector<std::uint8_t> bytes(300);
       for (auto& byte : bytes) {
@@ -155,6 +160,15 @@ TEST(Faults, TheCacheGoesOn) {
     EXPECT_GT(model.counts().n_attended, 500U);
   }
   EXPECT_GT(n_failed, 1000U);
+  n_failed = 0;
+}
+
+TEST(Faults, TheCacheGoesOn) {
+  expect_goes_on(testing::make_kv_cache_driver);
+}
+
+TEST(Faults, TheDevicesCacheGoesOn) {
+  expect_goes_on(testing::make_device_driver);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Fuzz target: operations on a coded cache against a plain model. The first byte chooses
-// the kind of cache, the others are the operations (device/cache_model.h).
+// the kind of cache, the others are the operations (cache/cache_model.h).
 #include <array>
 #include <cstdint>
 #include <cstdio>
@@ -7,25 +7,17 @@
 #include <memory>
 #include <string>
 
-#include <ggml.h>
-
-#include "device/cache_model.h"
-
-namespace {
-
-void no_log(ggml_log_level /*level*/, const char* /*text*/, void* /*user*/) {
-}
-
-}  // namespace
+#include "cache/cache_model.h"
+#include "cache/kv_cache_driver.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  using cqkv::device::CacheKind;
-  using cqkv::device::CacheModel;
+  using cqkv::testing::CacheKind;
+  using cqkv::testing::CacheModel;
+  using cqkv::testing::make_kv_cache_driver;
   static const std::array<std::unique_ptr<CacheModel>, 3> models = [] {
-    ggml_log_set(no_log, nullptr);
-    return std::array{std::make_unique<CacheModel>(CacheKind::kUnified),
-                      std::make_unique<CacheModel>(CacheKind::kSmallPool),
-                      std::make_unique<CacheModel>(CacheKind::kStreams)};
+    return std::array{std::make_unique<CacheModel>(make_kv_cache_driver, CacheKind::kUnified),
+                      std::make_unique<CacheModel>(make_kv_cache_driver, CacheKind::kSmallPool),
+                      std::make_unique<CacheModel>(make_kv_cache_driver, CacheKind::kStreams)};
   }();
   if (size == 0) {
     return 0;

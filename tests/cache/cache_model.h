@@ -1,6 +1,6 @@
-// A coded cache driven through the device's own operations by a stream of bytes, beside
-// a plain model of what must come out: for each cell the rows that were stored, whose
-// token it is and whether it is exact. Every byte string is a legal run, so the same
+// A coded cache driven by a stream of bytes, through KvCache or an engine around it
+// (cache_driver.h), beside a plain model of what must come out: for each cell the rows that were
+// stored, whose token it is and whether it is exact. Every byte string is a legal run, so the same
 // code serves random tests (cache_model_test.cpp) and the fuzzer (tests/fuzz).
 // Operations: evaluate (store and attend), remove, take back, shift, copy a stream,
 // save, restore, restore damaged rows, clear.
@@ -12,7 +12,9 @@
 #include <span>
 #include <string>
 
-namespace cqkv::device {
+#include "cache/cache_driver.h"
+
+namespace cqkv::testing {
 
 /// The operations of one run, counted.
 struct CacheModelCounts {
@@ -29,7 +31,7 @@ enum class CacheKind {
   kStreams,    ///< Two streams of one sequence each.
 };
 
-/// Called around everything that the device does, so that a test can make it fail there
+/// Called around everything that the driver does, so that a test can make it fail there
 /// and only there.
 struct CacheFaults {
   void (*begin)() = nullptr;
@@ -38,7 +40,7 @@ struct CacheFaults {
 
 class CacheModel {
  public:
-  explicit CacheModel(CacheKind kind, CacheFaults faults = {});
+  CacheModel(MakeDriver make_driver, CacheKind kind, CacheFaults faults = {});
   ~CacheModel();
   CacheModel(const CacheModel&) = delete;
   CacheModel& operator=(const CacheModel&) = delete;
@@ -56,4 +58,4 @@ class CacheModel {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace cqkv::device
+}  // namespace cqkv::testing

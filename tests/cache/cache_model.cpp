@@ -1,5 +1,5 @@
 // See cache_model.h.
-#include "device/cache_model.h"
+#include "cache/cache_model.h"
 
 #include <algorithm>
 #include <array>
@@ -11,31 +11,24 @@
 #include <memory>
 #include <vector>
 
-#include <ggml-alloc.h>
-#include <ggml-backend.h>
-#include <ggml-cpp.h>
-#include <unistd.h>
-
-#include "cqkv/codebook_file.h"
-
+#include "codec/exact_row.h"
 #include "core/half.h"
 #include "core/rng.h"
-#include "device/graph_ops.h"
-#include "device/kv_buffer.h"
+#include "rope/rope.h"
 #include "support/codebooks.h"
 
-namespace cqkv::device {
+namespace cqkv::testing {
 namespace {
 
-constexpr int kLayers = 2;
-constexpr int kKvHeads = 2;
-constexpr int kHeads = 4;
-constexpr int kHeadDim = 32;
-constexpr int kChannels = kKvHeads * kHeadDim;
-constexpr int kCells = 128;  // of one stream: two blocks
+constexpr int kLayers = kModelLayers;
+constexpr int kKvHeads = kModelKvHeads;
+constexpr int kHeads = kModelHeads;
+constexpr int kHeadDim = kModelHeadDim;
+constexpr int kChannels = kModelChannels;
+constexpr int kCells = kModelCells;
 constexpr int kMaxTokens = 4;
 constexpr CodecSpec kSpec{8, 4};
-constexpr WindowSpec kWindow{6, 2};
+constexpr WindowSpec kWindow = kModelWindow;
 // What f32 loses against the model's doubles is some 1e-4 where scores are large; a wrong
 // row, position or mask gives 1e-2 and more.
 constexpr double kTolerance = 1e-3;
@@ -88,46 +81,11 @@ class Input {
   std::span<const std::uint8_t> bytes_;
 };
 
-// One thread, and the promise of ParallelFor that tasks do not throw is kept or fatal.
-class StrictParallelFor final : public ParallelFor {
- public:
-  int n_threads() const override { return 1; }
-
-  void run(int n_tasks, const Task& task) override {
-    const auto run_one = [&](int i) noexcept { task(i, 0); };
-    for (int i = 0; i < n_tasks; i++) {
-      run_one(i);
-    }
-  }
-};
-
-// Tensors of one evaluation of n tokens on a stream, made once and filled for each.
-struct Graph {
-  ggml_context_ptr context;
-  ggml_backend_buffer_ptr buffer;
-  ggml_tensor* positions = nullptr;
-  ggml_tensor* cells = nullptr;
-  ggml_tensor* mask = nullptr;
-  ggml_tensor* queries = nullptr;  // [head_dim, heads, n], before the permutation
-  std::array<ggml_tensor*, kLayers> rotated{};
-  std::array<ggml_tensor*, kLayers> values{};
-  std::array<ggml_tensor*, kLayers> store_keys{};
-  std::array<ggml_tensor*, kLayers> store_values{};
-  std::array<ggml_tensor*, kLayers> attend{};
-};
-
 RopeParams rope() {
   RopeParams params;
   params.n_dims = kHeadDim;
   params.mode = RopeMode::kNeox;
   return params;
-}
-
-ggml_tensor* rope_node(ggml_context* context, ggml_tensor* x, ggml_tensor* positions) {
-  const RopeParams p = rope();
-  return ggml_rope_ext(context, x, positions, nullptr, p.n_dims, GGML_ROPE_TYPE_NEOX, 0,
-                       p.freq_base, p.freq_scale, p.ext_factor, p.attn_factor, p.beta_fast,
-                       p.beta_slow);
 }
 
 using Angles = std::array<std::pair<double, double>, kHeadDim / 2>;
@@ -163,107 +121,26 @@ std::string text(const char* what, int a, int b, double got = 0, double want = 0
 }  // namespace
 
 struct CacheModel::Impl {
-  Impl(CacheKind kind, CacheFaults given_faults)
+  Impl(MakeDriver make_driver, CacheKind kind, CacheFaults given_faults)
       : faults(given_faults),
         n_streams(kind == CacheKind::kStreams ? 2 : 1),
         n_sequences(kind == CacheKind::kStreams ? 1 : 3),
         may_evict(kind != CacheKind::kUnified) {
-    make_library(kind == CacheKind::kUnified ? 8 : 1);
-    make_cache();
-    for (int stream = 0; stream < n_streams; stream++) {
-      for (int n = 1; n <= kMaxTokens; n++) {
-        graphs[stream][n] = make_graph(stream, n);
-      }
-    }
-    make_shift();
+    make_codebook();
+    driver = make_driver(codebook, n_streams, kind == CacheKind::kUnified ? 8 : 1);
   }
 
-  // ---- The device's side ----
-
-  void make_library(int pool_sequences) {
-    codebook = testing::random_codebook(kLayers, kSpec, kSpec, kKvHeads, kHeadDim);
+  void make_codebook() {
+    codebook = random_codebook(kLayers, kSpec, kSpec, kKvHeads, kHeadDim);
     // And heads without codes: one beside another, and all of a side.
-    codebook.layers[1].k = {testing::random_mixed_tensor(kSpec.code_bits, {8, 0}, kHeadDim, 21)};
-    codebook.layers[1].v = {testing::random_mixed_tensor(kSpec.code_bits, {0, 0}, kHeadDim, 22)};
+    codebook.layers[1].k = {random_mixed_tensor(kSpec.code_bits, {8, 0}, kHeadDim, 21)};
+    codebook.layers[1].v = {random_mixed_tensor(kSpec.code_bits, {0, 0}, kHeadDim, 22)};
     codebook.origin.model_fingerprint.clear();
     codebook.window = kWindow.window;
     codebook.sinks = kWindow.sinks;
-    std::string path = "/tmp/cqkv_cache_model_XXXXXX";
-    const int file = mkstemp(path.data());
-    close(file);
-    if (!write_codebook(codebook, path).ok()) {
-      std::abort();
-    }
-    set_window_choice({.window = {}, .n_sequences = pool_sequences});
-    set_byte_tables(false);  // whose roundings would hide a wrong row
-    set_current_library(*CodebookLibrary::load(path.c_str()));
-    unlink(path.c_str());
   }
 
-  void make_cache() {
-    context.reset(ggml_init({ggml_tensor_overhead() * 64, nullptr, true}));
-    for (int layer = 0; layer < kLayers; layer++) {
-      for (const char kind : {'k', 'v'}) {
-        ggml_tensor* tensor =
-            ggml_new_tensor_3d(context.get(), GGML_TYPE_F16, kChannels, kCells, n_streams);
-        ggml_format_name(tensor, "cache_%c_l%d", kind, layer);
-        (kind == 'k' ? k : v)[layer] = tensor;
-      }
-    }
-    buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), kv_buffer_type(nullptr)));
-    kv = &buffer_of(k[0]);
-  }
-
-  Graph make_graph(int stream, int n) const {
-    Graph graph;
-    graph.context.reset(ggml_init({ggml_tensor_overhead() * 256, nullptr, true}));
-    ggml_context* c = graph.context.get();
-    graph.positions = ggml_new_tensor_1d(c, GGML_TYPE_I32, n);
-    graph.cells = ggml_new_tensor_1d(c, GGML_TYPE_I64, n);
-    graph.mask = ggml_new_tensor_2d(c, GGML_TYPE_F16, kCells, n);
-    graph.queries = ggml_new_tensor_3d(c, GGML_TYPE_F32, kHeadDim, kHeads, n);
-    for (int layer = 0; layer < kLayers; layer++) {
-      const auto store = [&](ggml_tensor* cache, ggml_tensor* rows) {
-        ggml_tensor* all = ggml_reshape_2d(c, cache, kChannels, kCells * n_streams);
-        return ggml_set_rows(c, all, ggml_view_2d(c, rows, kChannels, n, rows->nb[2], 0),
-                             graph.cells);
-      };
-      const auto view = [&](ggml_tensor* cache) {
-        const std::size_t row = cache->nb[1];
-        return ggml_permute(c,
-                            ggml_view_4d(c, cache, kHeadDim, kKvHeads, kCells, 1, row / kKvHeads,
-                                         row, row * kCells, row * kCells * stream),
-                            0, 2, 1, 3);
-      };
-      ggml_tensor* plain = ggml_new_tensor_3d(c, GGML_TYPE_F32, kHeadDim, kKvHeads, n);
-      graph.rotated[layer] = rope_node(c, plain, graph.positions);
-      graph.values[layer] = ggml_new_tensor_3d(c, GGML_TYPE_F32, kHeadDim, kKvHeads, n);
-      graph.store_keys[layer] = store(k[layer], graph.rotated[layer]);
-      graph.store_values[layer] = store(v[layer], graph.values[layer]);
-      graph.attend[layer] = ggml_flash_attn_ext(
-          c, ggml_permute(c, graph.queries, 0, 2, 1, 3), view(k[layer]), view(v[layer]), graph.mask,
-          1.0F / std::sqrt(static_cast<float>(kHeadDim)), 0.0F, 0.0F);
-    }
-    graph.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(c, ggml_backend_cpu_buffer_type()));
-    return graph;
-  }
-
-  void make_shift() {
-    shift_context.reset(ggml_init({ggml_tensor_overhead() * 64, nullptr, true}));
-    ggml_context* c = shift_context.get();
-    shift_amount = ggml_new_tensor_1d(c, GGML_TYPE_I32, kCells * n_streams);
-    for (int layer = 0; layer < kLayers; layer++) {
-      const std::size_t row = k[layer]->nb[1];
-      ggml_tensor* view =
-          ggml_view_3d(c, k[layer], kHeadDim, kKvHeads, kCells * n_streams, row / kKvHeads, row, 0);
-      shift_nodes[layer] =
-          ggml_rope_ext_inplace(c, view, shift_amount, nullptr, kHeadDim, GGML_ROPE_TYPE_NEOX, 0,
-                                10000.0F, 1.0F, 0.0F, 1.0F, 32.0F, 1.0F);
-    }
-    shift_buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(c, ggml_backend_cpu_buffer_type()));
-  }
-
-  // Calls the device; true if it was made to fail in there.
+  // Calls the driver; true if it was made to fail in there.
   template <typename Function>
   bool faulty(const Function& function) const {
     if (faults.begin == nullptr) {
@@ -275,10 +152,11 @@ struct CacheModel::Impl {
     return faults.end();
   }
 
-  std::string compute(ggml_tensor* node) {
+  template <typename Function>
+  std::string call(const Function& function) {
     Status status;
-    made_to_fail = faulty([&] { status = run_coded(node, parallel, scratch); });
-    return status.ok() ? "" : "the device refuses: " + status.message();
+    made_to_fail = faulty([&] { status = function(); });
+    return status.ok() ? "" : "the cache refuses: " + status.message();
   }
 
   // ---- Operations ----
@@ -329,7 +207,7 @@ struct CacheModel::Impl {
         return "";
       }
     }
-    return run_graph(graphs[stream][n], stream, chosen);
+    return run_step(stream, chosen);
   }
 
   // From cell t of the stream on; if it is full, the sequence there has to go.
@@ -384,20 +262,19 @@ struct CacheModel::Impl {
     return next;
   }
 
-  std::string run_graph(Graph& graph, int stream, const std::vector<std::size_t>& chosen) {
-    auto* positions = static_cast<std::int32_t*>(graph.positions->data);
-    auto* indices = static_cast<std::int64_t*>(graph.cells->data);
-    auto* mask = static_cast<std::uint16_t*>(graph.mask->data);
-    auto* queries = static_cast<float*>(graph.queries->data);
-    for (std::size_t i = 0; i < chosen.size(); i++) {
-      positions[i] = cells[chosen[i]].position;
-      indices[i] = static_cast<std::int64_t>(chosen[i]);
+  std::string run_step(int stream, const std::vector<std::size_t>& chosen) {
+    ModelStep step;
+    step.stream = stream;
+    step.cells = chosen;
+    for (const std::size_t cell : chosen) {
+      step.positions.push_back(cells[cell].position);
       for (int t = 0; t < kCells; t++) {
-        mask[i * kCells + t] = sees(chosen[i], at(stream, t)) ? 0 : 0xFC00;
+        step.mask.push_back(sees(cell, at(stream, t)) ? 0 : kHalfMinusInfinity);
       }
     }
-    for (std::size_t i = 0; i < chosen.size() * kHeads * kHeadDim; i++) {
-      queries[i] = static_cast<float>(rng.normal());
+    step.queries.resize(chosen.size() * kHeads * kHeadDim);
+    for (float& query : step.queries) {
+      query = static_cast<float>(rng.normal());
     }
     bool damaged = false;
     for (const std::size_t cell : chosen) {
@@ -405,45 +282,53 @@ struct CacheModel::Impl {
         damaged = damaged || (sees(cell, at(stream, t)) && cells[at(stream, t)].damaged);
       }
     }
+    driver->begin(step);
     for (int layer = 0; layer < kLayers; layer++) {
-      for (std::size_t i = 0; i < chosen.size(); i++) {
-        std::memcpy(static_cast<float*>(graph.rotated[layer]->data) + i * kChannels,
-                    cells[chosen[i]].rows->keys[layer].given.data(), sizeof(Row));
-        std::memcpy(static_cast<float*>(graph.values[layer]->data) + i * kChannels,
-                    cells[chosen[i]].rows->values[layer].given.data(), sizeof(Row));
-      }
-      for (ggml_tensor* node :
-           {graph.store_keys[layer], graph.store_values[layer], graph.attend[layer]}) {
-        const std::string error = compute(node);
-        if (!error.empty()) {
-          return damaged || made_to_fail ? break_off(chosen) : error;
-        }
+      const std::string error = run_layer(layer, chosen);
+      if (!error.empty()) {
+        return damaged || made_to_fail ? break_off(chosen) : error;
       }
       if (!damaged) {
-        const std::string wrong = compare(graph, stream, chosen, layer);
+        const std::string wrong = compare(step, stream, chosen, layer);
         if (!wrong.empty()) {
           return wrong;
         }
       }
     }
     leave_window(stream, chosen);
-    kv->settle();
+    driver->end();
     return check_rows(stream);
+  }
+
+  std::string run_layer(int layer, const std::vector<std::size_t>& chosen) {
+    std::vector<float> keys;
+    std::vector<float> values;
+    for (const std::size_t cell : chosen) {
+      const Row& key = cells[cell].rows->keys[layer].given;
+      const Row& value = cells[cell].rows->values[layer].given;
+      keys.insert(keys.end(), key.begin(), key.end());
+      values.insert(values.end(), value.begin(), value.end());
+    }
+    std::string error = call([&] { return driver->store_keys(layer, keys.data()); });
+    if (error.empty()) {
+      error = call([&] { return driver->store_values(layer, values.data()); });
+    }
+    return error.empty() ? call([&] { return driver->attend(layer); }) : error;
   }
 
   // What llama.cpp does when an evaluation fails: its tokens are taken back. In layers
   // that were not reached their rows are stale, so they must not be exact either.
   std::string break_off(const std::vector<std::size_t>& chosen) {
-    kv->settle();
+    driver->end();
     for (const std::size_t cell : chosen) {
-      if (kv->cache()->window().row(cell) != ExactWindow::kNone) {
+      if (driver->window().row(cell) != ExactWindow::kNone) {
         return text("a token of a failed graph is exact", static_cast<int>(cell), 0);
       }
       cells[cell].free();
     }
     // Which of the others made room, or are not needed by what is still there, is not modelled.
     for (std::size_t cell = 0; cell < cells.size(); cell++) {
-      cells[cell].exact = kv->cache()->window().row(cell) != ExactWindow::kNone;
+      cells[cell].exact = driver->window().row(cell) != ExactWindow::kNone;
       cells[cell].needed = false;
     }
     return "";
@@ -480,7 +365,7 @@ struct CacheModel::Impl {
   std::string check_rows(int stream) {
     for (int t = 0; t < kCells; t++) {
       ModelCell& cell = cells[at(stream, t)];
-      const bool kept = kv->cache()->window().row(at(stream, t)) != ExactWindow::kNone;
+      const bool kept = driver->window().row(at(stream, t)) != ExactWindow::kNone;
       if (cell.sequence < 0 || cell.damaged) {
         continue;
       }
@@ -493,11 +378,11 @@ struct CacheModel::Impl {
     return "";
   }
 
-  std::string compare(const Graph& graph, int stream, const std::vector<std::size_t>& chosen,
+  std::string compare(const ModelStep& step, int stream, const std::vector<std::size_t>& chosen,
                       int layer) {
-    const auto* out = static_cast<const float*>(graph.attend[layer]->data);
+    const float* out = driver->out(layer);
     for (std::size_t i = 0; i < chosen.size(); i++) {
-      const std::vector<double> want = attention(graph, stream, chosen[i], i, layer);
+      const std::vector<double> want = attention(step, stream, chosen[i], i, layer);
       for (std::size_t d = 0; d < want.size(); d++) {
         const double got = out[i * want.size() + d];
         if (!(std::abs(got - want[d]) < kTolerance)) {
@@ -510,7 +395,7 @@ struct CacheModel::Impl {
   }
 
   // [heads, head_dim] of query i, at cell `query`.
-  std::vector<double> attention(const Graph& graph, int stream, std::size_t query, std::size_t i,
+  std::vector<double> attention(const ModelStep& step, int stream, std::size_t query, std::size_t i,
                                 int layer) {
     struct Seen {
       std::array<double, kChannels> key;
@@ -530,7 +415,7 @@ struct CacheModel::Impl {
       }
     }
     std::vector<double> result(kHeads * kHeadDim);
-    const float* queries = static_cast<const float*>(graph.queries->data) + i * kHeads * kHeadDim;
+    const float* queries = step.queries.data() + i * kHeads * kHeadDim;
     for (int head = 0; head < kHeads; head++) {
       const int first = head / (kHeads / kKvHeads) * kHeadDim;
       double sum = 0;
@@ -597,10 +482,9 @@ struct CacheModel::Impl {
     const int sequence = static_cast<int>(input.below(n_streams * n_sequences));
     const auto from = static_cast<std::int32_t>(input.below(16));
     const auto n = static_cast<std::int32_t>(1 + input.below(16));
-    auto* amounts = static_cast<std::int32_t*>(shift_amount->data);
+    std::vector<std::int32_t> amounts(cells.size());
     for (std::size_t i = 0; i < cells.size(); i++) {
       ModelCell& cell = cells[i];
-      amounts[i] = 0;
       if (cell.sequence != sequence || cell.position < from) {
         continue;
       }
@@ -611,13 +495,7 @@ struct CacheModel::Impl {
         amounts[i] = -n;
       }
     }
-    for (ggml_tensor* node : shift_nodes) {
-      const std::string error = compute(node);
-      if (!error.empty()) {
-        return error;
-      }
-    }
-    return "";
+    return call([&] { return driver->shift(amounts); });
   }
 
   std::string copy_stream(Input& input) {
@@ -627,18 +505,9 @@ struct CacheModel::Impl {
     const int from = static_cast<int>(input.below(n_streams));
     const int to = 1 - from;
     bool failed = false;
-    const ggml_context_ptr views(ggml_init({ggml_tensor_overhead() * 32, nullptr, true}));
     for (int layer = 0; layer < kLayers; layer++) {
-      for (ggml_tensor* tensor : {k[layer], v[layer]}) {
-        const auto stream = [&](int s) {
-          ggml_tensor* view = ggml_view_2d(views.get(), tensor, kChannels, kCells, tensor->nb[1],
-                                           tensor->nb[2] * s);
-          ggml_backend_view_init(view);
-          return view;
-        };
-        ggml_tensor* source = stream(from);
-        ggml_tensor* target = stream(to);
-        failed = faulty([&] { ggml_backend_tensor_copy(source, target); }) || failed;
+      for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+        failed = faulty([&] { driver->copy_stream(kind, layer, from, to); }) || failed;
       }
     }
     for (int t = 0; t < kCells; t++) {
@@ -666,12 +535,9 @@ struct CacheModel::Impl {
       }
       saved_cells.push_back(cells[i]);
       std::vector<std::uint8_t> rows;
-      for_each_tensor([&](ggml_tensor* tensor) {
-        std::vector<std::uint8_t> row(tensor->nb[1]);
-        failed = faulty([&] {
-                   ggml_backend_tensor_get(tensor, row.data(), i * row.size(), row.size());
-                 }) ||
-                 failed;
+      for_each_tensor([&](KvKind kind, int layer) {
+        std::vector<std::uint8_t> row(driver->row_bytes());
+        failed = faulty([&] { driver->read_row(kind, layer, i, row); }) || failed;
         rows.insert(rows.end(), row.begin(), row.end());
       });
       saved_rows.push_back(std::move(rows));
@@ -705,15 +571,12 @@ struct CacheModel::Impl {
     }
     std::size_t offset = 0;
     std::vector<bool> failed(targets.size());
-    for_each_tensor([&](ggml_tensor* tensor) {
+    for_each_tensor([&](KvKind kind, int layer) {
       for (std::size_t i = 0; i < targets.size(); i++) {
-        const auto set = [&] {
-          ggml_backend_tensor_set(tensor, rows[i].data() + offset, targets[i] * tensor->nb[1],
-                                  tensor->nb[1]);
-        };
-        failed[i] = faulty(set) || failed[i];
+        const auto row = std::span(rows[i]).subspan(offset, driver->row_bytes());
+        failed[i] = faulty([&] { driver->write_row(kind, layer, targets[i], row); }) || failed[i];
       }
-      offset += tensor->nb[1];
+      offset += driver->row_bytes();
     });
     for (std::size_t i = 0; i < targets.size(); i++) {
       cells[targets[i]] = saved_cells[i];
@@ -723,18 +586,18 @@ struct CacheModel::Impl {
     return check_rows(stream);
   }
 
+  // Keys of all layers, then values, as llama.cpp saves them.
   template <typename Function>
-  void for_each_tensor(const Function& function) {
-    for (ggml_tensor* tensor : k) {
-      function(tensor);
-    }
-    for (ggml_tensor* tensor : v) {
-      function(tensor);
+  static void for_each_tensor(const Function& function) {
+    for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+      for (int layer = 0; layer < kLayers; layer++) {
+        function(kind, layer);
+      }
     }
   }
 
   std::string clear() {
-    ggml_backend_buffer_clear(buffer.get(), 0);
+    driver->clear();
     for (ModelCell& cell : cells) {
       cell.free();
     }
@@ -746,18 +609,7 @@ struct CacheModel::Impl {
   int n_sequences;  // of one stream
   bool may_evict;
   Codebook codebook;
-  ggml_context_ptr context;
-  ggml_backend_buffer_ptr buffer;
-  KvBuffer* kv = nullptr;
-  std::array<ggml_tensor*, kLayers> k{};
-  std::array<ggml_tensor*, kLayers> v{};
-  std::map<int, std::map<int, Graph>> graphs;
-  ggml_context_ptr shift_context;
-  ggml_backend_buffer_ptr shift_buffer;
-  ggml_tensor* shift_amount = nullptr;
-  std::array<ggml_tensor*, kLayers> shift_nodes{};
-  StrictParallelFor parallel;
-  GraphScratch scratch;
+  std::unique_ptr<CacheDriver> driver;
   bool made_to_fail = false;
 
   std::vector<ModelCell> cells =
@@ -768,8 +620,8 @@ struct CacheModel::Impl {
   CacheModelCounts counts;
 };
 
-CacheModel::CacheModel(CacheKind kind, CacheFaults faults)
-    : impl_(std::make_unique<Impl>(kind, faults)) {
+CacheModel::CacheModel(MakeDriver make_driver, CacheKind kind, CacheFaults faults)
+    : impl_(std::make_unique<Impl>(make_driver, kind, faults)) {
 }
 
 CacheModel::~CacheModel() = default;
@@ -792,4 +644,4 @@ std::string CacheModel::run(std::span<const std::uint8_t> bytes) {
   return "";
 }
 
-}  // namespace cqkv::device
+}  // namespace cqkv::testing

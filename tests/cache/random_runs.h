@@ -1,7 +1,7 @@
 // Random operations on a coded cache against the plain model of cache_model.h.
 //
 // CQKV_CACHE_MODEL_OPS sets how many operations each kind of cache gets (default 10,000).
-#include "device/cache_model.h"
+#pragma once
 
 #include <cstdio>
 #include <cstdlib>
@@ -9,18 +9,18 @@
 
 #include <gtest/gtest.h>
 
+#include "cache/cache_model.h"
 #include "core/rng.h"
 
-namespace cqkv::device {
-namespace {
+namespace cqkv::testing {
 
-std::size_t n_operations() {
+inline std::size_t n_operations() {
   const char* text = std::getenv("CQKV_CACHE_MODEL_OPS");
   return text == nullptr ? 10000 : std::strtoull(text, nullptr, 10);
 }
 
-void run_random(CacheKind kind) {
-  CacheModel model(kind);
+inline void run_random(MakeDriver make_driver, CacheKind kind) {
+  CacheModel model(make_driver, kind);
   for (std::uint64_t seed = 1; model.counts().n_operations < n_operations(); seed++) {
     Rng rng(seed);
     std::vector<std::uint8_t> bytes(rng.below(4000));
@@ -37,17 +37,4 @@ void run_random(CacheKind kind) {
   EXPECT_GT(counts.n_coded, counts.n_attended);
 }
 
-TEST(CacheModel, Unified) {
-  run_random(CacheKind::kUnified);
-}
-
-TEST(CacheModel, SmallPool) {
-  run_random(CacheKind::kSmallPool);
-}
-
-TEST(CacheModel, Streams) {
-  run_random(CacheKind::kStreams);
-}
-
-}  // namespace
-}  // namespace cqkv::device
+}  // namespace cqkv::testing
