@@ -42,7 +42,8 @@ class TensorBasis {
   /// Components are channels, distances plain; of no shape: a codebook gives it its own.
   TensorBasis() = default;
 
-  /// @return kInvalidArgument if a size disagrees with the spec, an order is none, a number is not
+  /// @return kInvalidArgument if a size disagrees with the spec, an order is no permutation, a
+  /// number is not
   ///   finite, a rotation has no inverse or is there beside an order.
   static Result<TensorBasis> create(const TensorSpec& spec, Parts parts);
 

@@ -4,7 +4,7 @@
 //     position(query) - position(cell) < window,  or the cell is a sink:
 //                                                 its position was < sinks on arrival
 //
-// whatever the batch, so tokens of the graph under way have exact rows too, in a batch
+// whatever the batch, so tokens of the current graph have exact rows too, in a batch
 // area that all layers share; after each layer's attention the rows that later queries
 // will need move into the layer's pool. The rows themselves, and the copying, are the
 // caller's (src/device/kv_buffer.h); their format is exact_row.h, how many a pool has is
@@ -44,7 +44,7 @@ class ExactWindow {
   /// What a saved row says of its token beside its position.
   struct Saved {
     bool sink = false;
-    bool needed = true;          ///< Less than kept() behind the newest when it was last seen.
+    bool needed = true;          ///< Less than kept() before the newest when it was last seen.
     std::uint16_t mark_age = 0;  ///< 0: not marked; 1: by the latest mark; and so on.
   };
 
@@ -70,7 +70,7 @@ class ExactWindow {
   /// Rows of the whole pool.
   std::size_t n_slots() const { return slots_.size(); }
 
-  /// Bytes of this table, and of one for so many cells and rows.
+  /// Bytes of this table, and of one for n_cells cells and n_rows rows.
   std::size_t bytes() const { return table_bytes(row_of_cell_.size(), slots_.size()); }
 
   static std::size_t table_bytes(std::size_t n_cells, std::size_t n_rows) {
@@ -146,7 +146,7 @@ class ExactWindow {
     std::uint64_t last_seen = 0;  // epoch
     std::uint64_t mark = 0;       // number of the latest mark that it has; 0: none
     std::int32_t n_together = 0;  // tokens of its sequence that came with it
-    bool needed = false;          // was less than kept() behind the newest when last seen
+    bool needed = false;          // was less than kept() before the newest when last seen
   };
 
   struct Slot {

@@ -197,7 +197,7 @@ class KvCache {
     std::unique_ptr<const TensorCodec> codec;
     ExactRowLayout exact;
     std::uint8_t* codes = nullptr;
-    std::uint8_t* pool = nullptr;  // exact rows of the window's slots, behind the codes
+    std::uint8_t* pool = nullptr;  // exact rows of the window's slots, after the codes
     std::unique_ptr<std::uint8_t, void (*)(void*)> own{nullptr, nullptr};
     bool rotated = false;  // keys: a rotation preceded the last store; `rope` says which
     RopeParams rope;

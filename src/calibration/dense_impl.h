@@ -1,4 +1,4 @@
-// The bodies behind dense.h's table, included once per instruction set by dense_*.cpp,
+// The functions of dense.h's table, included once per instruction set by dense_*.cpp,
 // which define before: namespace level's kWidth (floats of a vector), kTileRows and
 // kTileVectors (accumulators of a product). GNU vector extensions, which g++ and clang
 // compile to the instructions that the file's flags allow. No header may be included here
@@ -162,7 +162,7 @@ struct Tiles<1> {
   static TileFunction of(std::size_t) { return &tile<1>; }
 };
 
-// A tile to compute: `n_columns` of its panel, the first of which is at c.
+// A tile to compute: `n_columns` of its panel; the first is at c.
 struct TileTask {
   TileFunction function;
   View a;

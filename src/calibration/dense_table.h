@@ -1,4 +1,4 @@
-// The table of functions behind dense.h, one per instruction set. No function is defined
+// The table of functions that dense.h calls, one per instruction set. No function is defined
 // here: the files compiled for an instruction set include this header, and an inline
 // function compiled there could be used by the linker everywhere.
 #pragma once

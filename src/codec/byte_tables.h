@@ -42,7 +42,7 @@ struct KeyPairs {
 /// (without a basis, cqkv/basis.h, components are channels) with the largest centroid of a
 /// component, or of both of a pair of keys, at 127: the error of a value is at most scales[d] / 2.
 ///
-/// Whether that is little is a question of how far apart the centroids are: error() says.
+/// error() compares this with the distance between centroids.
 ///
 /// Const after construction. Memory: one byte a centroid channel, at least 256 a
 /// channel.
@@ -101,13 +101,13 @@ class ByteTables {
     return angles_.data() + static_cast<std::size_t>(kv_head) * angle_words();
   }
 
-  /// Channels of one entry of a table: larger groups are cut into parts of so many, which have the
-  /// same codes.
+  /// Channels of one entry of a table: larger groups are cut into parts of that size, which have
+  /// the same codes.
   int entry_dim(int group_dim) const { return std::min(group_dim, most_entry_dim_); }
 
   const std::int8_t* table(int kv_head) const { return bytes_.data() + kv_head * head_bytes_; }
 
-  /// [head_dim rounded up to kChannelLanes], zero behind the last channel.
+  /// [head_dim rounded up to kChannelLanes], zero after the last channel.
   const float* scales(int kv_head) const { return scales_.data() + kv_head * padded_; }
 
   /// The largest over groups of

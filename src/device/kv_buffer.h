@@ -50,7 +50,7 @@ class KvBuffer {
   /// but cannot be (its type, its row too small for a record).
   Status add(ggml_tensor* tensor);
 
-  /// The coded tensor behind a view, or null.
+  /// The coded tensor that a view shows, or null.
   CodedTensor* coded(const ggml_tensor* tensor);
 
   /// All coded tensors of this buffer; null if there are none.
@@ -114,7 +114,7 @@ ggml_backend_buffer_type_t kv_buffer_type(ggml_backend_dev_t device);
 /// Whether the tensor's memory belongs to this device.
 bool is_ours(const ggml_tensor* tensor);
 
-/// The buffer behind a tensor that is_ours; null in a dry run. There (llama.cpp's -fit) caches have
+/// The buffer of a tensor that is_ours; null in a dry run. There (llama.cpp's -fit) caches have
 /// a buffer without memory, which ggml makes without asking the device.
 KvBuffer* find_buffer(const ggml_tensor* tensor);
 

@@ -1,5 +1,5 @@
 // The rotation that a ROPE node of a ggml graph stands for. The arithmetic is rope/rope.h's;
-// which node rotates what is stored, whoever reads a graph finds out.
+// finding the relevant node is the caller's job.
 #pragma once
 
 #include <ggml.h>
@@ -16,7 +16,7 @@ bool has_sections(const ggml_tensor* node);
 /// The parameters of a ROPE node over text, for which rotations in sections are NeoX
 /// (RopeSections). Of a graph that is only planned, without memory, frequency factors count as
 /// none. kUnsupported for other modes than normal, NeoX and sections, for a rotation that begins
-/// behind the first channel and for factors of an unexpected shape; kInvalidArgument for
+/// after the first channel and for factors of an unexpected shape; kInvalidArgument for
 /// parameters that RopeParams::check refuses; kInternal if factors are missing in a graph that has
 /// memory.
 Result<RopeParams> read_rope(const ggml_tensor* node);

@@ -34,6 +34,7 @@ Status unknown_isa(std::string_view name, std::string_view source) {
 // The choice of the environment, or the best level; `status` says what was wrong.
 struct Choice {
   std::atomic<Level> level;
+  std::atomic<bool> forced{false};
   Status status;
 
   Choice() : level(isa::usable_levels().front()) {
@@ -42,9 +43,10 @@ struct Choice {
     if (wanted == nullptr || *wanted == '\0') {
       return;
     }
-    Level forced{};
-    if (find_usable(wanted, forced)) {
-      level = forced;
+    Level wanted_level{};
+    if (find_usable(wanted, wanted_level)) {
+      level = wanted_level;
+      forced = true;
     } else {
       status = unknown_isa(wanted, "CQKV_FORCE_ISA");
     }
@@ -62,6 +64,10 @@ namespace isa {
 
 Level active_level() {
   return choice().level.load(std::memory_order_relaxed);
+}
+
+bool is_forced() {
+  return choice().forced.load(std::memory_order_relaxed);
 }
 
 }  // namespace isa
@@ -84,6 +90,7 @@ Status force_isa(std::string_view name) {
     return unknown_isa(name, "instruction set");
   }
   choice().level = level;
+  choice().forced = true;
   return {};
 }
 

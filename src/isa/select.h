@@ -53,6 +53,9 @@ std::vector<Level> usable_levels();
 /// The level in use: the best usable one unless forced (cqkv/isa.h).
 Level active_level();
 
+/// Whether somebody chose the level in use, by CQKV_FORCE_ISA or force_isa.
+bool is_forced();
+
 /// The best table at or below `level`: its own, else that of the level below, and so on.
 ///
 /// @param tables  each with a member `level`, in any order but for the last, which is

@@ -34,14 +34,14 @@ enum class TableOrder {
                ///< <= 8.
 };
 
-/// Bytes that may be read behind the centroids of the last KV head.
+/// Bytes that may be read after the centroids of the last KV head.
 inline constexpr int kTablePadding = 64;
 
 /// What the largest probability of a step of softmax_bytes is as a byte: two products with 8-bit
 /// values fit 16 bits.
 inline constexpr int kLargestProbability = 127;
 
-/// What the cosines and sines of a block's angles are multiplied by: 12 bits behind the point.
+/// What the cosines and sines of a block's angles are multiplied by: 12 fraction bits.
 inline constexpr float kAngleUnit = 4096.0F;
 
 /// Two channels of a head that are rotated together, or that only stand side by side.
@@ -84,7 +84,7 @@ struct GatherCodes {
   std::size_t block_bytes = 0;
   std::size_t group_bytes = 0;
   int n_groups = 0;
-  const CodePieces* pieces = nullptr;  ///< Ascending by `to`, of which each has some.
+  const CodePieces* pieces = nullptr;  ///< Ascending by `to`; none is empty.
   int n_pieces = 0;
   std::uint8_t* out = nullptr;  ///< [n_groups, 64]
 };

@@ -33,8 +33,12 @@ const KernelTable& table_for(isa::Level level) {
   return isa::best_of<KernelTable>(kTables, level);
 }
 
+// AVX-512 without VBMI brings attention no instruction that it wants, and lowers the processor's
+// clock: where nobody asked for it, AVX2 is faster (docs/measurements.md).
 const KernelTable& active() {
-  return table_for(isa::active_level());
+  const isa::Level level = isa::active_level();
+  const bool better_below = level == isa::Level::kAvx512 && !isa::is_forced();
+  return table_for(better_below ? isa::level_below(level) : level);
 }
 
 const KernelTable* integer_kernels(const KernelTable& kernel, int code_bits) {

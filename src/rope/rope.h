@@ -56,7 +56,7 @@ struct RopeFrequencies {
 
   static RopeFrequencies of(const RopeParams& params);
 
-  /// The first pairs, a multiple of kPairLanes or all, such that those behind them turn by at most
+  /// The first pairs, a multiple of kPairLanes or all, such that the later ones turn by at most
   /// kLargestStandstill over `n_positions`.
   int n_turning(int n_positions) const;
 

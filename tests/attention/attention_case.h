@@ -38,7 +38,7 @@ struct AttentionShape {
   /// positions so that some cells are inside the window and some are not.
   bool exact_rows = false;
   int window = 30;
-  /// Every so manieth group of keys is summed for the values' sake; 0: none.
+  /// Sum every n-th key group; 0: none.
   int sum_every = 0;
   float softcap = 0.0F;
   bool sink_logits = false;  ///< Of each head one about as large as the largest scores.

@@ -155,7 +155,7 @@ class CliModelTest(unittest.TestCase):
 
     def test_nothing_asked_for_is_one_bit_with_rates_by_head(self):
         result = run("calibrate", "-m", MODEL, "-o", self.path("one.gguf"), "-c", "256",
-                     "--n-tokens", "768", "--max-iterations", "2")
+                     "--n-tokens", "512", "--max-iterations", "2")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("no -f: learning from the project's own prose, code and conversation",
                       result.stderr)

@@ -6,8 +6,21 @@
 
 #include "cqkv/isa.h"
 
+#include "isa/select.h"
+
 namespace cqkv {
 namespace {
+
+// First in this program: nobody has forced a level yet. Says something on processors with AVX-512
+// and without VBMI.
+TEST(Dispatch, Avx512IsForThoseWhoAskForIt) {
+  if (isa::is_forced() || isa::active_level() != isa::Level::kAvx512) {
+    GTEST_SKIP() << "another level is in use: " << active_isa();
+  }
+  EXPECT_EQ(kernels::active().level, isa::Level::kAvx2);
+  ASSERT_TRUE(force_isa("avx512").ok());
+  EXPECT_EQ(kernels::active().level, isa::Level::kAvx512);
+}
 
 TEST(Dispatch, EveryLevelHasIntegerKernelsForAllByteCodes) {
   for (const std::string& name : supported_isas()) {

@@ -1,4 +1,4 @@
-// One attention call under way: the class behind `attend`. Its members are in five files:
+// One attention call: the class that `attend` runs. Its members are in five files:
 //
 //   attention_operator.cpp  tasks, ranges and chunks of blocks, merging
 //   visible_blocks.cpp      what the queries of a tile see of a block: masks, exact rows, angles

@@ -66,8 +66,8 @@ unsigned AttentionOperator::scan_block(const Part& part, const ViewBlock& block)
   return seen;
 }
 
-// The masks [64] of a block's cells for one query. Not even of a block in place are they those of
-// its 64 cells, if it has a list: the query may see the others in other blocks.
+// The masks [64] of a block's cells for one query. If the block has a cell list, its mask must be
+// gathered: the query may see its other cells in other blocks.
 void AttentionOperator::gather_mask(int query, const ViewBlock& block, std::uint16_t* mask) const {
   const std::uint8_t* row = call_.mask == nullptr
                                 ? nullptr

@@ -32,7 +32,7 @@ bool has_usable_tables(const CacheSide& side) {
   return side.codec != nullptr && side.codec->tables() != nullptr;
 }
 
-// None to use are as good.
+// No key sums means nothing to check.
 bool has_usable_tables(const KeySums* key_sums) {
   return key_sums == nullptr ||
          are_usable(key_sums->tables(), key_sums->centroids().spec().code_bits());

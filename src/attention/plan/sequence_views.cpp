@@ -275,8 +275,8 @@ void SequenceViews::find_changes(int query) {
   }
 }
 
-// Whether the query can stand in the view under way, where its cells are then. Cells of one that
-// cannot may be left behind, hidden from all others: what these see was there already.
+// Tries to add the query to the current view. On failure its cells may remain; earlier queries'
+// masks hide them.
 bool SequenceViews::extend(int query) {
   SequenceView& view = views_.back();
   if (view.layered) {

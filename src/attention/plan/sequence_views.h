@@ -1,5 +1,5 @@
 // Which cells queries see, in the order of their positions. A cache may hold a sequence in any
-// cells: one behind the other, taking turns with other sequences, with gaps, moved. Attention
+// cells: one after the other, taking turns with other sequences, with gaps, moved. Attention
 // works on blocks of 64 positions from a multiple of 64 on, wherever their cells are. What it
 // computes with them is not here.
 #pragma once
@@ -56,12 +56,12 @@ struct SequenceView {
   bool layered = false;  ///< Some cells have the same position.
 };
 
-/// The views of a call. A query's own list of cells is: what it sees, by position; cells at one
-/// position, in the order of cells, in layers one behind the other. Queries stand in a view
-/// together if their lists agree wherever both have a cell, so that the blocks of a view are
-/// those of each of its queries, with cells more that the query's mask hides: what a query is
-/// given depends on the cells that it sees alone. Where cells have no positions, those are the
-/// cells' own numbers.
+/// The views of a call. A view groups consecutive queries that place every shared position in the
+/// same cell; the mask hides the rest. So what a query gets depends on the cells that it sees, and
+/// on nothing else.
+///
+/// Several cells at one position stand in layers, in the order of cells, each with blocks of its
+/// own. Cells without positions count by their own numbers.
 ///
 /// Blocks stand in ascending order of (base, layer), cut into ranges of kRangePositions positions.
 class SequenceViews {
