@@ -17,7 +17,8 @@ namespace {
 
 Status check_side(const CacheSide& side, std::string_view name, int n_kv_heads, int head_dim,
                   std::size_t n_cells) {
-  if (n_cells > 0 && side.data == nullptr) {
+  const bool stores_nothing = side.codec != nullptr && side.codec->layout().n_codes() == 0;
+  if (n_cells > 0 && side.data == nullptr && !stores_nothing) {
     return invalid_argument("attention: no " + std::string(name));
   }
   const TensorCodebook* codebook = side.codec != nullptr ? &side.codec->codebook() : nullptr;

@@ -26,7 +26,7 @@ namespace cqkv {
 struct CacheSide {
   /// What the codes mean; keys' with tables for the call's rotation. Null for plain rows.
   const TensorCodec* codec = nullptr;
-  /// First block of the stream (codes), or the first row (plain).
+  /// First block of the stream (codes; may be null if no head has any), or the first row (plain).
   const std::uint8_t* data = nullptr;
   /// Plain rows: bytes from row to row and from head to head, f16 elements.
   std::size_t row_bytes = 0;

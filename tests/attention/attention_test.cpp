@@ -472,6 +472,22 @@ TEST(Attention, PairsThatStandStillHaveTheMagnitude) {
   expect_matches_reference(test, test.call());
 }
 
+// A side all of whose heads are without codes takes no memory, so that there may be none.
+TEST(Attention, ASideWithoutCodesNeedsNoMemory) {
+  AttentionShape shape;
+  shape.k_dims = {8, 8};
+  shape.v_dims = {0, 0};
+  shape.byte_tables = true;
+  AttentionCase test(shape, 1);
+  AttentionCall call = test.call();
+  call.v.data = nullptr;
+  expect_matches_reference(test, call);
+  call.k.data = nullptr;
+  ThreadParallelFor parallel(1);
+  AttentionWorkspace workspace;
+  EXPECT_EQ(attend(call, parallel, workspace).code(), StatusCode::kInvalidArgument);
+}
+
 // Tables made for other kernels are an error, not a slow path or wrong angles.
 TEST(Attention, TablesOfOtherKernelsAreRefused) {
   AttentionShape shape;
