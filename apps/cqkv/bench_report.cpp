@@ -12,11 +12,14 @@
 namespace cqkv::app {
 namespace {
 
-// How many times faster than ggml on f16; "-" where that did not run.
+// How many times faster than ggml on f16, a layer against a layer; "-" where that did not run.
 std::string speedup(const BenchRow& row, const std::vector<BenchRow>& rows) {
   const auto f16 = std::find_if(rows.begin(), rows.end(),
                                 [](const BenchRow& other) { return other.type == "f16"; });
-  return f16 == rows.end() ? "-" : format("%.2f", f16->timings.minimum() / row.timings.minimum());
+  const auto time = [](const BenchRow& one) {
+    return one.ns_per_token_head(one.timings.minimum());
+  };
+  return f16 == rows.end() ? "-" : format("%.2f", time(*f16) / time(row));
 }
 
 // "8c8b+2" with the keys of two heads.

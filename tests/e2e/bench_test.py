@@ -116,6 +116,11 @@ class BenchAttentionTest(BenchCase):
             self.assertEqual([(row["type"], row["n_layers"], row["head_dim"]) for row in rows],
                              [("one", 3, 32), ("2", 2, 32), ("f16", 1, 32)])
             self.assertEqual(rows[0]["cache_bytes"], 3 * 2 * 2 * 4 * 128)  # 100 cells: two blocks
+            # The table compares a layer with a layer.
+            cells = [line.split() for line in
+                     quick("--kv-codebook", one, "--type", "f16").stdout.splitlines()[-2:]]
+            fastest, speedup = float(cells[0][7]), float(cells[0][9])
+            self.assertAlmostEqual(speedup, float(cells[1][7]) / fastest, delta=0.02 * speedup + 0.01)
             self.expect_usage(quick("--kv-codebook", one, "--check"), "--check")
             result = quick("--kv-codebook", one, make("wide.gguf", "1", "8c8b", "2", "64"))
             self.assertEqual(result.returncode, 1)
