@@ -37,6 +37,11 @@ Status check_side(const CacheSide& side, std::string_view name, int n_kv_heads, 
                             (is_key ? " has a rotation, want an order of channels"
                                     : " has an order of channels, want a rotation"));
   }
+  if (codebook != nullptr && side.codec->tables() != nullptr &&
+      side.codec->tables()->n_channels() != codebook->n_channels()) {
+    return invalid_argument("attention: the byte tables of the " + std::string(name) +
+                            " are another codebook's");
+  }
   if (codebook != nullptr && !side.codec->fits(kernels::active())) {
     return invalid_argument("attention: the byte tables of the " + std::string(name) +
                             " are for other kernels than those of " +

@@ -118,8 +118,7 @@ class AttentionWorkspace {
 /// A query that sees no cell gets zeros. Blocks that no query of a tile sees are skipped
 /// without being decoded.
 ///
-/// @return kInvalidArgument if shapes disagree or a codec has tables for other kernels than those
-/// in
+/// @return kInvalidArgument if shapes disagree or a codec has tables for other kernels than are in
 ///   use (nothing is written), kResourceExhausted if scratch memory cannot be had.
 /// Numerics: f32, and 8 and 16 bits where there are byte tables (docs/kernels.md); every row
 ///   is computed in an order fixed by the positions of the cells that its query sees: blocks of

@@ -8,16 +8,13 @@
 #include <utility>
 
 #include "core/exceptions.h"
+#include "core/round_up.h"
+#include "core/side_text.h"
 
 namespace cqkv {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
-
-std::string side_text(KvKind kind, int layer) {
-  return std::string(kind == KvKind::kKey ? "keys" : "values") + " of layer " +
-         std::to_string(layer);
-}
 
 }  // namespace
 
@@ -50,7 +47,7 @@ Status KvCache::add(const CacheTensor& given) {
     const CodedTensorSize size = tensor_size(options_, *given.codebook);
     tensor->codes = given.memory;
     if (tensor->codes == nullptr) {
-      const std::size_t padded = (size.total() + kAlignment - 1) / kAlignment * kAlignment;
+      const std::size_t padded = round_up(size.total(), kAlignment);
       tensor->own = {static_cast<std::uint8_t*>(std::aligned_alloc(kAlignment, padded)), std::free};
       tensor->codes = tensor->own.get();
     }

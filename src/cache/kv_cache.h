@@ -235,6 +235,7 @@ class KvCache {
   // kv_cache_step.cpp
   bool uses_window(int layer) const { return window_.enabled() && knows_positions(layer); }
 
+  static TokenChunk chunk_at(int chunk, std::size_t n_tokens);
   void compute_angles(const RopeParams& rope);
   Status set_rotation(Tensor& tensor, std::size_t n_tokens, const RopeParams* rope);
   Status store(Tensor& tensor, const TokenRows& rows, std::span<const std::size_t> cells,

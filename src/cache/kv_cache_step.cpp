@@ -7,6 +7,7 @@
 #include "attention/mask_view.h"
 #include "cache/kv_cache.h"
 #include "core/exceptions.h"
+#include "core/side_text.h"
 #include "kernels/dispatch.h"
 
 namespace cqkv {
@@ -19,6 +20,11 @@ int n_chunks_of(std::size_t n_tokens) {
 }
 
 }  // namespace
+
+KvCache::TokenChunk KvCache::chunk_at(int chunk, std::size_t n_tokens) {
+  const std::size_t first = static_cast<std::size_t>(chunk) * kChunk;
+  return {first, std::min(kChunk, n_tokens - first)};
+}
 
 // ---------------------------------------------------------------- begin and end
 
@@ -138,18 +144,14 @@ void KvCache::encode_rows(const Tensor& tensor, const TokenRows& rows, std::size
   // Here, since tasks must not throw.
   workspace.decoded.resize(static_cast<std::size_t>(parallel.n_threads()) * n_channels);
   const int n_chunks = n_chunks_of(n_tokens);
-  const auto chunk_at = [n_tokens](int chunk) {
-    const std::size_t first = static_cast<std::size_t>(chunk) * kChunk;
-    return TokenChunk{first, std::min(kChunk, n_tokens - first)};
-  };
   parallel.run(n_chunks, [&](int chunk, int thread) {
-    take_rows(tensor, rows, chunk_at(chunk),
+    take_rows(tensor, rows, chunk_at(chunk, n_tokens),
               workspace.decoded.data() + static_cast<std::size_t>(thread) * n_channels,
               workspace.rows.data());
   });
   const int n_parts = n_chunks == 0 ? 1 : (parallel.n_threads() + n_chunks - 1) / n_chunks;
   parallel.run(n_chunks * n_parts, [&](int task, int) {
-    const TokenChunk chunk = chunk_at(task / n_parts);
+    const TokenChunk chunk = chunk_at(task / n_parts, n_tokens);
     const int first = n_codes * (task % n_parts) / n_parts;
     const int end = n_codes * (task % n_parts + 1) / n_parts;
     codebook.encode_groups(
@@ -195,9 +197,8 @@ Status KvCache::store(Tensor& tensor, const TokenRows& rows, std::span<const std
   if (exact) {
     std::uint8_t* out = begin_exact_rows(tensor, cells.size());
     parallel.run(n_chunks_of(cells.size()), [&](int chunk, int thread) {
-      const std::size_t first = static_cast<std::size_t>(chunk) * kChunk;
       const auto n_channels = static_cast<std::size_t>(tensor.given.codebook->n_channels());
-      write_exact_rows(tensor, workspace, {first, std::min(kChunk, cells.size() - first)},
+      write_exact_rows(tensor, workspace, chunk_at(chunk, cells.size()),
                        workspace.decoded.data() + static_cast<std::size_t>(thread) * n_channels,
                        out);
     });
@@ -279,8 +280,7 @@ Status KvCache::exact_side(const Tensor* tensor, ExactRows::Side& side) {
   const BatchRows& rows = batch_rows(*tensor);
   if (rows.owner != tensor || tensor->stored_step != step_) {
     return invalid_argument(
-        std::string("cache: ") + (tensor->given.kind == KvKind::kKey ? "keys" : "values") +
-        " of layer " + std::to_string(tensor->given.layer) +
+        "cache: " + side_text(tensor->given.kind, tensor->given.layer) +
         " are read in a step that did not store them, or after another layer stored its own");
   }
   side = {tensor->pool, rows.bytes.data()};

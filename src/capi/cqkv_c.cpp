@@ -21,6 +21,7 @@
 #include "codebook/learn.h"
 #include "core/half.h"
 #include "core/round_up.h"
+#include "core/side_text.h"
 #include "core/thread_pool.h"
 #include "cqkv.h"
 
@@ -134,8 +135,7 @@ Result<const TensorCodebook*> find_tensor(const cqkv_codebook* codebook, int lay
       codebook->codebook.layers[static_cast<std::size_t>(layer)].get(kind_of(kind));
   return tensor != nullptr
              ? Result<const TensorCodebook*>(tensor)
-             : invalid_argument(std::string(kind == CQKV_KEY ? "keys" : "values") + " of layer " +
-                                std::to_string(layer) + " are not coded");
+             : invalid_argument(cqkv::side_text(kind_of(kind), layer) + " are not coded");
 }
 
 Status check_rows(const void* rows, std::size_t n_rows, std::size_t row_stride, int n_channels) {
@@ -146,6 +146,20 @@ Status check_rows(const void* rows, std::size_t n_rows, std::size_t row_stride, 
              ? Status()
              : invalid_argument("row_stride: got " + std::to_string(row_stride) + ", rows have " +
                                 std::to_string(n_channels) + " channels");
+}
+
+// Of encoding and of decoding.
+Status check_coding(const TensorCodebook& tensor, const float* rows, std::size_t n_rows,
+                    std::size_t row_stride, const std::uint16_t* codes) {
+  CQKV_RETURN_IF_ERROR(check_rows(rows, n_rows, row_stride, tensor.n_channels()));
+  return codes == nullptr && n_rows > 0 ? null_argument("codes") : Status();
+}
+
+Status check_cached(const cqkv_cache& cache, int layer) {
+  return layer >= 0 && cache.cache.has(KvKind::kKey, layer)
+             ? Status()
+             : invalid_argument("layer: got " + std::to_string(layer) +
+                                ", the cache has none such");
 }
 
 }  // namespace
@@ -222,10 +236,7 @@ cqkv_status cqkv_encode(const cqkv_codebook* codebook, int layer, cqkv_kind kind
     if (!tensor.ok()) {
       return tensor.status();
     }
-    CQKV_RETURN_IF_ERROR(check_rows(rows, n_rows, row_stride, (*tensor)->n_channels()));
-    if (codes == nullptr && n_rows > 0) {
-      return null_argument("codes");
-    }
+    CQKV_RETURN_IF_ERROR(check_coding(**tensor, rows, n_rows, row_stride, codes));
     (*tensor)->encode(rows, n_rows, row_stride, codes);
     return {};
   });
@@ -238,10 +249,7 @@ cqkv_status cqkv_decode(const cqkv_codebook* codebook, int layer, cqkv_kind kind
     if (!tensor.ok()) {
       return tensor.status();
     }
-    CQKV_RETURN_IF_ERROR(check_rows(rows, n_rows, row_stride, (*tensor)->n_channels()));
-    if (codes == nullptr && n_rows > 0) {
-      return null_argument("codes");
-    }
+    CQKV_RETURN_IF_ERROR(check_coding(**tensor, rows, n_rows, row_stride, codes));
     const std::size_t n_codes = n_rows * static_cast<std::size_t>((*tensor)->n_codes());
     const int n_centroids = (*tensor)->spec().n_centroids();
     for (std::size_t i = 0; i < n_codes; i++) {
@@ -498,9 +506,7 @@ cqkv::RopeParams rope_of(const cqkv_rope& given) {
 
 Result<cqkv::TokenRows> token_rows(const cqkv_cache& cache, int layer, KvKind kind,
                                    const float* rows, std::size_t row_stride) {
-  if (layer < 0 || !cache.cache.has(kind, layer)) {
-    return invalid_argument("layer: got " + std::to_string(layer) + ", the cache has none such");
-  }
+  CQKV_RETURN_IF_ERROR(check_cached(cache, layer));
   const TensorCodebook& tensor = *cache.codebook.layers[static_cast<std::size_t>(layer)].get(kind);
   CQKV_RETURN_IF_ERROR(check_rows(rows, cache.cells.size(), row_stride, tensor.n_channels()));
   return cqkv::TokenRows{reinterpret_cast<const std::uint8_t*>(rows), row_stride * sizeof(float)};
@@ -585,10 +591,7 @@ void causal_mask(const cqkv_cache& cache, std::size_t first, std::int32_t positi
 }
 
 Status check_attention(const cqkv_cache& cache, const cqkv_attention& attention) {
-  const int layer = attention.layer;
-  if (layer < 0 || !cache.cache.has(KvKind::kKey, layer)) {
-    return invalid_argument("layer: got " + std::to_string(layer) + ", the cache has none such");
-  }
+  CQKV_RETURN_IF_ERROR(check_cached(cache, attention.layer));
   if (attention.queries == nullptr || attention.out == nullptr) {
     return null_argument("queries or out");
   }

@@ -2,6 +2,7 @@
 #include "gguf/writer.h"
 
 #include "core/atomic_file.h"
+#include "core/round_up.h"
 
 namespace cqkv::gguf {
 namespace {
@@ -22,7 +23,7 @@ void append_string(std::vector<char>& out, std::string_view text) {
 }
 
 std::uint64_t padded(std::uint64_t n_bytes) {
-  return (n_bytes + kDefaultAlignment - 1) / kDefaultAlignment * kDefaultAlignment;
+  return round_up(n_bytes, kDefaultAlignment);
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <string_view>
 
+#include "core/side_text.h"
+
 namespace cqkv {
 
 std::optional<CacheName> parse_cache_name(const char* name) {
@@ -27,7 +29,7 @@ std::optional<CacheName> parse_cache_name(const char* name) {
 }
 
 std::string cache_text(const CacheName& name) {
-  return std::string(kv_kind_name(name.kind)) + "s of layer " + std::to_string(name.layer);
+  return side_text(name.kind, name.layer);
 }
 
 bool is_cache_like(const char* name) {
