@@ -91,8 +91,8 @@ void KvCache::compute_angles(const RopeParams& rope) {
 
 // Makes the batch's angles those of this layer.
 Status KvCache::set_rotation(Tensor& tensor, std::size_t n_tokens, const RopeParams* rope) {
-  tensor.rotated = rope != nullptr;
   if (rope == nullptr) {
+    tensor.rotated = false;
     return {};
   }
   if (!in_step_ || !knows_positions(tensor.given.layer)) {
@@ -109,6 +109,7 @@ Status KvCache::set_rotation(Tensor& tensor, std::size_t n_tokens, const RopePar
     compute_angles(*rope);
   }
   tensor.rope = *rope;
+  tensor.rotated = true;
   return {};
 }
 
