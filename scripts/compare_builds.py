@@ -19,7 +19,6 @@ import sys
 import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TIMES = ("seconds", "tokens_per_second", "path", "tool", "codebook")  # of a row: may differ
 
 
 def run(*command):
@@ -29,21 +28,13 @@ def run(*command):
     return result.stdout
 
 
-def without_times(value):
-    """Figures without what no two runs have alike."""
-    if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items()
-                if not any(word in key for word in TIMES)}
-    if isinstance(value, list):
-        return [without_times(item) for item in value]
-    return value
-
-
 def figures(folder, options, codebook):
     text = run(os.path.join(folder, "cqkv"), "perplexity", "-m", options.model, "--kv-codebook",
                codebook, "-f", options.text, "-c", str(options.ctx_size), "--chunks",
                str(options.chunks), "-t", "2", "--json", "-")
-    return without_times(json.loads(text))
+    out = json.loads(text)
+    del out["tool"]  # names the build
+    return out
 
 
 def generation(folder, options, codebook, name):
