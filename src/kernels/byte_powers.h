@@ -1,4 +1,4 @@
-// Powers of two as bytes, in 16 bits: the numbers that powers_row of every level (kernels_impl.inc)
+// Powers of two as bytes, in 16 bits: the numbers that powers_row of every level (simd-inl.h)
 // shares, and what it computes with them. Constants only, as it is included by the
 // per-instruction-set files.
 //

@@ -1,10 +1,6 @@
 // The AVX-512 level: 16 lanes, fused multiply-add, half floats in hardware.
-#include <cstddef>
-#include <cstdint>
+#define CQKV_SIMD "kernels/simd_avx512-inl.h"
 
-#include <immintrin.h>
-
-#include "kernels/avx512_lanes.inc"
 #include "kernels/integer_avx2.inc"
 #include "kernels/make_table.inc"
 

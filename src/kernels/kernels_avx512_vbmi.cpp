@@ -1,11 +1,7 @@
 // The AVX-512 level with VBMI and VNNI: as AVX-512, with integer kernels of its own for codes of
 // up to 8 bits. Longer ones do not fit its look-ups in registers.
-#include <cstddef>
-#include <cstdint>
+#define CQKV_SIMD "kernels/simd_avx512-inl.h"
 
-#include <immintrin.h>
-
-#include "kernels/avx512_lanes.inc"
 #include "kernels/integer_vbmi.inc"
 #include "kernels/make_table.inc"
 

@@ -1,11 +1,11 @@
 // The NEON level: what every 64-bit Arm processor has. 4 lanes, fused multiply-add, half floats
 // in hardware.
+#define CQKV_SIMD "kernels/simd_neon-inl.h"
+
 #include <cstddef>
 #include <cstdint>
 
 #include <arm_neon.h>
-
-#include "kernels/neon_lanes.inc"
 
 namespace cqkv::kernels {
 namespace {

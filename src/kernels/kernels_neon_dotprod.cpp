@@ -1,11 +1,11 @@
 // The NEON level with dot products of bytes (FEAT_DotProd), which serve the values: keys and
 // queries have 16 bits.
+#define CQKV_SIMD "kernels/simd_neon-inl.h"
+
 #include <cstddef>
 #include <cstdint>
 
 #include <arm_neon.h>
-
-#include "kernels/neon_lanes.inc"
 
 namespace cqkv::kernels {
 namespace {

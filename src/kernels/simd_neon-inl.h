@@ -1,5 +1,11 @@
-// What the two NEON levels define before kernels_impl.inc. All of it is in every 64-bit Arm
-// processor.
+// The vectors of the two NEON levels (their names: simd-inl.h): 4 lanes, fused multiply-add, half
+// floats in hardware. All of it is in every 64-bit Arm processor.
+#pragma once
+
+#include <cstdint>
+
+#include <arm_neon.h>
+
 #include "kernels/byte_powers.h"
 
 namespace cqkv::kernels {

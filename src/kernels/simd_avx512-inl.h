@@ -1,4 +1,11 @@
-// What the two AVX-512 levels define before kernels_impl.inc.
+// The vectors of the two AVX-512 levels (their names: simd-inl.h): 16 lanes, fused multiply-add,
+// half floats in hardware.
+#pragma once
+
+#include <cstdint>
+
+#include <immintrin.h>
+
 #include "kernels/byte_powers.h"
 
 namespace cqkv::kernels {
