@@ -2,11 +2,12 @@
 // up to 8 bits. Longer ones do not fit its look-ups in registers.
 #define CQKV_SIMD "kernels/simd_avx512-inl.h"
 
-#include "kernels/integer_vbmi.inc"
-#include "kernels/make_table.inc"
+#include "kernels/integer_vbmi-inl.h"
+#include "kernels/make_table-inl.h"
 
 namespace cqkv::kernels {
 
-const KernelTable kAvx512VbmiTable = make_table(isa::Level::kAvx512Vbmi, &kAvx512Table);
+const KernelTable kAvx512VbmiTable =
+    make_table(isa::Level::kAvx512Vbmi, kVbmiIntegerKernels, &kAvx512Table);
 
 }  // namespace cqkv::kernels

@@ -1,18 +1,20 @@
-// The integer kernels for AVX2, of which the parts are in avx2_*.inc. The AVX-512 level without
-// VBMI uses them too.
+// The integer kernels for AVX2, of which the parts are in avx2_*-inl.h. The AVX-512 level without
+// VBMI uses them too. Here is only which part serves a call, and what the table gets.
+#pragma once
+
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/avx2_angles.inc"
-#include "kernels/avx2_tile_scores.inc"
-#include "kernels/avx2_token_scores.inc"
-#include "kernels/avx2_values.inc"
+#include "kernels/avx2_angles-inl.h"
+#include "kernels/avx2_rows-inl.h"
+#include "kernels/avx2_tile_scores-inl.h"
+#include "kernels/avx2_token_scores-inl.h"
+#include "kernels/avx2_values-inl.h"
+#include "kernels/coded_blocks.h"
+#include "kernels/integer_kernels.h"
 
 namespace cqkv::kernels {
 namespace {
-
-constexpr TableOrder kTableOrder = TableOrder::kByCode;
-constexpr int kMaxByteCodeBits = 12;
 
 void score_codes(const ScoreCodes& call) noexcept {
   const CodedBlocks& blocks = call.blocks;
@@ -34,6 +36,12 @@ void score_codes(const ScoreCodes& call) noexcept {
     score_block(call, block, bytes, tile);
   }
 }
+
+constexpr IntegerKernels kAvx2IntegerKernels = {.table_order = TableOrder::kByCode,
+                                                .max_code_bits = 12,
+                                                .pack_angles = pack_angles,
+                                                .score_codes = score_codes,
+                                                .accumulate_codes = accumulate_codes};
 
 }  // namespace
 }  // namespace cqkv::kernels

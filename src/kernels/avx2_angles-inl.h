@@ -1,5 +1,5 @@
-// AVX2: angles in 16 bits, in the orders of avx2_tile_scores.inc and avx2_token_scores.inc. Part of
-// integer_avx2.inc.
+// AVX2: angles in 16 bits, in the orders of avx2_tile_scores-inl.h and avx2_token_scores-inl.h.
+// Part of integer_avx2-inl.h.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,9 @@
 
 #include <immintrin.h>
 
-#include "kernels/avx2_token_scores.inc"
+#include "kernels/avx2_rows-inl.h"
+#include "kernels/avx2_token_scores-inl.h"
+#include "kernels/coded_blocks.h"
 
 namespace cqkv::kernels {
 namespace {

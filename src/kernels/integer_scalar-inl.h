@@ -1,17 +1,18 @@
 // The integer kernels in plain loops: their specification in code, which the compiler turns
-// into whatever the baseline has.
+// into whatever the baseline has. Those that are one text for all levels are not here:
+// softmax_bytes, gather_codes, rotate_queries (make_table-inl.h).
+#pragma once
+
 #include <cstddef>
 #include <cstdint>
 
 #include "kernels/coded_blocks.h"
 #include "kernels/float_constants.h"
+#include "kernels/integer_kernels.h"
 #include "kernels/simd_scalar-inl.h"
 
 namespace cqkv::kernels {
 namespace {
-
-constexpr TableOrder kTableOrder = TableOrder::kByCode;
-constexpr int kMaxByteCodeBits = 12;
 
 // Scores under way stand where the floats will be.
 typedef std::int32_t Int32At __attribute__((may_alias));
@@ -130,6 +131,12 @@ void pack_angles(const float* cosines, const float* sines, int n_pairs, float fa
     }
   }
 }
+
+constexpr IntegerKernels kScalarIntegerKernels = {.table_order = TableOrder::kByCode,
+                                                  .max_code_bits = 12,
+                                                  .pack_angles = pack_angles,
+                                                  .score_codes = score_codes,
+                                                  .accumulate_codes = accumulate_codes};
 
 }  // namespace
 }  // namespace cqkv::kernels

@@ -1,6 +1,6 @@
 // AVX2: scores of few rows, two tokens at a time with channels in the lanes, as the groups come
 // from memory. What runs once a token is inlined by force: gcc's own choice changes with every
-// instance. Part of integer_avx2.inc.
+// instance. Part of integer_avx2-inl.h.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 #include <immintrin.h>
 
-#include "kernels/avx2_rows.inc"
+#include "kernels/avx2_rows-inl.h"
 #include "kernels/coded_blocks.h"
 #include "kernels/unroll.h"
 

@@ -1,6 +1,6 @@
 // NEON: rotated keys, eight pairs at a time with channels in the lanes, as the groups come from
 // memory; and the angles that rotate them, which stand in the same order. Part of
-// integer_neon.inc.
+// integer_neon-inl.h.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,8 @@
 
 #include <arm_neon.h>
 
-#include "kernels/neon_rows.inc"
+#include "kernels/coded_blocks.h"
+#include "kernels/neon_rows-inl.h"
 
 namespace cqkv::kernels {
 namespace {
@@ -112,7 +113,7 @@ void pack_angles(const float* cosines, const float* sines, int n_pairs, float fa
 }
 
 // 256 times the lower eight bytes.
-inline int16x8_t widen(int8x16_t bytes) {
+inline int16x8_t widen_bytes(int8x16_t bytes) {
   return vreinterpretq_s16_s8(vzip1q_s8(vdupq_n_s8(0), bytes));
 }
 
@@ -132,7 +133,8 @@ void rotate_slice(const ScoreCodes& call, const PairSlice& slice, int block, std
       store_rotated(vshlq_n_s16(both, 8), vandq_s16(both, vdupq_n_s16(-256)), angles.cosines,
                     angles.sines, tile);
     } else {
-      store_rotated(widen(low.row(t)), widen(high.row(t)), angles.cosines, angles.sines, tile);
+      store_rotated(widen_bytes(low.row(t)), widen_bytes(high.row(t)), angles.cosines, angles.sines,
+                    tile);
     }
     angles.cosines += angles.stride;
     angles.sines += angles.stride;

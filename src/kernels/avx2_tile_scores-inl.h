@@ -1,6 +1,6 @@
 // AVX2: scores with tokens in the lanes, for many rows and for pairs in any order: a block is
 // decoded to bytes by channels, and rotated into a tile where rows are many. Part of
-// integer_avx2.inc.
+// integer_avx2-inl.h.
 //
 // Order of tokens: a channel of a block is 64 bytes in order; unpacking to 16 bits takes the lower
 // or the upper eight bytes of both lanes of 32 bytes, and packed angles are in that order. Scores
@@ -13,7 +13,7 @@
 
 #include <immintrin.h>
 
-#include "kernels/avx2_rows.inc"
+#include "kernels/avx2_rows-inl.h"
 #include "kernels/coded_blocks.h"
 #include "kernels/unroll.h"
 
@@ -79,7 +79,8 @@ struct PairQuarter {
   __m256i high;
 };
 
-inline __m256i widen(const std::int8_t* bytes, int quarter) {
+// 256 times the bytes of a quarter.
+inline __m256i widen_bytes(const std::int8_t* bytes, int quarter) {
   const __m256i all = load_bytes(bytes + quarter / 2 * 32);
   const __m256i zero = _mm256_setzero_si256();
   return quarter % 2 == 0 ? _mm256_unpacklo_epi8(zero, all) : _mm256_unpackhi_epi8(zero, all);
@@ -92,8 +93,8 @@ inline PairQuarter interleave(__m256i x, __m256i y) {
 [[gnu::always_inline]] inline PairQuarter rotated_quarter(const std::int8_t* x_bytes,
                                                           const std::int8_t* y_bytes,
                                                           const std::int16_t* angles, int quarter) {
-  const __m256i x = widen(x_bytes, quarter);
-  const __m256i y = widen(y_bytes, quarter);
+  const __m256i x = widen_bytes(x_bytes, quarter);
+  const __m256i y = widen_bytes(y_bytes, quarter);
   const __m256i cosine = load_bytes(angles + quarter * 16);
   const __m256i sine = load_bytes(angles + kBlockCells + quarter * 16);
   return interleave(_mm256_sub_epi16(_mm256_mulhrs_epi16(x, cosine), _mm256_mulhrs_epi16(y, sine)),
@@ -102,8 +103,8 @@ inline PairQuarter interleave(__m256i x, __m256i y) {
 
 inline PairQuarter plain_quarter(const std::int8_t* x_bytes, const std::int8_t* y_bytes,
                                  int quarter) {
-  return interleave(_mm256_srai_epi16(widen(x_bytes, quarter), 3),
-                    _mm256_srai_epi16(widen(y_bytes, quarter), 3));
+  return interleave(_mm256_srai_epi16(widen_bytes(x_bytes, quarter), 3),
+                    _mm256_srai_epi16(widen_bytes(y_bytes, quarter), 3));
 }
 
 // Two registers of sums of one row, of 16 tokens as in PairQuarter, to scores of 32 tokens.

@@ -1,5 +1,5 @@
 // AVX2: weighted sums of values, four tokens and sixteen channels at a time. Part of
-// integer_avx2.inc.
+// integer_avx2-inl.h.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,8 @@
 
 #include <immintrin.h>
 
-#include "kernels/avx2_rows.inc"
+#include "kernels/avx2_rows-inl.h"
+#include "kernels/coded_blocks.h"
 
 namespace cqkv::kernels {
 namespace {

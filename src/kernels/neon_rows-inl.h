@@ -1,5 +1,6 @@
 // NEON: where the channels of tokens come from. The centroids of a group stand in memory as they
-// are, so one load gives eight channels of a token. Part of integer_neon.inc.
+// are, so one load gives eight channels of a token. What is multiplied with them is not here. Part
+// of integer_neon-inl.h.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,6 @@
 // AVX2: where the channels of tokens come from. The centroids of a group stand in memory as they
-// are, so one load gives eight channels of a token. Part of integer_avx2.inc.
+// are, so one load gives eight channels of a token. What is multiplied with them is not here. Part
+// of integer_avx2-inl.h.
 #pragma once
 
 #include <cstddef>

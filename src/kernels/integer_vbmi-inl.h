@@ -1,10 +1,12 @@
 // The integer kernels for AVX-512 with VBMI and VNNI: a channel's 256 centroids stand in four
-// registers, and two two-register permutations look up 64 codes.
+// registers, and two two-register permutations look up 64 codes. Longer codes are not for these.
 //
 // Order of tokens. Bytes of keys are looked up in `tile` order: dword 4 L + k of the 64 bytes
 // holds tokens 16 k + 4 L ... + 3. Unpacking bytes to 16 bits and then (x', y') to dwords, both
 // inside lanes of 128 bits, leaves the tokens of four registers ascending. Packed angles are
 // in the order between the two.
+#pragma once
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -12,13 +14,12 @@
 #include <immintrin.h>
 
 #include "kernels/coded_blocks.h"
+#include "kernels/integer_kernels.h"
 #include "kernels/unroll.h"
 
 namespace cqkv::kernels {
 namespace {
 
-constexpr TableOrder kTableOrder = TableOrder::kByChannel;
-constexpr int kMaxByteCodeBits = 8;
 constexpr int kTableEntries = 256;
 
 // Pairs whose bytes are looked up before they are multiplied.
@@ -128,8 +129,9 @@ struct PairHalf {
   __m512i high;
 };
 
+// 256 times the bytes of a half.
 template <int kHalf>
-inline __m512i widen(__m512i bytes) {
+inline __m512i widen_bytes(__m512i bytes) {
   const __m512i zero = _mm512_setzero_si512();
   return kHalf == 0 ? _mm512_unpacklo_epi8(zero, bytes) : _mm512_unpackhi_epi8(zero, bytes);
 }
@@ -141,8 +143,8 @@ inline PairHalf interleave(__m512i x, __m512i y) {
 template <int kHalf>
 inline PairHalf rotated_half(const std::int8_t* x_bytes, const std::int8_t* y_bytes,
                              const std::int16_t* angles) {
-  const __m512i x = widen<kHalf>(load_bytes(x_bytes));
-  const __m512i y = widen<kHalf>(load_bytes(y_bytes));
+  const __m512i x = widen_bytes<kHalf>(load_bytes(x_bytes));
+  const __m512i y = widen_bytes<kHalf>(load_bytes(y_bytes));
   const __m512i cosine = load_bytes(angles + kHalf * 32);
   const __m512i sine = load_bytes(angles + kBlockCells + kHalf * 32);
   return interleave(_mm512_sub_epi16(_mm512_mulhrs_epi16(x, cosine), _mm512_mulhrs_epi16(y, sine)),
@@ -151,8 +153,8 @@ inline PairHalf rotated_half(const std::int8_t* x_bytes, const std::int8_t* y_by
 
 template <int kHalf>
 inline PairHalf plain_half(const std::int8_t* x_bytes, const std::int8_t* y_bytes) {
-  return interleave(_mm512_srai_epi16(widen<kHalf>(load_bytes(x_bytes)), 3),
-                    _mm512_srai_epi16(widen<kHalf>(load_bytes(y_bytes)), 3));
+  return interleave(_mm512_srai_epi16(widen_bytes<kHalf>(load_bytes(x_bytes)), 3),
+                    _mm512_srai_epi16(widen_bytes<kHalf>(load_bytes(y_bytes)), 3));
 }
 
 // Some pairs of all blocks, looked up: x of pair i of block b at bytes + (i n_blocks + b) 64, y
@@ -478,6 +480,12 @@ void pack_angles(const float* cosines, const float* sines, int n_pairs, float fa
     store_bytes(packed + 32, _mm512_packs_epi32(words[2], words[3]));
   }
 }
+
+constexpr IntegerKernels kVbmiIntegerKernels = {.table_order = TableOrder::kByChannel,
+                                                .max_code_bits = 8,
+                                                .pack_angles = pack_angles,
+                                                .score_codes = score_codes,
+                                                .accumulate_codes = accumulate_codes};
 
 }  // namespace
 }  // namespace cqkv::kernels

@@ -1,6 +1,14 @@
 // NEON: weighted sums of values, sixteen channels of a block at a time: decoded to quads of
-// tokens, then multiplied four rows at a time. TokenQuad and what is done with it come from the
-// level. Part of integer_neon.inc.
+// tokens, then multiplied four rows at a time. Part of integer_neon-inl.h.
+//
+// How a quad is multiplied is not here: the two levels differ in it. Each gives a type TokenQuad,
+// which is eight channels of four tokens and has
+//
+//     static TokenQuad of(const int8x16_t (&tokens)[4])                     from lower halves
+//     template <int kQuad> void add_to(int8x16_t p, int32x4_t* sums) const
+//
+// The latter adds four products a channel to sums[2]; p are the probabilities of sixteen tokens, of
+// which these are quad number kQuad.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +16,8 @@
 
 #include <arm_neon.h>
 
-#include "kernels/neon_rows.inc"
+#include "kernels/coded_blocks.h"
+#include "kernels/neon_rows-inl.h"
 
 namespace cqkv::kernels {
 namespace {
@@ -21,42 +30,44 @@ constexpr int kPassVecs = kPassChannels / 4;
 constexpr int kValueRows = 4;
 
 // Sixteen channels of a block.
+template <typename TokenQuad>
 struct ValueTile {
   TokenQuad quads[kQuads][2];
 };
 
-template <int kDim, typename Code>
+template <typename TokenQuad, int kDim, typename Code>
 [[gnu::always_inline]] inline TokenQuad load_quad(const SliceSource<kDim, Code>& source, int t) {
   const int8x16_t tokens[kQuadTokens] = {source.row(t), source.row(t + 1), source.row(t + 2),
                                          source.row(t + 3)};
-  return make_quad(tokens);
+  return TokenQuad::of(tokens);
 }
 
-template <int kDim, typename Code>
-void decode_values(const CodedBlocks& blocks, int block, int channel, ValueTile* tile) {
+template <typename TokenQuad, int kDim, typename Code>
+void decode_values(const CodedBlocks& blocks, int block, int channel, ValueTile<TokenQuad>* tile) {
   const SliceSource<kDim, Code> low(blocks, block, channel);
   const SliceSource<kDim, Code> high(blocks, block, channel + kSlice);
   for (int i = 0; i < kQuads; i++) {
-    tile->quads[i][0] = load_quad(low, i * kQuadTokens);
-    tile->quads[i][1] = load_quad(high, i * kQuadTokens);
+    tile->quads[i][0] = load_quad<TokenQuad>(low, i * kQuadTokens);
+    tile->quads[i][1] = load_quad<TokenQuad>(high, i * kQuadTokens);
   }
 }
 
-using DecodeValues = void (*)(const CodedBlocks&, int, int, ValueTile*);
+template <typename TokenQuad>
+using DecodeValues = void (*)(const CodedBlocks&, int, int, ValueTile<TokenQuad>*);
 
-template <typename Code>
-inline DecodeValues value_decoder(int group_dim) {
+template <typename TokenQuad, typename Code>
+inline DecodeValues<TokenQuad> value_decoder(int group_dim) {
   switch (group_dim) {
     case 1:
-      return decode_values<1, Code>;
+      return decode_values<TokenQuad, 1, Code>;
     case 2:
-      return decode_values<2, Code>;
+      return decode_values<TokenQuad, 2, Code>;
     case 4:
-      return decode_values<4, Code>;
+      return decode_values<TokenQuad, 4, Code>;
     case 8:
-      return decode_values<8, Code>;
+      return decode_values<TokenQuad, 8, Code>;
     default:
-      return decode_values<16, Code>;
+      return decode_values<TokenQuad, 16, Code>;
   }
 }
 
@@ -78,19 +89,19 @@ inline DecodeValues value_decoder(int group_dim) {
 
 // Adds quad number kQuad of sixteen tokens to the sums of kRows rows; p[row] are the
 // probabilities of the sixteen.
-template <int kQuad, int kRows>
+template <int kQuad, typename TokenQuad, int kRows>
 [[gnu::always_inline]] inline void add_to_rows(const TokenQuad (&values)[2],
                                                const int8x16_t (&p)[kRows],
                                                int32x4_t (&sums)[kRows][kPassVecs]) {
   for (int r = 0; r < kRows; r++) {
-    add_quad<kQuad>(values[0], p[r], sums[r]);
-    add_quad<kQuad>(values[1], p[r], sums[r] + 2);
+    values[0].template add_to<kQuad>(p[r], sums[r]);
+    values[1].template add_to<kQuad>(p[r], sums[r] + 2);
   }
 }
 
-template <int kRows>
-void accumulate_tile(const AccumulateCodes& call, const ValueTile& tile, int block, int first_row,
-                     int channel) {
+template <typename TokenQuad, int kRows>
+void accumulate_tile(const AccumulateCodes& call, const ValueTile<TokenQuad>& tile, int block,
+                     int first_row, int channel) {
   const std::uint8_t* p =
       call.p + (static_cast<std::size_t>(block) * call.n_rows + first_row) * kBlockCells;
   int32x4_t sums[kRows][kPassVecs] = {};
@@ -111,15 +122,18 @@ void accumulate_tile(const AccumulateCodes& call, const ValueTile& tile, int blo
   }
 }
 
+template <typename TokenQuad>
 void accumulate_codes(const AccumulateCodes& call) noexcept {
   const CodedBlocks& blocks = call.blocks;
-  const DecodeValues decode = blocks.code_bits <= 8
-                                  ? value_decoder<std::uint8_t>(blocks.group_dim)
-                                  : value_decoder<std::uint16_t>(blocks.group_dim);
-  using AccumulateRows = void (*)(const AccumulateCodes&, const ValueTile&, int, int, int);
-  constexpr AccumulateRows kByRows[kValueRows] = {accumulate_tile<1>, accumulate_tile<2>,
-                                                  accumulate_tile<3>, accumulate_tile<4>};
-  ValueTile tile;
+  const DecodeValues<TokenQuad> decode =
+      blocks.code_bits <= 8 ? value_decoder<TokenQuad, std::uint8_t>(blocks.group_dim)
+                            : value_decoder<TokenQuad, std::uint16_t>(blocks.group_dim);
+  using AccumulateRows =
+      void (*)(const AccumulateCodes&, const ValueTile<TokenQuad>&, int, int, int);
+  constexpr AccumulateRows kByRows[kValueRows] = {
+      accumulate_tile<TokenQuad, 1>, accumulate_tile<TokenQuad, 2>, accumulate_tile<TokenQuad, 3>,
+      accumulate_tile<TokenQuad, 4>};
+  ValueTile<TokenQuad> tile;
   // The tables of a pass stay in the cache over the blocks.
   for (int channel = 0; channel < blocks.n_channels; channel += kPassChannels) {
     for (int block = 0; block < blocks.n_blocks; block++) {

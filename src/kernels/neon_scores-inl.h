@@ -1,7 +1,7 @@
 // NEON: scores. Pairs are taken in chunks of 32, whose tables, angles and rotated keys fit the
 // first-level cache together: the keys of a block are rotated into a tile, then multiplied four
 // rows and four tokens at a time. Rotating and multiplying apart costs one store and one load of
-// the keys, and needs no kernel of its own for each number of rows. Part of integer_neon.inc.
+// the keys, and needs no kernel of its own for each number of rows. Part of integer_neon-inl.h.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,8 @@
 
 #include <arm_neon.h>
 
-#include "kernels/neon_keys.inc"
+#include "kernels/coded_blocks.h"
+#include "kernels/neon_keys-inl.h"
 
 namespace cqkv::kernels {
 namespace {
