@@ -7,4 +7,4 @@ format=clang-format-14
 command -v $format >/dev/null || { echo "install $format (Debian: clang-format-14)" >&2; exit 1; }
 mode=(-i)
 [[ ${1:-} == --check ]] && mode=(--dry-run --Werror)
-git ls-files '*.h' '*.c' '*.cpp' '*.inc' | xargs $format "${mode[@]}"
+git ls-files '*.h' '*.c' '*.cpp' | xargs $format "${mode[@]}"

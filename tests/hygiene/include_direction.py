@@ -15,7 +15,7 @@ FLOORS = (("core",), ("isa", "gguf"), ("kernels",), ("rope", "codebook"),
           ("codec", "codebook_file"), ("attention",), ("cache",), ("capi", "graph"),
           ("calibration", "eval", "device"))
 HOST_FOLDERS = ("graph", "calibration", "eval", "device")  # of ggml or llama.cpp
-SUFFIXES = (".h", ".cpp", ".inc")
+SUFFIXES = (".h", ".cpp")
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]', re.M)
 HOST = re.compile(r"^(ggml|gguf|llama)")
 

@@ -4,8 +4,8 @@ reader cannot tell which one is meant.
 
     type_names.py FOLDER...
 
-Looks at every struct, class, union, enum and alias in the namespaces of all *.h, *.cpp and *.inc
-files of the folders; types inside anonymous namespaces, classes and functions are their own matter.
+Looks at every struct, class, union, enum and alias in the namespaces of all *.h and *.cpp files of
+the folders; types inside anonymous namespaces, classes and functions are their own matter.
 Names each name defined more than once with its places, and fails.
 
 This is no compiler: it follows braces, namespaces and definitions, which is enough for our style.
@@ -16,7 +16,7 @@ import pathlib
 import re
 import sys
 
-SUFFIXES = (".h", ".cpp", ".inc")
+SUFFIXES = (".h", ".cpp")
 # Comments, strings and lines of the preprocessor say nothing; newlines stay, for line numbers.
 SILENT = re.compile(r'//[^\n]*|/\*.*?\*/|R"(\w*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"'
                     r"|(?<![0-9A-Za-z_])'(?:\\.|[^'\\\n])+'|^[ \t]*#(?:\\\n|[^\n])*", re.S | re.M)
