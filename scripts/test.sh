@@ -10,8 +10,9 @@ cd "$(dirname "$0")/.."
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1}
 export LSAN_OPTIONS=${LSAN_OPTIONS:-suppressions=$PWD/tests/lsan.supp:print_suppressions=0}
 
+jobs=${CQKV_JOBS:-$(nproc)}
 scripts/build.sh release
 scripts/build.sh asan
-ctest --preset asan
+ctest --preset asan --parallel "$jobs"
 scripts/levels.sh
-ctest --preset release
+ctest --preset release --parallel "$jobs"

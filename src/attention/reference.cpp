@@ -92,31 +92,45 @@ std::vector<double> stored_rows(const AttentionCall& call, KvKind kind, bool exa
   return rows;
 }
 
+// Which channel of a row each summed component of a key is, [n_channels of the sums].
+std::vector<std::size_t> summed_channels(const AttentionCall& call) {
+  const KeySums& sums = *call.key_sums;
+  const TensorBasis& basis = call.k.codec->basis();
+  const int group_dim = call.k.codec->spec().group_dim(0);
+  std::vector<std::size_t> channels;
+  for (int c = 0; c < sums.n_channels(); c++) {
+    int channel = sums.groups()[c / group_dim] * group_dim + c % group_dim;
+    if (basis.has_order()) {  // that was a component
+      channel += basis.order(channel / call.head_dim_k)[channel % call.head_dim_k] -
+                 channel % call.head_dim_k;
+    }
+    channels.push_back(static_cast<std::size_t>(channel));
+  }
+  return channels;
+}
+
 // Adds M_h K_t to the values [n_cells, n_kv_heads, head_dim_v].
 void add_predictions(const AttentionCall& call, std::vector<double>& values) {
   const KeySums& sums = *call.key_sums;
   const std::vector<double> keys = stored_rows(call, KvKind::kKey, false);
-  const int group_dim = call.k.codec->spec().group_dim(0);
+  const std::vector<std::size_t> channels = summed_channels(call);
   const std::size_t n_keys = static_cast<std::size_t>(call.n_kv_heads) * call.head_dim_k;
+  const std::size_t stride = sums.matrix_stride();
   for (std::size_t i = 0; i < values.size(); i++) {
     const std::size_t head = i / call.head_dim_v;  // of all cells
-    const std::size_t cell = head / call.n_kv_heads;
+    const double* key = keys.data() + head / call.n_kv_heads * n_keys;
     const float* matrix =
         sums.matrix(static_cast<int>(head % call.n_kv_heads)) + i % call.head_dim_v;
-    for (int c = 0; c < sums.n_channels(); c++) {
-      int channel = sums.groups()[c / group_dim] * group_dim + c % group_dim;
-      if (call.k.codec->basis().has_order()) {  // that was a component
-        channel +=
-            call.k.codec->basis().order(channel / call.head_dim_k)[channel % call.head_dim_k] -
-            channel % call.head_dim_k;
-      }
-      values[i] += matrix[c * sums.matrix_stride()] * keys[cell * n_keys + channel];
+    double sum = 0;
+    for (std::size_t c = 0; c < channels.size(); c++) {
+      sum += matrix[c * stride] * key[channels[c]];
     }
+    values[i] += sum;
   }
 }
 
-void rotate(const RopeParams& params, std::int32_t position, double* head) {
-  const RopeFrequencies frequencies = RopeFrequencies::of(params);
+void rotate(const RopeParams& params, const RopeFrequencies& frequencies, std::int32_t position,
+            double* head) {
   const int half = params.n_dims / 2;
   for (int i = 0; i < half; i++) {
     const bool neox = params.mode == RopeMode::kNeox;
@@ -152,8 +166,9 @@ double capped(double score, double softcap) {
 std::vector<double> reference_keys(const AttentionCall& call, bool exact) {
   std::vector<double> keys = stored_rows(call, KvKind::kKey, exact);
   if (call.rope != nullptr && call.k.codec != nullptr) {
+    const RopeFrequencies frequencies = RopeFrequencies::of(call.rope->params());
     for (std::size_t i = 0; i < call.n_cells * call.n_kv_heads; i++) {
-      rotate(call.rope->params(), call.positions[i / call.n_kv_heads],
+      rotate(call.rope->params(), frequencies, call.positions[i / call.n_kv_heads],
              keys.data() + i * call.head_dim_k);
     }
   }
@@ -169,9 +184,12 @@ std::vector<double> reference_values(const AttentionCall& call, bool exact) {
 }
 
 std::vector<double> reference_attend(const AttentionCall& call) {
-  const std::vector<double> keys[2] = {reference_keys(call, false), reference_keys(call, true)};
-  const std::vector<double> values[2] = {reference_values(call, false),
-                                         reference_values(call, true)};
+  const bool has_exact = call.exact != nullptr;
+  const std::vector<double> keys[2] = {
+      reference_keys(call, false), has_exact ? reference_keys(call, true) : std::vector<double>()};
+  const std::vector<double> values[2] = {
+      reference_values(call, false),
+      has_exact ? reference_values(call, true) : std::vector<double>()};
   std::vector<double> out(static_cast<std::size_t>(call.n_queries) * call.n_heads *
                           call.head_dim_v);
   std::vector<double> scores(call.n_cells);
