@@ -28,6 +28,7 @@ constexpr const char* kOwnTexts = "WikiText-2, Python's library, GSM8K";
 struct Flags {
   CalibrationOptions options;
   std::string output;  // with kPlaceholder for the configuration, if there are several
+  std::string recipe;  // "rates" or "paper"; empty: by the other flags
   std::vector<std::string> configs;
   std::string gradients;  // "far" or "all"; empty: as the kind of codebook wants
   std::string config_k;
@@ -74,16 +75,27 @@ Status parse_side(const std::string& own, const std::string& config, CodecSpec& 
 }
 
 // What is learned if nobody asks for anything: the better kind, wherever there are gradients.
-void set_defaults(Flags& flags) {
-  const bool asked = !flags.configs.empty() || !flags.options.bits.empty();
-  if (asked) {
-    return;
+Status set_defaults(Flags& flags) {
+  const bool has_bits = !flags.options.bits.empty();
+  const bool has_configs =
+      !flags.configs.empty() || !flags.config_k.empty() || !flags.config_v.empty();
+  if (!flags.recipe.empty() && flags.recipe != "rates" && flags.recipe != "paper") {
+    return invalid_argument("--recipe: got '" + flags.recipe + "', want rates or paper");
   }
-  if (flags.weights == "fisher" && flags.config_k.empty() && flags.config_v.empty()) {
+  if (flags.recipe == "paper" ? has_bits : flags.recipe == "rates" && has_configs) {
+    return invalid_argument("--recipe: got '" + flags.recipe + "' with " +
+                            (has_bits ? "--bits" : "--config") +
+                            ", want rates with --bits or paper with --config");
+  }
+  if (has_bits || !flags.configs.empty()) {
+    return {};
+  }
+  if (flags.recipe != "paper" && flags.weights == "fisher" && !has_configs) {
     flags.options.bits = {1.0};
   } else {
     flags.configs = {"8c8b"};
   }
+  return {};
 }
 
 Status parse_configs(Flags& flags) {
@@ -150,7 +162,7 @@ Status take_own_texts(Flags& flags) {
 
 // What cannot be read is wrong use, not a failure.
 Status parse_flags(Flags& flags) {
-  set_defaults(flags);
+  CQKV_RETURN_IF_ERROR(set_defaults(flags));
   CQKV_RETURN_IF_ERROR(parse_configs(flags));
   CQKV_RETURN_IF_ERROR(parse_gradients(flags));
   if (flags.options.text.files.empty()) {
@@ -294,7 +306,7 @@ void add_learning_flags(CLI::App* parser, Flags& flags) {
   CLI::Option* bits =
       parser
           ->add_option(
-              "--bits", flags.options.bits,
+              "--bits,--kv", flags.options.bits,
               "Bits a channel, 0.125 to 4, in which every KV head has the rate that it needs "
               "[default: 1, unless --config, --config-k, --config-v or --weights uniform is "
               "given]; several by commas")
@@ -312,6 +324,12 @@ void add_learning_flags(CLI::App* parser, Flags& flags) {
       parser->add_option("--config-v", flags.config_v, "Of values alone, or 'exact'")
           ->type_name("CONFIG");
   bits->excludes(config)->excludes(config_k)->excludes(config_v);
+  parser
+      ->add_option("--recipe", flags.recipe,
+                   "rates: every KV head has its own rate (--bits); paper: Coupled Quantization as "
+                   "published, all alike (--config, if not given 8c8b) [default: rates, unless "
+                   "--config, --config-k, --config-v or --weights uniform is given]")
+      ->type_name("RECIPE");
   parser
       ->add_flag("!--no-bases", flags.options.bases,
                  "With --bits: groups of neighbouring channels, not of those that belong together")

@@ -230,6 +230,10 @@ class CliTest(unittest.TestCase):
         self.expect(calibrate("{config}.gguf", "--config", "8c8b,exact"), 2, "nothing to learn")
         for flag in ("--config", "--config-k", "--config-v"):
             self.expect(calibrate("one.gguf", "--bits", "1", flag, "8c8b"), 2, "--bits", flag)
+        self.expect(calibrate("one.gguf", "--recipe", "ours"), 2, "'ours'", "rates or paper")
+        self.expect(calibrate("one.gguf", "--recipe", "paper", "--kv", "1"), 2, "'paper'", "--bits")
+        self.expect(calibrate("one.gguf", "--recipe", "rates", "--config", "8c8b"), 2, "'rates'",
+                    "--config")
         self.assertEqual(sorted(os.listdir(self.folder.name)), ["codebook.gguf", "model.gguf"])
         # Each file is checked before the model is read.
         os.mkdir(self.path("4c8b.gguf"))
