@@ -14,7 +14,7 @@ namespace cqkv {
 /// The version that write_codebook writes. Another major is refused on reading; a
 /// higher minor may add keys and tensors, which are then ignored.
 inline constexpr std::uint32_t kCodebookFileMajor = 1;
-inline constexpr std::uint32_t kCodebookFileMinor = 4;
+inline constexpr std::uint32_t kCodebookFileMinor = 5;
 
 /// Writes `codebook` to `path` under a temporary name in the same folder, flushes it
 /// to the disk and renames it. On failure no file is left behind and an older file at

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "calibration/rates.h"
+#include "codebook/byte_centroids.h"
 
 namespace cqkv {
 
@@ -21,7 +22,11 @@ Status fill_codebook(const std::vector<RatedSide>& sides, double bits, Codebook&
   const std::size_t* next = chosen.data();
   std::vector<LayerCodebook> layers(n_layers);
   for (const RatedSide& side : sides) {
-    auto tensor = assemble(side.tensor, next);
+    const auto mixed = assemble(side.tensor, next);
+    if (!mixed.ok()) {
+      return mixed.status();
+    }
+    auto tensor = rounded_to_bytes(*mixed);
     if (!tensor.ok()) {
       return tensor.status();
     }

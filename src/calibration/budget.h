@@ -23,7 +23,8 @@ struct RatedSide {
 };
 
 /// Replaces the layers of `codebook` by those with the rates that `bits` a channel pay for, by
-/// choose_rates over all heads of all sides together.
+/// choose_rates over all heads of all sides together, and centroids rounded to bytes
+/// (codebook/byte_centroids.h), as attention reads them.
 Status fill_codebook(const std::vector<RatedSide>& sides, double bits, Codebook& codebook);
 
 /// Costs of all rates (rates.h), measured again on the rows of a run of the model. With the

@@ -79,6 +79,9 @@ inline constexpr const char* kMetric = "metric";
 // Since version 1.4: of the heads without codes.
 inline constexpr const char* kMean = "mean";
 
+// Since version 1.5: of centroids that are bytes.
+inline constexpr const char* kScale = "scale";
+
 inline std::string part_name(std::size_t layer, KvKind kind, const char* part) {
   return "blk." + std::to_string(layer) + (kind == KvKind::kKey ? ".attn_k." : ".attn_v.") + part;
 }

@@ -11,6 +11,7 @@
 
 #include "cqkv/codebook_file.h"
 
+#include "codebook/byte_centroids.h"
 #include "codebook_file/format.h"
 #include "core/half.h"
 #include "gguf/reader.h"
@@ -36,6 +37,7 @@ class CodebookReader {
     std::string name;
     const gguf::Tensor* coded = nullptr;
     const gguf::Tensor* mean = nullptr;
+    const gguf::Tensor* scale = nullptr;  // if the coded heads' centroids are bytes
   };
 
   Status check_type_and_version();
@@ -51,9 +53,13 @@ class CodebookReader {
   Result<TensorSpec> uniform_shape(const gguf::Tensor& tensor, const CodecSpec& spec) const;
   Result<TensorSpec> mixed_shape(const Places& places, KvKind kind, int code_bits);
   Result<std::int64_t> mixed_head_dim(const Places& places, int code_bits) const;
+  Status check_types(const Places& places) const;
+  Status check_scale(const Places& places, const TensorSpec& spec) const;
+  Status read_halves(const gguf::Tensor* tensor, std::vector<std::uint16_t>& out);
+  Status read_bytes(const Places& places, const TensorSpec& spec,
+                    std::vector<std::uint16_t>& centroids);
   Status read_centroids(const Places& places, const TensorSpec& spec, std::vector<float>& out);
   Result<Places> find_places(std::size_t layer, KvKind kind, const CodecSpec& spec) const;
-  Status read_halves(const gguf::Tensor& tensor, std::vector<std::uint16_t>& out) const;
   Status read_basis_part(const std::string& name, gguf::TensorType want, std::size_t size,
                          std::vector<std::uint16_t>& out);
   Result<TensorBasis> read_basis(std::size_t layer, KvKind kind, const TensorSpec& spec);
@@ -277,10 +283,14 @@ Status CodebookReader::read_head_group_dims(KvKind kind) {
   return assign(head_group_dims_[static_cast<std::size_t>(kind)], file_.get_u32s(key));
 }
 
-Status CodebookReader::read_halves(const gguf::Tensor& tensor,
-                                   std::vector<std::uint16_t>& out) const {
-  out.resize(tensor.n_bytes / sizeof(std::uint16_t));
-  return file_.read(tensor.place, out.data(), out.size() * sizeof(std::uint16_t));
+// Nothing of a tensor that is not there.
+Status CodebookReader::read_halves(const gguf::Tensor* tensor, std::vector<std::uint16_t>& out) {
+  if (tensor == nullptr) {
+    return {};
+  }
+  n_tensors_++;
+  out.resize(tensor->n_bytes / sizeof(std::uint16_t));
+  return file_.read(tensor->place, out.data(), out.size() * sizeof(std::uint16_t));
 }
 
 // A part that is not there stays empty.
@@ -295,8 +305,7 @@ Status CodebookReader::read_basis_part(const std::string& name, gguf::TensorType
                      gguf::type_name(tensor->type) + ", want " +
                      std::to_string(size * sizeof(std::uint16_t)) + " of " + gguf::type_name(want));
   }
-  n_tensors_++;
-  return read_halves(*tensor, out);
+  return read_halves(tensor, out);
 }
 
 // Keys may have an order, values a rotation.
@@ -420,13 +429,70 @@ Result<CodebookReader::Places> CodebookReader::find_places(std::size_t layer, Kv
     return file_.bad("has no tensor '" + places.name + "', but its configuration is " +
                      spec.name());
   }
-  for (const gguf::Tensor* tensor : {places.coded, places.mean}) {
-    if (tensor != nullptr && tensor->type != gguf::TensorType::kF16) {
-      return file_.bad("tensor '" + tensor->name + "' has type " + gguf::type_name(tensor->type) +
-                       ", want f16");
+  CQKV_RETURN_IF_ERROR(check_types(places));
+  if (places.coded != nullptr && places.coded->type == gguf::TensorType::kI8) {
+    const std::string scale = format::part_name(layer, kind, format::kScale);
+    places.scale = file_.find_tensor(scale);
+    if (places.scale == nullptr) {
+      return file_.bad("tensor '" + places.name + "' has type i8, but there is no tensor '" +
+                       scale + "'");
     }
   }
   return places;
+}
+
+Status CodebookReader::check_types(const Places& places) const {
+  for (const gguf::Tensor* tensor : {places.coded, places.mean}) {
+    if (tensor != nullptr && tensor->type != gguf::TensorType::kF16 &&
+        (tensor == places.mean || tensor->type != gguf::TensorType::kI8)) {
+      return file_.bad("tensor '" + tensor->name + "' has type " + gguf::type_name(tensor->type) +
+                       ", want f16" + (tensor == places.coded ? " or i8" : ""));
+    }
+  }
+  return {};
+}
+
+// One number for each component of the heads with codes, none negative.
+Status CodebookReader::check_scale(const Places& places, const TensorSpec& spec) const {
+  std::int64_t n_coded = 0;
+  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
+    n_coded += spec.coded(kv_head) ? 1 : 0;
+  }
+  const gguf::Tensor& scale = *places.scale;
+  const auto& ne = scale.ne;
+  if (scale.type != gguf::TensorType::kF16 || ne[0] != spec.head_dim() || ne[1] != n_coded ||
+      ne[2] != 1 || ne[3] != 1) {
+    return file_.bad("tensor '" + scale.name + "' has type " + gguf::type_name(scale.type) +
+                     " and shape " + shape_text(ne) + ", want f16 and [" +
+                     std::to_string(spec.head_dim()) + ", " + std::to_string(n_coded) + "]");
+  }
+  return {};
+}
+
+// Centroids that are bytes, as 16-bit floats.
+Status CodebookReader::read_bytes(const Places& places, const TensorSpec& spec,
+                                  std::vector<std::uint16_t>& centroids) {
+  CQKV_RETURN_IF_ERROR(check_scale(places, spec));
+  std::vector<std::uint16_t> scales;
+  CQKV_RETURN_IF_ERROR(read_halves(places.scale, scales));
+  std::vector<std::int8_t> bytes(places.coded->n_bytes);
+  n_tensors_++;
+  CQKV_RETURN_IF_ERROR(file_.read(places.coded->place, bytes.data(), bytes.size()));
+  centroids.reserve(bytes.size());
+  const std::uint16_t* scale = scales.data();
+  const std::int8_t* byte = bytes.data();
+  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
+    if (!spec.coded(kv_head)) {
+      continue;
+    }
+    const int dim = spec.group_dim(kv_head);
+    for (int group = 0; group < spec.n_groups(kv_head); group++, scale += dim) {
+      for (int i = 0; i < spec.n_centroids(kv_head) * dim; i++) {
+        centroids.push_back(byte_centroid(*byte++, scale[i % dim]));
+      }
+    }
+  }
+  return {};
 }
 
 // Of all heads in their order.
@@ -434,14 +500,9 @@ Status CodebookReader::read_centroids(const Places& places, const TensorSpec& sp
                                       std::vector<float>& out) {
   std::vector<std::uint16_t> centroids;
   std::vector<std::uint16_t> means;
-  if (places.coded != nullptr) {
-    CQKV_RETURN_IF_ERROR(read_halves(*places.coded, centroids));
-    n_tensors_++;
-  }
-  if (places.mean != nullptr) {
-    CQKV_RETURN_IF_ERROR(read_halves(*places.mean, means));
-    n_tensors_++;
-  }
+  CQKV_RETURN_IF_ERROR(places.scale != nullptr ? read_bytes(places, spec, centroids)
+                                               : read_halves(places.coded, centroids));
+  CQKV_RETURN_IF_ERROR(read_halves(places.mean, means));
   const std::uint16_t* next = centroids.data();
   const std::uint16_t* next_mean = means.data();
   out.resize(centroids.size() + means.size());

@@ -3,11 +3,13 @@
 #include <deque>
 #include <initializer_list>
 #include <new>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "cqkv/codebook_file.h"
 
+#include "codebook/byte_centroids.h"
 #include "codebook_file/format.h"
 #include "gguf/writer.h"
 
@@ -102,9 +104,6 @@ void set_specs(gguf::Writer& out, const Codebook& codebook, KvKind kind) {
   }
 }
 
-// What is written of one tensor: 16-bit numbers, floats or not.
-using Halves = std::span<const std::uint16_t>;
-
 // The centroids of the heads that have codes, or the means of those that have none.
 std::vector<std::uint16_t> values_of(const TensorCodebook& tensor, bool coded) {
   const TensorSpec& spec = tensor.spec();
@@ -130,40 +129,62 @@ class TensorWriter {
     const std::int64_t head_dim = spec.head_dim();
     const std::int64_t n_heads = spec.n_kv_heads();
     const TensorBasis::Parts& basis = tensor.basis().parts();
-    if (spec.uniform()) {
-      add(format::tensor_name(layer, kind), gguf::TensorType::kF16,
-          {spec.group_dim(0), spec.n_centroids(), spec.n_groups(0), n_heads}, tensor.centroids());
-    } else {
-      add_heads(format::tensor_name(layer, kind), head_dim * spec.n_centroids(),
-                values_of(tensor, true));
-      add_heads(format::part_name(layer, kind, format::kMean), head_dim, values_of(tensor, false));
-    }
-    add(format::part_name(layer, kind, format::kOrder), gguf::TensorType::kI16, {head_dim, n_heads},
-        basis.order);
-    add(format::part_name(layer, kind, format::kRotation), gguf::TensorType::kF16,
-        {head_dim, head_dim, n_heads}, basis.rotation);
-    add(format::part_name(layer, kind, format::kMetric), gguf::TensorType::kF16,
+    const auto part = [&](const char* name) { return format::part_name(layer, kind, name); };
+    add_centroids(format::tensor_name(layer, kind), part(format::kScale), tensor);
+    add_rows(part(format::kMean), head_dim, values_of(tensor, false));
+    add(part(format::kOrder), gguf::TensorType::kI16, {head_dim, n_heads}, basis.order);
+    add(part(format::kRotation), gguf::TensorType::kF16, {head_dim, head_dim, n_heads},
+        basis.rotation);
+    add(part(format::kMetric), gguf::TensorType::kF16,
         {static_cast<std::int64_t>(basis.metric.size())}, basis.metric);
   }
 
  private:
-  // Rows of some heads.
-  void add_heads(const std::string& name, std::int64_t n_values, std::vector<std::uint16_t> rows) {
+  // Of the heads with codes; as bytes if nothing is lost.
+  void add_centroids(const std::string& name, const std::string& scale_name,
+                     const TensorCodebook& tensor) {
+    std::optional<ByteCentroids> bytes = byte_centroids(tensor);
+    if (!bytes) {
+      halves_.push_back(values_of(tensor, true));
+      add_heads(name, gguf::TensorType::kF16, tensor.spec(), halves_.back());
+      return;
+    }
+    bytes_.push_back(std::move(bytes->bytes));
+    add_heads(name, gguf::TensorType::kI8, tensor.spec(), bytes_.back());
+    add_rows(scale_name, tensor.head_dim(), std::move(bytes->largest));
+  }
+
+  template <typename T>
+  void add_heads(const std::string& name, gguf::TensorType type, const TensorSpec& spec,
+                 const std::vector<T>& content) {
+    if (spec.uniform()) {
+      add(name, type, {spec.group_dim(0), spec.n_centroids(), spec.n_groups(0), spec.n_kv_heads()},
+          content);
+      return;
+    }
+    const std::int64_t n_values = std::int64_t{spec.head_dim()} * spec.n_centroids();
+    add(name, type, {n_values, static_cast<std::int64_t>(content.size()) / n_values}, content);
+  }
+
+  // Rows of 16-bit floats of some heads.
+  void add_rows(const std::string& name, std::int64_t n_values, std::vector<std::uint16_t> rows) {
     const auto n_heads = static_cast<std::int64_t>(rows.size()) / n_values;
-    owned_.push_back(std::move(rows));
-    add(name, gguf::TensorType::kF16, {n_values, n_heads}, owned_.back());
+    halves_.push_back(std::move(rows));
+    add(name, gguf::TensorType::kF16, {n_values, n_heads}, halves_.back());
   }
 
   // What is empty is left out.
+  template <typename T>
   void add(const std::string& name, gguf::TensorType type, std::initializer_list<std::int64_t> ne,
-           Halves content) {
+           const std::vector<T>& content) {
     if (!content.empty()) {
       out_.add_tensor(name, type, {ne.begin(), ne.size()}, content.data());
     }
   }
 
   gguf::Writer& out_;
-  std::deque<std::vector<std::uint16_t>> owned_;
+  std::deque<std::vector<std::uint16_t>> halves_;
+  std::deque<std::vector<std::int8_t>> bytes_;
 };
 
 Status write_checked(const Codebook& codebook, const std::string& path) {

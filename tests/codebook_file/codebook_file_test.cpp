@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "codebook/byte_centroids.h"
 #include "support/codebooks.h"
 #include "support/temp_folder.h"
 
@@ -159,6 +160,42 @@ TEST(CodebookFile, RoundTripOfBases) {
   const auto got = read_codebook(folder.file("a.gguf"));
   ASSERT_TRUE(got.ok()) << got.status().message();
   expect_equal(*got, want);
+}
+
+// Centroids that are bytes are written as bytes, whatever the heads: half the size, the same
+// codebook. Those of a side that are not stay as they are.
+TEST(CodebookFile, RoundTripOfBytes) {
+  const TempFolder folder;
+  Codebook want = random_codebook(3, {8, 8}, {4, 8}, 3, 64);
+  want.layers[1].k = {
+      testing::with_basis(testing::random_mixed_tensor(8, {32, 0, 1}, 64, 3), KvKind::kKey, 1)};
+  want.layers[1].v = {
+      testing::with_basis(testing::random_mixed_tensor(8, {0, 0, 4}, 64, 4), KvKind::kValue, 2)};
+  want.layers[2].v = {testing::random_mixed_tensor(8, {0, 0, 0}, 64, 5)};
+  ASSERT_TRUE(write_codebook(want, folder.file("halves.gguf")).ok());
+  for (LayerCodebook& layer : want.layers) {
+    layer.k = {rounded_to_bytes(layer.k.front()).value()};
+    layer.v = {rounded_to_bytes(layer.v.front()).value()};
+  }
+  ASSERT_TRUE(write_codebook(want, folder.file("bytes.gguf")).ok());
+  const auto got = read_codebook(folder.file("bytes.gguf"));
+  ASSERT_TRUE(got.ok()) << got.status().message();
+  expect_equal(*got, want);
+  const std::size_t saved =
+      contents(folder.file("halves.gguf")).size() - contents(folder.file("bytes.gguf")).size();
+  std::size_t n_coded = 0;
+  for (const LayerCodebook& layer : want.layers) {
+    for (const KvKind kind : {KvKind::kKey, KvKind::kValue}) {
+      n_coded += byte_centroids(*layer.get(kind))->bytes.size();
+    }
+  }
+  EXPECT_LE(saved, n_coded);
+  EXPECT_GT(saved, n_coded * 98 / 100) << "scales take a little";
+  want.layers[0].k = {random_tensor({8, 8}, 3, 64, 9)};
+  ASSERT_TRUE(write_codebook(want, folder.file("both.gguf")).ok());
+  const auto both = read_codebook(folder.file("both.gguf"));
+  ASSERT_TRUE(both.ok()) << both.status().message();
+  expect_equal(*both, want);
 }
 
 TEST(CodebookFile, RoundTripOfEmptyStringsAndNoFingerprint) {

@@ -14,6 +14,7 @@
 
 #include "cqkv/codebook_file.h"
 
+#include "codebook/byte_centroids.h"
 #include "core/rng.h"
 #include "support/codebooks.h"
 #include "support/temp_folder.h"
@@ -31,6 +32,7 @@ class HostileFile : public ::testing::Test {
     codebook.layers[1].k = {
         testing::with_basis(testing::random_mixed_tensor(4, {2, 0}, 16, 5), KvKind::kKey, 1)};
     codebook.layers[1].v = {testing::with_basis(codebook.layers[1].v.front(), KvKind::kValue, 2)};
+    codebook.layers[0].v = {rounded_to_bytes(codebook.layers[0].v.front()).value()};
     ASSERT_TRUE(write_codebook(codebook, path()).ok());
     std::ifstream in(path(), std::ios::binary);
     bytes.assign(std::istreambuf_iterator<char>(in), {});
@@ -355,6 +357,44 @@ TEST_F(HostileFile, WrongMeans) {
     damaged[damaged.find(name)] = 'x';
     expect_error(damaged, name);
   }
+}
+
+// Scales of another size or type, and where none belongs; bytes without scales.
+TEST_F(HostileFile, WrongScales) {
+  struct Case {
+    const char* name;
+    ggml_type type;
+    std::int64_t head_dim;
+    std::int64_t n_heads;
+    const char* says;
+  };
+
+  // Values of layer 0 are bytes, of two heads of 16 channels.
+  constexpr Case kCases[] = {
+      {"blk.0.attn_v.scale", GGML_TYPE_F16, 15, 2, "shape"},
+      {"blk.0.attn_v.scale", GGML_TYPE_F16, 16, 1, "shape"},
+      {"blk.0.attn_v.scale", GGML_TYPE_F16, 16, 3, "shape"},
+      {"blk.0.attn_v.scale", GGML_TYPE_F32, 16, 2, "type"},
+      {"blk.0.attn_v.scale", GGML_TYPE_F16, 16, 2, "identity"},
+      {"blk.0.attn_k.scale", GGML_TYPE_F16, 16, 2, "tensors"},
+  };
+  for (const Case& wrong : kCases) {
+    std::vector<char> zeros(static_cast<std::size_t>(wrong.head_dim * wrong.n_heads) * 4);
+    ggml_context* own = ggml_init({2 * ggml_tensor_overhead(), nullptr, true});
+    ggml_tensor* tensor = ggml_new_tensor_2d(own, wrong.type, wrong.head_dim, wrong.n_heads);
+    tensor->data = zeros.data();
+    ggml_set_name(tensor, wrong.name);
+    const auto result = read_changed([](gguf_context*) {}, tensor);
+    EXPECT_EQ(result.status().code(), StatusCode::kCorrupt) << wrong.name;
+    EXPECT_NE(result.status().message().find(wrong.says), std::string::npos)
+        << result.status().message();
+    ggml_free(own);
+  }
+  std::string damaged = bytes;
+  damaged[damaged.find("blk.0.attn_v.scale")] = 'x';
+  const auto result = read(damaged);
+  EXPECT_NE(result.status().message().find("no tensor 'blk.0.attn_v.scale'"), std::string::npos)
+      << result.status().message();
 }
 
 TEST_F(HostileFile, NotFiniteCentroid) {
