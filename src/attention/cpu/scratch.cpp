@@ -42,7 +42,10 @@ void Scratch::take_bytes(const AttentionCall& call, const Plan& plan, Carver& ca
     code_bytes = std::max(code_bytes, unpacked_bytes(call.v));
   }
   if (plan.byte_sums()) {
-    code_bytes = std::max(code_bytes, unpacked_bytes(call.k));
+    // Not by the keys' byte tables: they may have none.
+    const CodeLayout& layout = call.k.codec->layout();
+    code_bytes = std::max(code_bytes, static_cast<std::size_t>(layout.n_groups(0)) *
+                                          unpacked_group_bytes(layout.code_bits()));
     take_byte_sums(call, plan, carver);
   }
   unpacked = carver.take<std::uint8_t>(chunk * code_bytes);
