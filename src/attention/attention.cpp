@@ -172,14 +172,14 @@ AttentionWorkspace& AttentionWorkspace::operator=(AttentionWorkspace&& other) no
 Status AttentionWorkspace::run(const AttentionCall& call, ParallelFor& parallel) {
   impl_->views.build(call);
   const CallContext context(call, impl_->views, parallel.n_threads());
-  const std::size_t shared = AttentionOperator::shared_bytes(context);
-  const std::size_t threads = AttentionOperator::thread_bytes(context) * parallel.n_threads();
-  if (!impl_->shared.reserve(shared) || !impl_->threads.reserve(threads)) {
+  const AttentionOperator::Sizes sizes = AttentionOperator::sizes(context);
+  const std::size_t threads = sizes.thread * parallel.n_threads();
+  if (!impl_->shared.reserve(sizes.shared) || !impl_->threads.reserve(threads)) {
     return {StatusCode::kResourceExhausted, "attention: no memory for " +
-                                                std::to_string(shared + threads) +
+                                                std::to_string(sizes.shared + threads) +
                                                 " bytes of working memory"};
   }
-  AttentionOperator(context, impl_->shared.data(), impl_->threads.data()).run(parallel);
+  AttentionOperator(context, sizes, impl_->shared.data(), impl_->threads.data()).run(parallel);
   return {};
 }
 

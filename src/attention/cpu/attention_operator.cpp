@@ -5,30 +5,19 @@
 
 namespace cqkv {
 
-AttentionOperator::Shared::Shared(const CallContext& context, Carver carver)
-    : visible(context, carver),
-      rotation(context, carver),
-      partials(context.plan, context.call.n_kv_heads, carver),
-      bytes(carver.used()) {
-}
-
-std::size_t AttentionOperator::shared_bytes(const CallContext& context) {
-  return Shared(context, Carver(nullptr)).bytes;
-}
-
-std::size_t AttentionOperator::thread_bytes(const CallContext& context) {
+AttentionOperator::Sizes AttentionOperator::sizes(const CallContext& context) {
   const Shared shared(context, Carver(nullptr));
   Carver carver(nullptr);
   const TaskWorker worker(context, shared.visible, shared.rotation, carver);
-  return carver.used();
+  return {shared.bytes, carver.used()};
 }
 
-AttentionOperator::AttentionOperator(const CallContext& context, std::uint8_t* shared,
-                                     std::uint8_t* threads)
+AttentionOperator::AttentionOperator(const CallContext& context, const Sizes& sizes,
+                                     std::uint8_t* shared, std::uint8_t* threads)
     : context_(context),
       shared_(context, Carver(shared)),
       threads_(threads),
-      thread_bytes_(thread_bytes(context)) {
+      thread_bytes_(sizes.thread) {
 }
 
 // The worker of a thread, in its memory. It keeps nothing from one task to the next.

@@ -22,19 +22,28 @@ namespace cqkv {
 // and then read; PartialStates are written by the tasks, each its own, and read by the second loop.
 class AttentionOperator {
  public:
-  // Memory for what all threads share, and for each thread, aligned to kAlignment.
-  static std::size_t shared_bytes(const CallContext& context);
-  static std::size_t thread_bytes(const CallContext& context);
+  // Bytes for what all threads share, and for each thread.
+  struct Sizes {
+    std::size_t shared;
+    std::size_t thread;
+  };
 
-  // `threads` has thread_bytes for each.
-  AttentionOperator(const CallContext& context, std::uint8_t* shared, std::uint8_t* threads);
+  static Sizes sizes(const CallContext& context);
+
+  // In memory of these sizes, aligned to kAlignment; `threads` has a piece for each.
+  AttentionOperator(const CallContext& context, const Sizes& sizes, std::uint8_t* shared,
+                    std::uint8_t* threads);
 
   void run(ParallelFor& parallel);
 
  private:
   // The parts that all threads share.
   struct Shared {
-    Shared(const CallContext& context, Carver carver);
+    Shared(const CallContext& context, Carver carver)
+        : visible(context, carver),
+          rotation(context, carver),
+          partials(context.plan, context.call.n_kv_heads, carver),
+          bytes(carver.used()) {}
 
     VisibleBlocks visible;
     KeyRotation rotation;
