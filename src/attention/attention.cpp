@@ -171,16 +171,15 @@ AttentionWorkspace& AttentionWorkspace::operator=(AttentionWorkspace&& other) no
 
 Status AttentionWorkspace::run(const AttentionCall& call, ParallelFor& parallel) {
   impl_->views.build(call);
-  AttentionOperator op(call, impl_->views, parallel.n_threads());
-  const std::size_t shared = op.shared_bytes();
-  const std::size_t threads = op.thread_bytes() * parallel.n_threads();
-  if (!impl_->shared.reserve(shared) || !impl_->threads.reserve(threads)) {
+  const CallContext context(call, impl_->views, parallel.n_threads());
+  const AttentionOperator::Sizes sizes = AttentionOperator::sizes(context);
+  const std::size_t threads = sizes.thread * parallel.n_threads();
+  if (!impl_->shared.reserve(sizes.shared) || !impl_->threads.reserve(threads)) {
     return {StatusCode::kResourceExhausted, "attention: no memory for " +
-                                                std::to_string(shared + threads) +
+                                                std::to_string(sizes.shared + threads) +
                                                 " bytes of working memory"};
   }
-  op.use(impl_->shared.data(), impl_->threads.data());
-  op.run(parallel);
+  AttentionOperator(context, sizes, impl_->shared.data(), impl_->threads.data()).run(parallel);
   return {};
 }
 

@@ -1,7 +1,7 @@
 // Values predicted from coded keys: what one layer needs for attention to add, to the sums over
 // values, sums over the decoded keys of chosen groups of all KV heads, times a matrix. Built once
-// for a codebook; how the sums are taken is in key_sum_step.cpp, where the matrices come from is
-// not known here.
+// for a codebook; how the sums are taken is in attention/cpu/key_sum_step.h, where the matrices
+// come from is not known here.
 #pragma once
 
 #include <cstddef>

@@ -255,6 +255,27 @@ TEST(Attention, SumsOverKeysBesideExactRows) {
   }
 }
 
+// Keys that are decoded to floats beside values in bytes: the sums are in bytes all the same.
+TEST(Attention, SumsOverKeysWithoutByteTables) {
+  for (const char* codec : {"8c8b", "4c5b"}) {
+    for (const int n_queries : {1, 40}) {
+      AttentionShape shape = exact_shape(codec, codec, n_queries, 30);
+      shape.byte_tables = true;
+      shape.sum_every = 3;
+      shape.rope = plain_rope(64, RopeMode::kNormal);
+      AttentionCase test(shape, 1);
+      AttentionCall call = test.call();
+      const TensorCodec keys(call.k.codec->codebook());
+      call.k.codec = &keys;
+      const std::vector<double> want = reference_attend(call);
+      const Floats got = run_attention(test, call);
+      for (std::size_t i = 0; i < want.size(); i++) {
+        ASSERT_NEAR(got[i], want[i], kByteTolerance) << shape.name() << ", element " << i;
+      }
+    }
+  }
+}
+
 // A cap that most scores of size 1 to 3 feel, and one that none does.
 TEST(Attention, CapsScores) {
   for (const char* codec : {"8c8b", "8c10b", "exact"}) {

@@ -1,49 +1,91 @@
-// Sums over decoded keys beside those over values (key_sums.h): what a step adds to them, in
-// bytes and in floats, and the product with the matrices at the end. They stand behind the
-// channels of the values in every row of a softmax state. Part of AttentionOperator.
+// See key_sum_step.h.
+#include "attention/cpu/key_sum_step.h"
+
 #include <algorithm>
 #include <cstring>
 
-#include "attention/cpu/attention_operator.h"
-#include "codec/key_sums.h"
+#include "attention/cpu/block_codes.h"
 
 namespace cqkv {
+namespace {
+
+// Rows of all KV heads of a task in a chunk, if sums are in bytes.
+std::size_t kept_rows(const Plan& plan) {
+  return plan.byte_sums()
+             ? static_cast<std::size_t>(plan.chunk_blocks) * plan.kv_per_task * plan.tile_rows
+             : 0;
+}
+
+// Codes of n groups of a block, if sums are in bytes.
+std::size_t code_bytes(const CallContext& context, std::size_t n_groups) {
+  return context.plan.byte_sums()
+             ? n_groups * unpacked_group_bytes(context.call.k.codec->layout().code_bits())
+             : 0;
+}
+
+// Groups that are summed.
+std::size_t n_chosen(const CallContext& context) {
+  return context.call.key_sums != nullptr ? context.call.key_sums->groups().size() : 0;
+}
+
+// Groups of a KV head of keys, of which all have as many.
+std::size_t n_groups_of_head(const CallContext& context) {
+  return context.call.key_sums != nullptr
+             ? static_cast<std::size_t>(context.call.k.codec->layout().n_groups(0))
+             : 0;
+}
+
+}  // namespace
+
+KeySumStep::KeySumStep(const CallContext& context, Carver& carver)
+    : context_(context),
+      rows_(carver.take<float>(static_cast<std::size_t>(context.plan.sum_stride) * kBlockCells)),
+      weights_(carver.take<float>(kept_rows(context.plan))),
+      rescale_(carver.take<float>(kept_rows(context.plan))),
+      probabilities_(carver.take<std::uint8_t>(kept_rows(context.plan) * kBlockCells)),
+      codes_(carver.take<std::uint8_t>(context.plan.chunk_blocks *
+                                       code_bytes(context, n_chosen(context)))),
+      unpacked_(carver.take<std::uint8_t>(code_bytes(context, n_groups_of_head(context)))) {
+}
+
+void KeySumStep::begin_task() {
+  // Padded channels take part in the sums: they must be finite.
+  std::fill_n(rows_.data(), rows_.size(), 0.0F);
+}
 
 // ---------------------------------------------------------------- bytes
 
-// Keeps the probabilities that the step of KV head number `kv` of the task came to, beside
-// those of its other KV heads.
-void AttentionOperator::keep_probabilities(const Part& part, int kv, const Chunk& chunk,
-                                           const Scratch& scratch) const {
-  const auto n_rows = static_cast<std::size_t>(part.n_rows);
+void KeySumStep::keep(const AttentionTask& task, const HeadRows& head, const BlockChunk& chunk,
+                      const ByteStep& bytes, const StepScores& step) {
+  const auto n_rows = static_cast<std::size_t>(head.n_rows);
   for (int i = 0; i < chunk.n; i++) {
     const std::size_t from = i * n_rows;
-    const std::size_t to = (static_cast<std::size_t>(i) * part.n_kv + kv) * n_rows;
-    std::copy_n(scratch.probabilities + from * kBlockCells, n_rows * kBlockCells,
-                scratch.kept_probabilities + to * kBlockCells);
-    std::copy_n(scratch.weights + from, n_rows, scratch.kept_weights + to);
-    std::copy_n(scratch.rescale + from, n_rows, scratch.kept_rescale + to);
+    const std::size_t to = (static_cast<std::size_t>(i) * task.n_kv + head.index) * n_rows;
+    std::copy_n(bytes.probabilities() + from * kBlockCells, n_rows * kBlockCells,
+                probabilities_.from(to * kBlockCells));
+    std::copy_n(bytes.weights() + from, n_rows, weights_.from(to));
+    std::copy_n(step.rescale.from(from), n_rows, rescale_.from(to));
   }
 }
 
 // The codes of the chosen groups of a block, one group after the other, as the kernels read them:
 // where they lie, or in `to`.
-const std::uint8_t* AttentionOperator::key_codes(const ViewBlock& block, const Scratch& scratch,
-                                                 std::uint8_t* to) const {
-  const CodeLayout& layout = call_.k.codec->layout();
+const std::uint8_t* KeySumStep::chosen_codes(const ViewBlock& block, std::uint8_t* to) {
+  const CacheSide& side = context_.call.k;
+  const CodeLayout& layout = side.codec->layout();
   const int n_groups = layout.n_groups(0);
-  const KeySums& key_sums = *call_.key_sums;
+  const KeySums& key_sums = *context_.call.key_sums;
   if (layout.code_bits() == 8 && block.block >= 0 && key_sums.is_run()) {
-    return call_.k.data + layout.group_offset(block.block, 0, key_sums.groups().front());
+    return side.data + layout.group_offset(block.block, 0, key_sums.groups().front());
   }
   const std::size_t group_bytes = unpacked_group_bytes(layout.code_bits());
   std::uint8_t* next = to;
   int head = key_sums.groups().front() / n_groups;
-  const std::uint8_t* codes = block_codes(call_.k, head, block, scratch.unpacked);
+  const std::uint8_t* codes = block_codes(context_, side, head, block, unpacked_.data());
   for (const int group : key_sums.groups()) {
     if (group / n_groups != head) {
       head = group / n_groups;
-      codes = block_codes(call_.k, head, block, scratch.unpacked);
+      codes = block_codes(context_, side, head, block, unpacked_.data());
     }
     std::memcpy(next, codes + group % n_groups * group_bytes, group_bytes);
     next += group_bytes;
@@ -51,10 +93,8 @@ const std::uint8_t* AttentionOperator::key_codes(const ViewBlock& block, const S
   return to;
 }
 
-// Keys are decoded once for the rows of all KV heads of the task.
-void AttentionOperator::byte_key_sums(const Part& part, const Chunk& chunk,
-                                      const Scratch& scratch) const {
-  const KeySums& key_sums = *call_.key_sums;
+void KeySumStep::add_kept(const AttentionTask& task, const BlockChunk& chunk, SoftmaxState state) {
+  const KeySums& key_sums = *context_.call.key_sums;
   const CodecSpec spec = key_sums.centroids().spec().spec(0);
   kernels::AccumulateCodes sums;
   sums.blocks.table = key_sums.tables()->table(0);
@@ -62,77 +102,48 @@ void AttentionOperator::byte_key_sums(const Part& part, const Chunk& chunk,
   sums.blocks.code_bits = spec.code_bits;
   sums.blocks.n_channels = key_sums.n_channels();
   sums.blocks.n_blocks = chunk.n;
-  const std::size_t block_bytes = key_sums.groups().size() * unpacked_group_bytes(spec.code_bits);
+  const std::size_t block_bytes = code_bytes(context_, n_chosen(context_));
   for (int i = 0; i < chunk.n; i++) {
     sums.blocks.codes[i] =
-        key_codes(views_.block(chunk.blocks[i]), scratch, scratch.sum_codes + i * block_bytes);
+        chosen_codes(context_.views.block(chunk.blocks[i]), codes_.from(i * block_bytes));
   }
-  sums.p = scratch.kept_probabilities;
-  sums.weights = scratch.kept_weights;
-  sums.rescale = scratch.kept_rescale;
+  sums.p = probabilities_.data();
+  sums.weights = weights_.data();
+  sums.rescale = rescale_.data();
   sums.scales = key_sums.tables()->scales(0);
-  sums.n_rows = part.n_kv * part.n_rows;
-  sums.out = scratch.part.out + plan_.channels_v;
-  sums.out_stride = static_cast<std::size_t>(plan_.channels);
-  key_kernel_.accumulate_codes(sums);
+  sums.n_rows = task.n_kv * task.n_rows;
+  sums.out = state.out + context_.plan.channels_v;
+  sums.out_stride = static_cast<std::size_t>(context_.plan.channels);
+  context_.key_kernel.accumulate_codes(sums);
 }
 
 // ---------------------------------------------------------------- floats
 
-// After the softmax of a step in floats, whose probabilities are in scratch.scores.
-void AttentionOperator::float_key_sums(const Part& part, int kv, const ViewBlock& block,
-                                       const Scratch& scratch) const {
-  const TensorCodebook& centroids = call_.key_sums->centroids();
-  const int n_groups = call_.k.codec->layout().n_groups(0);
-  const auto stride = static_cast<std::size_t>(plan_.sum_stride);
+void KeySumStep::add(const HeadRows& head, const ViewBlock& block, const StepScores& step) {
+  const AttentionCall& call = context_.call;
+  const Plan& plan = context_.plan;
+  const TensorCodebook& centroids = call.key_sums->centroids();
+  const int n_groups = call.k.codec->layout().n_groups(0);
+  const auto stride = static_cast<std::size_t>(plan.sum_stride);
   const int group_dim = centroids.spec().group_dim(0);
-  float* rows = scratch.sum_rows;
+  std::uint16_t codes[kBlockCells];
+  float* rows = rows_.data();
   int index = 0;
-  for (const int group : call_.key_sums->groups()) {
-    load_codes(call_.k, group / n_groups, group % n_groups, block, scratch.codes);
-    kernel_.decode_tokens(centroids.group(0, index++), group_dim, scratch.codes, rows, stride);
+  for (const int group : call.key_sums->groups()) {
+    load_codes(context_, call.k, group / n_groups, group % n_groups, block, codes);
+    context_.kernel.decode_tokens(centroids.group(0, index++), group_dim, codes, rows, stride);
     rows += group_dim;
   }
-  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels);
-  kernel_.accumulate_rows(scratch.scores, part.n_rows, scratch.sum_rows, stride, plan_.sum_channels,
-                          scratch.rescale, state.out + plan_.channels_v,
-                          static_cast<std::size_t>(plan_.channels));
+  context_.kernel.accumulate_rows(
+      step.scores.data(), head.n_rows, rows_.data(), stride, plan.sum_channels, step.rescale.data(),
+      head.state.out + plan.channels_v, static_cast<std::size_t>(plan.channels));
 }
 
-// A step over cells that are seen exactly: it adds no keys.
-void AttentionOperator::rescale_key_sums(const Part& part, int kv, const Scratch& scratch) const {
-  const SoftmaxState state = scratch.part.at(kv, part.n_rows, plan_.channels);
-  for (int r = 0; r < part.n_rows; r++) {
-    float* sums = state.out + static_cast<std::size_t>(r) * plan_.channels + plan_.channels_v;
-    for (int i = 0; i < plan_.sum_channels; i++) {
-      sums[i] *= scratch.rescale[r];
-    }
-  }
-}
-
-// ---------------------------------------------------------------- the end
-
-// Adds the products of the matrices with the sums over keys to the sums over values: rows of
-// sums take the place of probabilities, rows of the transposed matrix that of values.
-void AttentionOperator::add_key_sums(const Part& part, const SoftmaxState& state,
-                                     const Scratch& scratch) const {
-  const KeySums& key_sums = *call_.key_sums;
-  std::fill_n(scratch.rescale, part.n_rows, 1.0F);
-  for (int kv = 0; kv < part.n_kv; kv++) {
-    const SoftmaxState of_head = state.at(kv, part.n_rows, plan_.channels);
-    const float* matrix = key_sums.matrix(part.first_kv + kv);
-    for (int first = 0; first < key_sums.n_channels(); first += kBlockCells) {
-      const int n = std::min(kBlockCells, key_sums.n_channels() - first);
-      for (int r = 0; r < part.n_rows; r++) {
-        const float* sums =
-            of_head.out + static_cast<std::size_t>(r) * plan_.channels + plan_.channels_v + first;
-        float* row = scratch.scores + static_cast<std::size_t>(r) * kBlockCells;
-        std::fill(std::copy_n(sums, n, row), row + kBlockCells, 0.0F);
-      }
-      kernel_.accumulate_rows(scratch.scores, part.n_rows,
-                              matrix + first * key_sums.matrix_stride(), key_sums.matrix_stride(),
-                              plan_.channels_v, scratch.rescale, of_head.out,
-                              static_cast<std::size_t>(plan_.channels));
+void rescale_key_sums(const Plan& plan, const HeadRows& head, const StepScores& step) {
+  for (int r = 0; r < head.n_rows; r++) {
+    float* sums = head.state.out + static_cast<std::size_t>(r) * plan.channels + plan.channels_v;
+    for (int i = 0; i < plan.sum_channels; i++) {
+      sums[i] *= step.rescale.data()[r];
     }
   }
 }
