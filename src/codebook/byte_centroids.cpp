@@ -21,7 +21,7 @@ void for_centroids(const TensorCodebook& codebook, int kv_head, const Visit& vis
   for (int group = 0; group < spec.n_groups(kv_head); group++) {
     for (int i = 0; i < spec.n_centroids(kv_head); i++) {
       for (int d = 0; d < dim; d++) {
-        visit(static_cast<std::size_t>(group * dim + d), place++);
+        visit(static_cast<std::size_t>(group) * dim + d, place++);
       }
     }
   }
