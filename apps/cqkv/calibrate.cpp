@@ -289,7 +289,7 @@ void add_text_flags(CLI::App* parser, TextOptions& text) {
                    "The fields are turns of a conversation, the user's first: written as the "
                    "model's chat template has them");
   add_number(parser, "--n-tokens", text.n_tokens, kTextRange,
-             "Tokens to learn from; with --bits a quarter more is read to choose rates");
+             "Tokens to learn from; with --bits half as many more are read to choose rates");
   add_number(parser, "-c,--ctx-size", text.n_ctx, kSequenceSizeRange, "Tokens of one sequence");
 }
 

@@ -30,7 +30,7 @@ using Sequences = std::vector<Sequence>;
 constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
 
 // One sequence to measure costs on for so many to learn from.
-constexpr std::size_t kMeasuredShare = 4;
+constexpr std::size_t kMeasuredShare = 2;
 
 // How often costs are measured again in the cache that the last ones led to.
 constexpr std::size_t kCostPasses = 2;

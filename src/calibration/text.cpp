@@ -225,8 +225,10 @@ Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
     const std::size_t n = further ? options.n_ctx : std::min(options.n_ctx, n_wanted);
     turn %= streams.size();
     const std::size_t number = further ? n_further : n_sequences[files[turn]];
-    // Of the further ones the second and the third of four, so that no file has only one kind.
-    const bool repeats = further ? (number + 1) / 2 % 2 == 1 : number % 2 == 1;
+    // Of the further ones every second, the other way round in every round of the files, so that
+    // each file has both kinds.
+    const std::size_t n_files = options.files.size();
+    const bool repeats = (further ? number % n_files + number / n_files : number) % 2 == 1;
     Sequence sequence{files[turn], {}, options.repeat && repeats};
     if (bos) {
       sequence.tokens.push_back(tokenizer.bos());
