@@ -1,16 +1,12 @@
-// The one text of the k-means kernels, compiled once per instruction set. The
-// including file first defines, in its anonymous namespace, `Lanes` (kLanes floats)
-// and these operations:
-//
-//     load, store, splat, add, subtract, smaller, add_square(difference, sum),
-//     add_product(a, b, sum), lowest (the least lane), mask_below and mask_equal (bit l
-//     for lane l), select_below(a, b, c, d) (c where a < b, else d), without (lane l
-//     becomes infinite; any other l: none) and, for single floats, root.
-//
-// Not a header in the usual sense: everything is in an anonymous namespace and compiled
-// with the flags of the including file. No standard containers and no inline functions of
-// others, which the linker could share with baseline code.
+// The k-means kernels: one text, compiled once for each instruction set with the lanes of that
+// (kmeans_lanes-inl.h). The algorithm around them is in kmeans.cpp.
 #pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codebook/kmeans_kernels.h"
+#include "codebook/kmeans_lanes-inl.h"
 
 // NOLINTBEGIN(misc-definitions-in-headers): one copy for each level is what is wanted
 namespace cqkv::kmeans {
