@@ -12,8 +12,8 @@
 #include "cqkv/types.h"
 
 #include "calibration/bases.h"
-#include "calibration/kv_rows.h"
 #include "codebook/learn.h"
+#include "model_pass/kv_rows.h"
 
 namespace cqkv {
 
