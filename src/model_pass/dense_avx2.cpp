@@ -1,19 +1,11 @@
-// dense.h for avx2 (see dense_impl.h): vectors of 8 floats, tiles of 6 x 16.
-namespace cqkv::dense {
-namespace {
-constexpr int kWidth = 8;
-constexpr int kTileRows = 6;
-constexpr int kTileVectors = 2;
-}  // namespace
-}  // namespace cqkv::dense
+// dense.h for AVX2: vectors of 8 floats, tiles of 6 x 16.
+#define CQKV_SIMD "kernels/simd_avx2-inl.h"
 
-#include "model_pass/dense_impl.h"
+#include "model_pass/dense-inl.h"
 
 namespace cqkv::dense {
 
 extern const Table kAvx2Table;
-const Table kAvx2Table = {isa::Level::kAvx2, kPanel,       pack,          multiply,    softmax,
-                          exponentials,      softmax_back, swiglu,        swiglu_back, geglu,
-                          geglu_back,        rms_norm,     rms_norm_back, dot};
+const Table kAvx2Table = make_table(isa::Level::kAvx2);
 
 }  // namespace cqkv::dense

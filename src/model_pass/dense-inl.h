@@ -1,84 +1,61 @@
-// The functions of dense.h's table, included once per instruction set by dense_*.cpp,
-// which define before: namespace level's kWidth (floats of a vector), kTileRows and
-// kTileVectors (accumulators of a product). GNU vector extensions, which g++ and clang
-// compile to the instructions that the file's flags allow. No header may be included here
-// that defines functions: compiled with these flags, they would leak into other files.
+// The functions of dense.h's table: one text, compiled once for each instruction set with the
+// vectors of that (kernels/simd-inl.h, which also says what holds for all *-inl.h), and the table
+// of them. Products and sums written apart become fused multiply-adds where there are such: the
+// files are compiled with -ffp-contract=fast, other than the kernels.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
+#include "kernels/exp-inl.h"
+#include "kernels/simd-inl.h"
+#include "kernels/vec-inl.h"
 #include "model_pass/dense_table.h"
 
 namespace cqkv::dense {
 namespace {
 
-using Vector = float __attribute__((vector_size(kWidth * 4)));
-using Integers = std::int32_t __attribute__((vector_size(kWidth * 4)));
+using kernels::IntVec;
+using kernels::kLanes;
+using kernels::larger;
+using kernels::load;
+using kernels::multiply_add;
+using kernels::splat;
+using kernels::store;
+using kernels::Vec;
 
-inline constexpr std::size_t kPanel = kWidth * kTileVectors;
-inline constexpr std::size_t kInnerBlock =
-    256;  // a block of a panel stays in the first-level cache
+// The accumulators of a product, as the registers have room: 24 of 32, 12 of 16, and 8 of 16 where
+// products need one of their own.
+constexpr int kTileRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;
+constexpr int kTileVectors = 2;
 
-inline Vector load(const float* data) {
-  Vector value;
-  __builtin_memcpy(&value, data, sizeof(value));
-  return value;
-}
+constexpr std::size_t kPanel = kLanes * kTileVectors;
+constexpr std::size_t kInnerBlock = 256;  // a block of a panel stays in the first-level cache
 
-inline void store(float* data, Vector value) {
-  __builtin_memcpy(data, &value, sizeof(value));
-}
-
-inline Vector splat(float value) {
-  return value - Vector{};
-}
-
-inline Vector maximum(Vector a, Vector b) {
-  return a > b ? a : b;
-}
-
-inline Vector minimum(Vector a, Vector b) {
-  return a < b ? a : b;
-}
-
-inline float sum(Vector value) {
+inline float sum(Vec value) {
   float total = 0.0F;
-  for (int i = 0; i < kWidth; i++) {
+  for (int i = 0; i < kLanes; i++) {
     total += value[i];
   }
   return total;
 }
 
-// exp by 2^n * p(r), |r| <= ln 2 / 2; Cephes' polynomial. Below -87 it is 0 or close.
-inline Vector exponential(Vector x) {
-  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  x = minimum(maximum(x, splat(-87.3F)), splat(88.3F));
-  const Vector shifted = x * 1.44269504F + kMagic;
-  const Vector n = shifted - kMagic;
-  const Vector r = (x - n * 0.693359375F) + n * 2.12194440e-4F;
-  Vector p = r * 1.9875691500e-4F + 1.3981999507e-3F;
-  p = p * r + 8.3334519073e-3F;
-  p = p * r + 4.1665795894e-2F;
-  p = p * r + 1.6666665459e-1F;
-  p = p * r + 5.0000001201e-1F;
-  p = p * (r * r) + r + 1.0F;
-  Integers bits;
-  __builtin_memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits << 23) + (127 << 23);
-  Vector scale;
-  __builtin_memcpy(&scale, &bits, sizeof(scale));
-  return p * scale;
+// e^x, within 2 ulp. Where it is no normal number, or x is NaN, that of the next x where it is.
+inline Vec exponential(Vec x) {
+  const Vec above = larger(x, splat(-87.3F));
+  const auto e = kernels::exp_parts(above < 88.3F ? above : splat(88.3F),
+                                    [](Vec a, Vec b, Vec c) { return multiply_add(a, b, c); });
+  const Vec p = multiply_add(e.tail, e.r * e.r, e.r) + 1.0F;
+  return p * kernels::exp_scale<IntVec>(e);
 }
 
-// The last n < kWidth values; zeros fill the vector.
-inline Vector load_part(const float* data, std::size_t n) {
-  float part[kWidth] = {};
+// The last n < kLanes values; zeros fill the vector.
+inline Vec load_part(const float* data, std::size_t n) {
+  float part[kLanes] = {};
   __builtin_memcpy(part, data, n * sizeof(float));
   return load(part);
 }
 
-inline void store_part(float* data, Vector value, std::size_t n) {
+inline void store_part(float* data, Vec value, std::size_t n) {
   __builtin_memcpy(data, &value, n * sizeof(float));
 }
 
@@ -112,23 +89,23 @@ template <int kRows>
 inline void tile(const float* a, std::ptrdiff_t row_stride, std::ptrdiff_t inner_stride,
                  const float* b, std::size_t n_inner, float* c, std::size_t c_stride,
                  bool accumulate) {
-  Vector sums[kRows][kTileVectors];
+  Vec sums[kRows][kTileVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; i++) {
 #pragma GCC unroll 4
     for (int j = 0; j < kTileVectors; j++) {
-      sums[i][j] = accumulate ? load(c + i * c_stride + j * kWidth) : Vector{};
+      sums[i][j] = accumulate ? load(c + i * c_stride + j * kLanes) : Vec{};
     }
   }
   for (std::size_t k = 0; k < n_inner; k++) {
-    Vector right[kTileVectors];
+    Vec right[kTileVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kTileVectors; j++) {
-      right[j] = load(b + j * kWidth);
+      right[j] = load(b + j * kLanes);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; i++) {
-      const Vector left = splat(a[i * row_stride]);
+      const Vec left = splat(a[i * row_stride]);
 #pragma GCC unroll 4
       for (int j = 0; j < kTileVectors; j++) {
         sums[i][j] += left * right[j];
@@ -141,7 +118,7 @@ inline void tile(const float* a, std::ptrdiff_t row_stride, std::ptrdiff_t inner
   for (int i = 0; i < kRows; i++) {
 #pragma GCC unroll 4
     for (int j = 0; j < kTileVectors; j++) {
-      store(c + i * c_stride + j * kWidth, sums[i][j]);
+      store(c + i * c_stride + j * kLanes, sums[i][j]);
     }
   }
 }
@@ -230,7 +207,7 @@ inline void multiply(const Product& p) {
 
 inline void exponentials(float* scores, std::size_t n, float scale, float lse) {
   std::size_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) {
+  for (; i + kLanes <= n; i += kLanes) {
     store(scores + i, exponential(load(scores + i) * scale - lse));
   }
   if (i < n) {
@@ -239,13 +216,13 @@ inline void exponentials(float* scores, std::size_t n, float scale, float lse) {
 }
 
 inline float largest(const float* values, std::size_t n) {
-  Vector most = splat(values[0]);
+  Vec most = splat(values[0]);
   std::size_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) {
-    most = maximum(most, load(values + i));
+  for (; i + kLanes <= n; i += kLanes) {
+    most = larger(most, load(values + i));
   }
   float result = values[0];
-  for (int j = 0; j < kWidth; j++) {
+  for (int j = 0; j < kLanes; j++) {
     result = most[j] > result ? most[j] : result;
   }
   for (; i < n; i++) {
@@ -257,9 +234,9 @@ inline float largest(const float* values, std::size_t n) {
 inline float softmax(float* scores, std::size_t n, float scale) {
   const float most = scale * largest(scores, n);  // scale > 0
   exponentials(scores, n, scale, most);
-  Vector sums{};
+  Vec sums{};
   std::size_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) {
+  for (; i + kLanes <= n; i += kLanes) {
     sums += load(scores + i);
   }
   float total = sum(sums);
@@ -281,9 +258,9 @@ inline void softmax_back(const float* weights, float* gradients, std::size_t n, 
 }
 
 inline void swiglu(const float* gate, const float* up, float* out, std::size_t n) {
-  for (std::size_t i = 0; i < n; i += kWidth) {
-    const std::size_t m = n - i < kWidth ? n - i : kWidth;
-    const Vector g = load_part(gate + i, m);
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    const std::size_t m = n - i < kLanes ? n - i : kLanes;
+    const Vec g = load_part(gate + i, m);
     store_part(out + i, g / (1.0F + exponential(-g)) * load_part(up + i, m), m);
   }
 }
@@ -291,43 +268,43 @@ inline void swiglu(const float* gate, const float* up, float* out, std::size_t n
 inline constexpr float kGeluScale = 1.5957691216F;  // 2 sqrt(2 / pi)
 inline constexpr float kGeluCubic = 0.044715F;
 
-inline Vector gelu_sigmoid(Vector x) {
+inline Vec gelu_sigmoid(Vec x) {
   return 1.0F / (1.0F + exponential(-kGeluScale * x * (1.0F + kGeluCubic * x * x)));
 }
 
 inline void geglu(const float* gate, const float* up, float* out, std::size_t n) {
-  for (std::size_t i = 0; i < n; i += kWidth) {
-    const std::size_t m = n - i < kWidth ? n - i : kWidth;
-    const Vector g = load_part(gate + i, m);
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    const std::size_t m = n - i < kLanes ? n - i : kLanes;
+    const Vec g = load_part(gate + i, m);
     store_part(out + i, g * gelu_sigmoid(g) * load_part(up + i, m), m);
   }
 }
 
 // A gate g * sigmoid: its sigmoid, and its derivative divided by that.
 struct Gate {
-  Vector sigmoid;
-  Vector slope;
+  Vec sigmoid;
+  Vec slope;
 };
 
-inline Gate silu_gate(const Vector& g) {
-  const Vector sigmoid = 1.0F / (1.0F + exponential(-g));
+inline Gate silu_gate(const Vec& g) {
+  const Vec sigmoid = 1.0F / (1.0F + exponential(-g));
   return {sigmoid, 1.0F + g * (1.0F - sigmoid)};
 }
 
-inline Gate gelu_gate(const Vector& g) {
-  const Vector sigmoid = gelu_sigmoid(g);
-  const Vector slope = kGeluScale * (1.0F + 3.0F * kGeluCubic * g * g);
+inline Gate gelu_gate(const Vec& g) {
+  const Vec sigmoid = gelu_sigmoid(g);
+  const Vec slope = kGeluScale * (1.0F + 3.0F * kGeluCubic * g * g);
   return {sigmoid, 1.0F + g * slope * (1.0F - sigmoid)};
 }
 
-template <Gate (*kGate)(const Vector&)>
+template <Gate (*kGate)(const Vec&)>
 inline void gated_back(const float* gate, const float* up, const float* gradient,
                        float* gate_gradient, float* up_gradient, std::size_t n) {
-  for (std::size_t i = 0; i < n; i += kWidth) {
-    const std::size_t m = n - i < kWidth ? n - i : kWidth;
-    const Vector g = load_part(gate + i, m);
-    const Vector u = load_part(up + i, m);
-    const Vector d = load_part(gradient + i, m);
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    const std::size_t m = n - i < kLanes ? n - i : kLanes;
+    const Vec g = load_part(gate + i, m);
+    const Vec u = load_part(up + i, m);
+    const Vec d = load_part(gradient + i, m);
     const Gate at = kGate(g);
     store_part(up_gradient + i, d * g * at.sigmoid, m);
     store_part(gate_gradient + i, d * u * at.sigmoid * at.slope, m);
@@ -345,9 +322,9 @@ inline void geglu_back(const float* gate, const float* up, const float* gradient
 }
 
 inline float dot(const float* a, const float* b, std::size_t n) {
-  Vector sums{};
+  Vec sums{};
   std::size_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) {
+  for (; i + kLanes <= n; i += kLanes) {
     sums += load(a + i) * load(b + i);
   }
   float total = sum(sums);
@@ -373,9 +350,9 @@ inline void rms_norm_back(const float* x, const float* weight, const float* grad
                           float* x_gradient, std::size_t n, float epsilon) {
   // d/dx of x w / rms:  (w g - x (x . w g) / (n rms^2)) / rms
   const float inverse = inverse_rms(x, n, epsilon);
-  Vector sums{};
+  Vec sums{};
   std::size_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) {
+  for (; i + kLanes <= n; i += kLanes) {
     sums += load(x + i) * load(weight + i) * load(gradient + i);
   }
   float projection = sum(sums);
@@ -386,6 +363,24 @@ inline void rms_norm_back(const float* x, const float* weight, const float* grad
   for (std::size_t j = 0; j < n; j++) {
     x_gradient[j] += inverse * (weight[j] * gradient[j] - along * x[j]);
   }
+}
+
+// A field in the wrong place does not compile; of one left out g++ warns.
+constexpr Table make_table(isa::Level level) {
+  return {.level = level,
+          .panel = kPanel,
+          .pack = pack,
+          .multiply = multiply,
+          .softmax = softmax,
+          .exponentials = exponentials,
+          .softmax_back = softmax_back,
+          .swiglu = swiglu,
+          .swiglu_back = swiglu_back,
+          .geglu = geglu,
+          .geglu_back = geglu_back,
+          .rms_norm = rms_norm,
+          .rms_norm_back = rms_norm_back,
+          .dot = dot};
 }
 
 }  // namespace
