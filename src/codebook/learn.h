@@ -1,6 +1,6 @@
 // Learning the codebook of one cache tensor (the keys or the values of one layer) from
 // its rows: one weighted k-means problem (kmeans.h) per KV head and group, in parallel.
-// Capturing rows and gradients is src/calibration's.
+// Rows and gradients come from src/model_pass.
 #pragma once
 
 #include <atomic>

@@ -1,6 +1,6 @@
 // Causal attention over one whole sequence with f32 keys and values, over all of its
 // tokens or a sliding window, forwards and backwards, in blocks of queries so that no
-// score matrix is kept. This is the exact attention of calibration; attention on codes
+// score matrix is kept. This is the exact attention of the pass; attention on codes
 // is src/attention.
 #pragma once
 
