@@ -14,7 +14,7 @@
 
 #include "graph/cache_store.h"
 #include "model_pass/llama_handles.h"
-#include "model_pass/unrope.h"
+#include "rope/rope.h"
 
 namespace cqkv {
 namespace {
@@ -30,6 +30,18 @@ std::vector<float> read_rows(const ggml_tensor* stored) {
                             n_channels * sizeof(float));
   }
   return rows;
+}
+
+// Undoes the rotation of keys, with the angles that the cache uses too.
+void rotate_back(const RopeParams& rope, const KvRows& rows, float* keys) {
+  std::vector<float> cosines(static_cast<std::size_t>(rope.n_dims) / 2);
+  std::vector<float> sines(cosines.size());
+  for (std::size_t t = 0; t < rows.n_tokens; t++) {
+    const auto position = static_cast<std::int32_t>(rows.first_token + t);
+    rope_row_ggml(rope, position, cosines.data(), sines.data());
+    rope_inverse(rope, cosines.data(), sines.data(), rows.shape.n_kv_heads, rows.shape.head_dim,
+                 keys + t * static_cast<std::size_t>(rows.shape.n_channels()));
+  }
 }
 
 Result<LlamaModel> load_model(const std::string& path) {
@@ -58,7 +70,6 @@ struct KvCapture::State {
   LlamaContext context;
   std::string path;
   int n_ctx = 0;
-  int n_threads = 1;
   bool wants_keys = true;
 
   // Of the run in progress.
@@ -113,9 +124,7 @@ Status KvCapture::State::deliver(const ggml_tensor* node) {
   std::vector<float> data = read_rows(store->rows);
   rows.rows = data.data();
   if (store->rotation != nullptr) {
-    CQKV_RETURN_IF_ERROR(unrope(store->rope, static_cast<std::int32_t>(rows.first_token),
-                                rows.shape.n_kv_heads, head_dim, rows.n_tokens, n_threads,
-                                data.data()));
+    rotate_back(store->rope, rows, data.data());
   }
   CQKV_RETURN_IF_ERROR(check_finite(rows));
   n_done += rows.n_tokens;
@@ -172,7 +181,6 @@ Result<KvCapture> KvCapture::load(const std::string& model_path, int n_ctx, int 
   state->model = *std::move(model);
   state->path = model_path;
   state->n_ctx = n_ctx;
-  state->n_threads = n_threads;
   state->wants_keys = wants_keys;
   llama_context_params params = llama_context_default_params();
   params.n_ctx = static_cast<std::uint32_t>(n_ctx);

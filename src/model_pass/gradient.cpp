@@ -69,7 +69,6 @@ struct GradientModel::State {
   }
 
   Status check_codes(const Codebook& wanted) const;
-  Status prepare_angles(std::size_t n_positions);
   Status prepare(std::span<const Token> tokens, std::size_t n_kept);
   Status check_tokens(std::span<const Token> tokens) const;
   void embed(std::span<const Token> tokens);
@@ -117,23 +116,12 @@ Status GradientModel::State::check_codes(const Codebook& wanted) const {
   return {};
 }
 
-Status GradientModel::State::prepare_angles(std::size_t n_positions) {
-  if (angles.n_positions() >= n_positions) {
-    return {};
-  }
-  auto local = RopeAngles::create(model.local_rope, n_positions);
-  auto global = RopeAngles::create(model.rope, n_positions);
-  if (!local.ok() || !global.ok()) {
-    return local.ok() ? global.status() : local.status();
-  }
-  local_angles = *std::move(local);
-  angles = *std::move(global);
-  return {};
-}
-
 Status GradientModel::State::prepare(std::span<const Token> tokens, std::size_t n_kept) {
   CQKV_RETURN_IF_ERROR(check_tokens(tokens));
-  CQKV_RETURN_IF_ERROR(prepare_angles(tokens.size()));
+  if (angles.n_positions() < tokens.size()) {
+    angles = RopeAngles(model.rope, tokens.size());
+    local_angles = RopeAngles(model.local_rope, tokens.size());
+  }
   inputs.resize(n_layers() + 1);
   for (auto& input : inputs) {
     input.resize(tokens.size() * model.shape.n_embd);

@@ -1,21 +1,22 @@
-// Cosines and sines of a model's RoPE for positions from 0, taken from ggml's own
-// ROPE, and the rotation of rows by them, forwards and transposed.
+// The rotations of a model's queries and keys, and of the gradients by them, for positions from 0:
+// the angles that rope/rope.h gives for each, kept. Rows of libllama are rotated back in
+// capture.cpp.
 #pragma once
 
 #include <cstddef>
 #include <vector>
 
-#include "cqkv/status.h"
-
 #include "rope/rope.h"
 
 namespace cqkv {
 
-/// Const after create.
+/// Const after construction.
 class RopeAngles {
  public:
+  RopeAngles() = default;
+
   /// Positions [0, n_positions).
-  static Result<RopeAngles> create(const RopeParams& rope, std::size_t n_positions);
+  RopeAngles(const RopeParams& rope, std::size_t n_positions);
 
   /// Rotates one row of n_heads heads in place: y = m R x.
   void rotate(std::size_t position, std::size_t n_heads, std::size_t head_dim, float* row) const;
@@ -27,11 +28,9 @@ class RopeAngles {
   std::size_t n_positions() const { return n_positions_; }
 
  private:
-  void apply(std::size_t position, std::size_t n_heads, std::size_t head_dim, float sign,
-             float* row) const;
+  std::size_t n_pairs() const { return static_cast<std::size_t>(rope_.n_dims) / 2; }
 
-  bool neox_ = false;
-  std::size_t n_pairs_ = 0;
+  RopeParams rope_;
   std::size_t n_positions_ = 0;
   std::vector<float> cosines_;  // [n_positions, n_pairs], magnitude included
   std::vector<float> sines_;
