@@ -1,5 +1,7 @@
-// A GGUF model file as calibration needs it: typed keys, and tensors mapped into memory. The header
-// is read by gguf/reader.h. No knowledge of architectures.
+// A GGUF model file as the pass needs it: keys of any width as numbers, and tensors as ggml's
+// types, mapped into memory. The header is read and checked by gguf/reader.h; that knows no ggml,
+// without which a weight's type and size mean nothing, and reads into memory where models are
+// mapped. No knowledge of architectures: model_file.h.
 #pragma once
 
 #include <cstddef>

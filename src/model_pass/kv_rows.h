@@ -1,6 +1,6 @@
 // What the two sources of calibration data (capture.h without gradients,
 // gradient.h with them) deliver: rows of pre-RoPE keys or of values of one layer.
-// How rows are collected and turned into codebooks is in calibrate.h.
+// How rows are collected and turned into codebooks is src/calibration's.
 #pragma once
 
 #include <cstddef>
