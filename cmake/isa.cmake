@@ -32,7 +32,7 @@ function(cqkv_add_isa_sources target level)
   target_include_directories(${target}_${suffix} PRIVATE
     ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
   target_compile_options(${target}_${suffix} PRIVATE ${CQKV_KERNEL_OPTIMIZATION} ${arg_FLAGS})
-  target_link_libraries(${target}_${suffix} PRIVATE $<BUILD_INTERFACE:cqkv_warnings>)
+  target_link_libraries(${target}_${suffix} PRIVATE $<BUILD_INTERFACE:cqkv_numerics> $<BUILD_INTERFACE:cqkv_warnings>)
   set_target_properties(${target}_${suffix} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
   target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_${suffix}>)
   target_compile_definitions(${target} PRIVATE CQKV_HAVE_${level}=1)

@@ -19,7 +19,7 @@ target_compile_definitions(cqkv_shared PRIVATE CQKV_VERSION="${PROJECT_VERSION}"
 target_include_directories(cqkv_shared
   PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>
   PRIVATE ${PROJECT_SOURCE_DIR}/src)
-target_link_libraries(cqkv_shared PRIVATE $<BUILD_INTERFACE:cqkv> $<BUILD_INTERFACE:cqkv_warnings>)
+target_link_libraries(cqkv_shared PRIVATE $<BUILD_INTERFACE:cqkv> $<BUILD_INTERFACE:cqkv_numerics> $<BUILD_INTERFACE:cqkv_warnings>)
 set(symbols ${PROJECT_SOURCE_DIR}/cmake/cqkv.map)
 target_link_options(cqkv_shared PRIVATE LINKER:--version-script=${symbols})
 set_target_properties(cqkv_shared PROPERTIES OUTPUT_NAME cqkv EXPORT_NAME shared

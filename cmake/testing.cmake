@@ -11,7 +11,7 @@ function(cqkv_add_test name)
   add_executable(${name} ${arg_SOURCES})
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/tests)
   target_link_libraries(${name} PRIVATE ${arg_LIBS} GTest::gtest GTest::gtest_main
-    $<BUILD_INTERFACE:cqkv_warnings>)
+    $<BUILD_INTERFACE:cqkv_numerics> $<BUILD_INTERFACE:cqkv_warnings>)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 600)

@@ -10,8 +10,8 @@
 #include "cqkv/basis.h"
 #include "cqkv/status.h"
 
-#include "calibration/kv_rows.h"
 #include "core/parallel.h"
+#include "model_pass/kv_rows.h"
 #include "rope/rope.h"
 
 namespace cqkv {

@@ -9,9 +9,9 @@
 #include "cqkv/codebook.h"
 #include "cqkv/status.h"
 
-#include "calibration/kv_rows.h"
 #include "calibration/rated_tensor.h"
 #include "core/parallel.h"
+#include "model_pass/kv_rows.h"
 
 namespace cqkv {
 

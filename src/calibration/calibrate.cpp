@@ -13,14 +13,14 @@
 #include <utility>
 
 #include "calibration/budget.h"
-#include "calibration/capture.h"
 #include "calibration/fingerprint.h"
-#include "calibration/gguf_file.h"
-#include "calibration/gradient.h"
 #include "calibration/rated_tensor.h"
 #include "calibration/samples.h"
 #include "calibration/text_check.h"
 #include "core/parallel.h"
+#include "model_pass/capture.h"
+#include "model_pass/gguf_file.h"
+#include "model_pass/gradient.h"
 
 namespace cqkv {
 namespace {

@@ -1,9 +1,9 @@
 // model_fingerprint reads the norms from the mapped file; see fingerprint.h.
 #include "calibration/fingerprint.h"
 
-#include "calibration/gguf_file.h"
 #include "core/hash.h"
 #include "graph/names.h"
+#include "model_pass/gguf_file.h"
 
 namespace cqkv {
 

@@ -2,6 +2,8 @@
 #include "calibration/samples.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <span>
 #include <string>
 
 namespace cqkv {
@@ -9,25 +11,11 @@ namespace {
 
 constexpr std::size_t kHeldOutShare = 16;
 
-void append_weights(const float* gradients, std::size_t n_channels, int group_dim,
-                    std::vector<float>& weights) {
-  for (std::size_t first = 0; first < n_channels; first += static_cast<std::size_t>(group_dim)) {
-    // In f64: squares of small gradients must not vanish before they are summed.
-    double sum = 0.0;
-    for (int c = 0; c < group_dim; c++) {
-      const double gradient = gradients[first + static_cast<std::size_t>(c)];
-      sum += gradient * gradient;
-    }
-    weights.push_back(static_cast<float>(sum));
-  }
-}
-
-// Of tokens [first, end), which may be none.
-void add_moments(const KvRows& rows, std::size_t first, std::size_t end, GradientMoments& moments) {
-  if (first < end) {
-    const auto n_channels = static_cast<std::size_t>(rows.shape.n_channels());
-    moments.add(rows.gradients + (first - rows.first_token) * n_channels, end - first);
-  }
+// The tokens that `rows` have of those, which may be none.
+TokenRange common(const KvRows& rows, TokenRange tokens) {
+  const std::size_t end = rows.first_token + rows.n_tokens;
+  const std::size_t first = std::clamp(tokens.first, rows.first_token, end);
+  return {first, std::clamp(tokens.end, first, end)};
 }
 
 }  // namespace
@@ -98,19 +86,31 @@ Status SampleCollector::begin_tensor(const KvRows& rows) {
   return {};
 }
 
-void SampleCollector::append(const KvRows& rows, std::size_t row, bool out,
-                             SampleRows& samples) const {
+Status SampleCollector::append(const KvRows& rows, TokenRange tokens, SampleRows& samples) const {
   const auto n_channels = static_cast<std::size_t>(rows.shape.n_channels());
-  const float* values = rows.rows + row * n_channels;
-  samples.rows.insert(samples.rows.end(), values, values + n_channels);
+  const std::size_t first = (tokens.first - rows.first_token) * n_channels;
+  const std::size_t end = first + tokens.size() * n_channels;
+  samples.rows.insert(samples.rows.end(), rows.rows + first, rows.rows + end);
+  samples.n_rows += tokens.size();
   for (auto& [group_dim, weights] : samples.weights) {  // none without gradients
-    append_weights(rows.gradients + row * n_channels, n_channels, group_dim, weights);
+    const std::size_t n_before = weights.size();
+    weights.resize(n_before + (end - first) / static_cast<std::size_t>(group_dim));
+    CQKV_RETURN_IF_ERROR(fisher_weights(rows.gradients + first, tokens.size(),
+                                        rows.shape.n_channels(), group_dim,
+                                        std::span(weights).subspan(n_before)));
   }
-  if (out && for_rates_ && rows.gradients != nullptr) {
-    const float* gradients = rows.gradients + row * n_channels;
-    samples.gradients.insert(samples.gradients.end(), gradients, gradients + n_channels);
+  return {};
+}
+
+Status SampleCollector::append_learned(const KvRows& rows, TokenRange tokens,
+                                       TensorSamples& samples) const {
+  CQKV_RETURN_IF_ERROR(append(rows, tokens, samples.learned));
+  if (for_bases_ && rows.gradients != nullptr && tokens.size() > 0) {
+    const auto n_channels = static_cast<std::size_t>(rows.shape.n_channels());
+    samples.moments.add(rows.gradients + (tokens.first - rows.first_token) * n_channels,
+                        tokens.size());
   }
-  samples.n_rows++;
+  return {};
 }
 
 Status SampleCollector::add(const KvRows& rows) {
@@ -131,18 +131,16 @@ Status SampleCollector::add(const KvRows& rows) {
                             std::to_string(samples.shape.head_dim));
   }
   CQKV_RETURN_IF_ERROR(check_finite(rows));
-  for (std::size_t row = 0; row < rows.n_tokens; row++) {
-    const std::size_t token = rows.first_token + row;
-    const bool out = token >= held_out_.first && token < held_out_.end;
-    append(rows, row, out, out ? samples.held_out : samples.learned);
+  const TokenRange out = common(rows, held_out_);
+  CQKV_RETURN_IF_ERROR(append_learned(rows, common(rows, {0, held_out_.first}), samples));
+  CQKV_RETURN_IF_ERROR(append(rows, out, samples.held_out));
+  if (for_rates_ && rows.gradients != nullptr) {
+    const auto n_channels = static_cast<std::size_t>(rows.shape.n_channels());
+    const float* first = rows.gradients + (out.first - rows.first_token) * n_channels;
+    samples.held_out.gradients.insert(samples.held_out.gradients.end(), first,
+                                      first + out.size() * n_channels);
   }
-  if (for_bases_ && rows.gradients != nullptr) {
-    // Before the held-out tokens and after them.
-    const std::size_t end = rows.first_token + rows.n_tokens;
-    add_moments(rows, rows.first_token, std::min(end, held_out_.first), samples.moments);
-    add_moments(rows, std::max(rows.first_token, held_out_.end), end, samples.moments);
-  }
-  return {};
+  return append_learned(rows, common(rows, {held_out_.end, SIZE_MAX}), samples);
 }
 
 }  // namespace cqkv

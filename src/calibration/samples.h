@@ -12,8 +12,8 @@
 #include "cqkv/types.h"
 
 #include "calibration/bases.h"
-#include "calibration/kv_rows.h"
 #include "codebook/learn.h"
+#include "model_pass/kv_rows.h"
 
 namespace cqkv {
 
@@ -95,7 +95,8 @@ class SampleCollector {
   std::vector<int> weighted_dims(const KvRows& rows) const;
   Status begin_tensor(const KvRows& rows);
   void reserve(const KvRows& rows, std::size_t n_rows, SampleRows& samples) const;
-  void append(const KvRows& rows, std::size_t row, bool out, SampleRows& samples) const;
+  Status append(const KvRows& rows, TokenRange tokens, SampleRows& samples) const;
+  Status append_learned(const KvRows& rows, TokenRange tokens, TensorSamples& samples) const;
 
   std::vector<CodecSpec> key_specs_;
   std::vector<CodecSpec> value_specs_;

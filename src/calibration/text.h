@@ -8,8 +8,8 @@
 
 #include "cqkv/status.h"
 
-#include "calibration/kv_rows.h"
 #include "calibration/tokenizer.h"
+#include "model_pass/kv_rows.h"
 
 namespace cqkv {
 

@@ -7,8 +7,8 @@
 
 #include "cqkv/status.h"
 
-#include "calibration/kv_rows.h"
-#include "calibration/llama_handles.h"
+#include "model_pass/kv_rows.h"
+#include "model_pass/llama_handles.h"
 
 namespace cqkv {
 

@@ -1,5 +1,5 @@
 // Weighted k-means: preparation of the points, k-means++ start, Lloyd iterations with
-// bounds. The loops over points are in kmeans_kernels_impl.h.
+// bounds. The loops over points are in kmeans_kernels-inl.h.
 #include "codebook/kmeans.h"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // The table of k-means kernels, one per instruction set, as src/kernels has for
 // attention. Included by the per-instruction-set files, so plain data and raw
 // pointers only. The algorithm around the kernels is in kmeans.cpp; their one
-// text is kmeans_kernels_impl.h.
+// text is kmeans_kernels-inl.h.
 #pragma once
 
 #include <cstddef>

@@ -231,42 +231,23 @@ Result<double> relative_coding_error(const TensorCodebook& codebook, const Learn
   return sum / static_cast<double>(n_codes);
 }
 
-Status fisher_weights(const float* gradients, std::size_t n_tokens, std::size_t row_stride,
-                      int n_channels, int group_dim, std::span<float> weights) {
+Status fisher_weights(const float* gradients, std::size_t n_tokens, int n_channels, int group_dim,
+                      std::span<float> weights) {
   if (n_channels <= 0 || group_dim <= 0 || n_channels % group_dim != 0) {
     return invalid_argument("Fisher weights: groups of " + std::to_string(group_dim) +
                             " do not divide " + std::to_string(n_channels) + " channels");
   }
-  const auto n_codes = static_cast<std::size_t>(n_channels / group_dim);
-  if (weights.size() != n_tokens * n_codes) {
+  const std::size_t n_weights = n_tokens * static_cast<std::size_t>(n_channels / group_dim);
+  if (weights.size() != n_weights) {
     return invalid_argument("Fisher weights: got room for " + std::to_string(weights.size()) +
-                            ", want tokens * groups = " + std::to_string(n_tokens * n_codes));
+                            ", want tokens * groups = " + std::to_string(n_weights));
   }
-  float largest = 0;
-  for (std::size_t t = 0; t < n_tokens; t++) {
-    for (int c = 0; c < n_channels; c++) {
-      const float value = gradients[t * row_stride + c];
-      if (!std::isfinite(value)) {
-        return invalid_argument("Fisher weights: gradient of token " + std::to_string(t) +
-                                ", channel " + std::to_string(c) + " is " + std::to_string(value) +
-                                ", want a finite number");
-      }
-      largest = std::max(largest, std::abs(value));
+  for (float& weight : weights) {
+    double sum = 0;
+    for (int c = 0; c < group_dim; c++, gradients++) {
+      sum += static_cast<double>(*gradients) * *gradients;
     }
-  }
-  int exponent = 0;
-  std::frexp(largest, &exponent);
-  const double factor = std::ldexp(1.0, -exponent);
-  for (std::size_t t = 0; t < n_tokens; t++) {
-    for (std::size_t g = 0; g < n_codes; g++) {
-      double sum = 0;
-      for (int j = 0; j < group_dim; j++) {
-        const double value =
-            factor * static_cast<double>(gradients[t * row_stride + g * group_dim + j]);
-        sum += value * value;
-      }
-      weights[t * n_codes + g] = static_cast<float>(sum);
-    }
+    weight = static_cast<float>(sum);
   }
   return {};
 }

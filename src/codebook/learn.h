@@ -1,6 +1,6 @@
 // Learning the codebook of one cache tensor (the keys or the values of one layer) from
 // its rows: one weighted k-means problem (kmeans.h) per KV head and group, in parallel.
-// Capturing rows and gradients is src/calibration's.
+// Rows and gradients come from src/model_pass.
 #pragma once
 
 #include <atomic>
@@ -99,19 +99,17 @@ Result<double> relative_coding_error(const TensorCodebook& codebook, const Learn
 /// Fisher weight of a token for a group: the sum of the diagonal of the Fisher information
 /// over the channels of the group,
 ///
-///     weights[t][g] = factor * sum over channels c of group g of gradients[t][c]^2
+///     weights[t][g] = sum over channels c of group g of gradients[t][c]^2
 ///
-/// The factor, a power of four common to the whole tensor, brings the largest gradient
-/// to [0.5, 1): squares of small gradients would not fit f32, and learning does not
-/// depend on a common factor.
-///
-/// @param gradients  [n_tokens, n_channels] f32 of the loss by the tensor, rows
-///   `row_stride` floats apart.
+/// @param gradients  [n_tokens, n_channels] f32 of the loss by the tensor.
 /// @param weights    [n_tokens, n_channels / group_dim], overwritten.
-/// @return kInvalidArgument if group_dim does not divide n_channels, the size of `weights`
-///   disagrees or a gradient is not finite; `weights` is then untouched.
+/// @return kInvalidArgument if group_dim does not divide n_channels or the size of `weights`
+///   disagrees; `weights` is then untouched.
+/// Numerics: squares and sums in f64, rounded to f32 once. There is no common factor against
+///   underflow: rows of a tensor come in pieces, and rates compare tensors with each other.
+///   Gradients below 2^-75 = 3e-23 alone give no weight.
 /// Source: section 3.2.1, equation 6.
-Status fisher_weights(const float* gradients, std::size_t n_tokens, std::size_t row_stride,
-                      int n_channels, int group_dim, std::span<float> weights);
+Status fisher_weights(const float* gradients, std::size_t n_tokens, int n_channels, int group_dim,
+                      std::span<float> weights);
 
 }  // namespace cqkv

@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+
+#include "kernels/exp-inl.h"
 
 namespace cqkv::eval {
 namespace {
@@ -17,22 +18,11 @@ constexpr std::size_t kBlock = 64 * kLanes;  // f32 partial sums of 64 terms
 
 using Lanes = std::array<float, kLanes>;
 
-// exp(x) for -87 <= x <= 0, the polynomial of Cephes' expf without its branches.
+// e^x for -87 <= x <= 0. The last step takes (tail r) r, not tail r^2 as elsewhere: so were all
+// published figures computed, and these must not change by a bit.
 inline float exp_negative(float x) {
-  constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  const float shifted = x * 1.44269504F + kRound;
-  const float n = shifted - kRound;
-  const float r = (x - n * 0.693359375F) + n * 2.12194440e-4F;
-  float p = 1.9875691500e-4F;
-  p = p * r + 1.3981999507e-3F;
-  p = p * r + 8.3334519073e-3F;
-  p = p * r + 4.1665795894e-2F;
-  p = p * r + 1.6666665459e-1F;
-  p = p * r + 5.0000001201e-1F;
-  p = p * r * r + r + 1.0F;
-  const std::int32_t exponent =
-      std::bit_cast<std::int32_t>(shifted) - std::bit_cast<std::int32_t>(kRound) + 127;
-  return p * std::bit_cast<float>(exponent << 23);
+  const auto e = kernels::exp_parts(x, [](float a, float b, float c) { return a * b + c; });
+  return (e.tail * e.r * e.r + e.r + 1.0F) * kernels::exp_scale<std::int32_t>(e);
 }
 
 float max_logit(const float* logits, std::size_t n) {

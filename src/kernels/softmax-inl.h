@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "kernels/coded_blocks.h"
+#include "kernels/exp-inl.h"
 #include "kernels/float_constants.h"
 #include "kernels/kernel_table.h"
 #include "kernels/simd-inl.h"
@@ -16,24 +17,15 @@ namespace cqkv::kernels {
 namespace {
 
 // e^x for x <= 0 and -inf: at most 2 ulp off, exactly 1 at 0, and 0 where e^x is
-// no normal number. Reduction to |r| <= ln 2 / 2 and the polynomial of Cephes' expf.
+// no normal number.
 inline Vec exp_negative(Vec x) {
   const IntVec vanishes = x < -87.33654F;
-  const Vec clamped = larger(x, splat(-87.33654F));
-  const Vec shifted = multiply_add(clamped, splat(1.44269504F), splat(kRound));
-  const Vec n = shifted - kRound;
-  Vec r = multiply_add(n, splat(-0.693359375F), clamped);
-  r = multiply_add(n, splat(2.12194440e-4F), r);
-  Vec p = splat(1.9875691500e-4F);
-  p = multiply_add(p, r, splat(1.3981999507e-3F));
-  p = multiply_add(p, r, splat(8.3334519073e-3F));
-  p = multiply_add(p, r, splat(4.1665795894e-2F));
-  p = multiply_add(p, r, splat(1.6666665459e-1F));
-  p = multiply_add(p, r, splat(5.0000001201e-1F));
-  p = multiply_add(p, r * r, r) + 1.0F;
+  const ExpParts<Vec> e = exp_parts(larger(x, splat(-87.33654F)),
+                                    [](Vec a, Vec b, Vec c) { return multiply_add(a, b, c); });
+  const Vec p = multiply_add(e.tail, e.r * e.r, e.r) + 1.0F;
   // n <= 0 stands in the low bits of `shifted`; moved to the exponent it scales by 2^n.
   const Vec scaled = __builtin_bit_cast(
-      Vec, __builtin_bit_cast(IntVec, p) + (__builtin_bit_cast(IntVec, shifted) << 23));
+      Vec, __builtin_bit_cast(IntVec, p) + (__builtin_bit_cast(IntVec, e.shifted) << 23));
   return select(vanishes, Vec{}, scaled);
 }
 

@@ -76,6 +76,11 @@ void rope_inverse(const RopeParams& params, const float* cosines, const float* s
 void rope_forward(const RopeParams& params, const float* cosines, const float* sines, int n_heads,
                   int head_dim, float* row);
 
+/// The transpose of rope_forward, in place: of the gradient by a rotated row makes that by the row.
+/// It multiplies by the magnitude, where the inverse divides by it.
+void rope_transposed(const RopeParams& params, const float* cosines, const float* sines,
+                     int n_heads, int head_dim, float* row);
+
 /// Angles of whole blocks: position p = 64 h + l splits into a table over l and one
 /// over h, so any 64 positions cost one complex product a pair. The angles of a
 /// position depend neither on its neighbours nor on what is reserved.

@@ -9,7 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "calibration/samples.h"
-#include "calibration/tiny_model.h"
+#include "model_pass/tiny_model.h"
 
 namespace cqkv {
 namespace {

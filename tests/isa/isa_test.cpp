@@ -1,6 +1,6 @@
 // The ranked list of levels, the choice of tables by it, and forcing a level. Processors
 // that this machine is not are sets of features here. The environment variable is in
-// isa_variable_test.cpp, the dense products' tables in tests/calibration/dense_test.cpp.
+// isa_variable_test.cpp, the dense products' tables in tests/model_pass/dense_test.cpp.
 #include "cqkv/isa.h"
 
 #include <algorithm>

@@ -74,6 +74,37 @@ TEST(Rope, InverseUndoesForward) {
   }
 }
 
+// <g, m R x> = <m R^T g, x> for all x and g, with a magnitude that is not 1.
+TEST(Rope, TransposedMovesToTheOtherSideOfAProduct) {
+  for (const RopeMode mode : {RopeMode::kNormal, RopeMode::kNeox}) {
+    RopeParams params = params_of(20, mode);
+    params.attn_factor = 1.5F;
+    Rng rng(2);
+    std::vector<float> x(3 * 32);
+    std::vector<float> g(x.size());
+    for (std::size_t i = 0; i < x.size(); i++) {
+      x[i] = static_cast<float>(rng.normal());
+      g[i] = static_cast<float>(rng.normal());
+    }
+    std::vector<float> cosines(10);
+    std::vector<float> sines(10);
+    rope_row_ggml(params, 777, cosines.data(), sines.data());
+    std::vector<float> rotated = x;
+    rope_forward(params, cosines.data(), sines.data(), 3, 32, rotated.data());
+    std::vector<float> back = g;
+    rope_transposed(params, cosines.data(), sines.data(), 3, 32, back.data());
+    double one = 0;
+    double other = 0;
+    double size = 0;
+    for (std::size_t i = 0; i < x.size(); i++) {
+      one += static_cast<double>(g[i]) * rotated[i];
+      other += static_cast<double>(back[i]) * x[i];
+      size += std::abs(static_cast<double>(g[i]) * rotated[i]);
+    }
+    EXPECT_NEAR(one, other, 8 * 0x1p-24 * size);  // three roundings on each side
+  }
+}
+
 class RopeTableTest : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override { ASSERT_TRUE(force_isa(GetParam()).ok()); }

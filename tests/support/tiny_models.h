@@ -1,7 +1,7 @@
 // Tiny random models of any architecture that libllama knows, made in memory: the
 // metadata is given, libllama asks for the tensors that the architecture has, and
 // each is filled from its name. There is no file and no list of tensors here; a model
-// as a file, for what reads files, is tests/calibration/tiny_model.h.
+// as a file, for what reads files, is tests/model_pass/tiny_model.h.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 #include <ggml-backend.h>
 
-#include "calibration/llama_handles.h"
+#include "model_pass/llama_handles.h"
 
 namespace cqkv::testing {
 
