@@ -8,7 +8,9 @@
 #include <cstdio>
 #include <filesystem>
 #include <iterator>
+#include <map>
 #include <new>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -30,10 +32,7 @@ using Sequences = std::vector<Sequence>;
 constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
 
 // One sequence to measure costs on for so many to learn from.
-constexpr std::size_t kMeasuredShare = 2;
-
-// How often costs are measured again in the cache that the last ones led to.
-constexpr std::size_t kCostPasses = 2;
+constexpr std::size_t kMeasuredShare = 3;
 
 // What every step needs.
 struct Job {
@@ -297,12 +296,38 @@ Result<RatedSide> learn_rated_side(const Job& job, const SampleCollector::Key& k
   options.learning.tolerance = 1e-3;
   options.bases = job.options.bases;
   options.rope_mode = job.rope_mode;
-  ThreadParallelFor parallel(job.options.n_threads);
-  auto tensor = learn_rates(samples, key.second, options, parallel);
+  ThreadParallelFor alone(1);
+  auto tensor = learn_rates(samples, key.second, options, alone);
   if (!tensor.ok()) {
     return at_side(key, tensor.status());
   }
   return RatedSide{key.first, key.second, *std::move(tensor)};
+}
+
+// Every rate of every tensor, as many tensors at a time as there are threads: at coarse rates one
+// has too few groups to share.
+Status learn_rated_sides(const Job& job, SampleCollector& samples, std::vector<RatedSide>& sides) {
+  auto& left = samples.tensors();
+  const std::size_t n_total = left.size();
+  ThreadParallelFor parallel(job.options.n_threads);
+  while (!left.empty()) {
+    job.report("learning codebooks", sides.size(), n_total);
+    // Taken out, so that memory falls as codebooks are learned.
+    std::vector<std::map<SampleCollector::Key, TensorSamples>::node_type> batch;
+    while (!left.empty() && batch.size() < static_cast<std::size_t>(job.options.n_threads)) {
+      batch.push_back(left.extract(left.begin()));
+    }
+    std::vector<std::optional<Result<RatedSide>>> learned(batch.size());
+    parallel.run(static_cast<int>(batch.size()), [&](int i, int /*thread*/) {
+      const auto at = static_cast<std::size_t>(i);
+      learned[at].emplace(learn_rated_side(job, batch[at].key(), batch[at].mapped()));
+    });
+    for (auto& side : learned) {
+      CQKV_RETURN_IF_ERROR(side->status());
+      sides.push_back(std::move(**side));
+    }
+  }
+  return {};
 }
 
 // What the rates cost in a model whose cache is coded with this codebook, on texts that it was not
@@ -320,27 +345,26 @@ Status measure_costs(const Job& job, GradientModel& model, const Sequences& sequ
   return {};
 }
 
-// Begins with the costs of an exact cache, then takes those of the cache that they led to, then the
-// larger ones of that and of the next.
+// Begins with the costs of an exact cache, then takes those of the cache that they led to on half
+// of the text, then the larger ones of these and of the next, on all of it.
 Status choose_rates_of(const Job& job, GradientModel& model, const Sequences& measured,
                        std::size_t budget, std::vector<RatedSide>& sides, Codebook& codebook) {
   const double bits = job.options.bits[budget];
-  const std::size_t n_of_budget = kCostPasses * measured.size();
+  const std::size_t n_half = std::max<std::size_t>(2, measured.size() / 2);  // both kinds
+  const Sequences half(measured.begin(), measured.begin() + static_cast<std::ptrdiff_t>(n_half));
+  const std::size_t n_of_budget = half.size() + measured.size();
+  const std::size_t n_total = job.options.bits.size() * n_of_budget;
   std::size_t n_done = budget * n_of_budget;
-  CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
   ThreadParallelFor parallel(job.options.n_threads);
-  for (std::size_t pass = 0; pass < kCostPasses; pass++) {
-    CostMeter meter(sides, parallel);
-    CQKV_RETURN_IF_ERROR(measure_costs(job, model, measured, codebook, meter, n_done,
-                                       job.options.bits.size() * n_of_budget));
-    if (pass == 0) {
-      meter.set_losses(sides);
-    } else {
-      meter.raise_losses(sides);
-    }
-    CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
-  }
-  return {};
+  CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
+  CostMeter first(sides, parallel);
+  CQKV_RETURN_IF_ERROR(measure_costs(job, model, half, codebook, first, n_done, n_total));
+  first.set_losses(sides);
+  CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
+  CostMeter second(sides, parallel);
+  CQKV_RETURN_IF_ERROR(measure_costs(job, model, measured, codebook, second, n_done, n_total));
+  second.raise_losses(sides);
+  return fill_codebook(sides, bits, codebook);
 }
 
 // Options of all heads, by side.
@@ -364,17 +388,8 @@ void restore_costs(const HeadCosts& costs, std::vector<RatedSide>& sides) {
 Status learn_budgets(const Job& job, SampleCollector& samples, const Sequences& measured,
                      Calibration& calibration) {
   const auto start = std::chrono::steady_clock::now();
-  const std::size_t n_total = samples.tensors().size();
   std::vector<RatedSide> sides;
-  while (!samples.tensors().empty()) {
-    job.report("learning codebooks", sides.size(), n_total);
-    const auto tensor = samples.tensors().extract(samples.tensors().begin());
-    auto side = learn_rated_side(job, tensor.key(), tensor.mapped());
-    if (!side.ok()) {
-      return side.status();
-    }
-    sides.push_back(*std::move(side));
-  }
+  CQKV_RETURN_IF_ERROR(learn_rated_sides(job, samples, sides));
   calibration.stats.seconds_learning = seconds_since(start);
   const auto learned = std::chrono::steady_clock::now();
   auto model = load_gradients(job);

@@ -182,10 +182,11 @@ Status too_short(const std::vector<Sequence>& sequences, std::size_t n_left,
       "; give more text or ask for fewer tokens");
 }
 
-// Says the last n tokens twice, in passages of n, n / 2, n or n / 4 by the number of the sequence.
+// Says the last n tokens twice: from as far back as the sequence allows, but one of four from
+// nearer, in passages of n / 2 and n / 4 in turns.
 void repeat_last(std::size_t n, std::size_t number, std::vector<Token>& tokens) {
   const std::size_t passage =
-      std::max<std::size_t>(1, number % 2 == 0 ? n : n >> (number / 2 % 2 + 1));
+      std::max<std::size_t>(1, number % 4 == 1 ? n >> (number / 4 % 2 + 1) : n);
   const std::vector<Token> once(tokens.end() - static_cast<std::ptrdiff_t>(n), tokens.end());
   tokens.resize(tokens.size() - n);
   for (std::size_t first = 0; first < n; first += passage) {
