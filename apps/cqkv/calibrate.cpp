@@ -34,7 +34,6 @@ struct Flags {
   std::string config_k;
   std::string config_v;
   std::string weights = "fisher";
-  std::size_t n_tokens = 0;  // 0: as the kind of codebook wants
   bool verbose = false;
   bool quiet = false;
 };
@@ -132,8 +131,7 @@ std::vector<std::string> output_names(const Flags& flags) {
   return names;
 }
 
-// With budgets gradients are far ones, texts repeat and there are more of them, unless asked
-// otherwise.
+// With budgets gradients are far ones and texts repeat, unless asked otherwise.
 Status parse_gradients(Flags& flags) {
   const bool budgets = !flags.options.bits.empty();
   if (!flags.gradients.empty() && flags.gradients != "far" && flags.gradients != "all") {
@@ -141,7 +139,6 @@ Status parse_gradients(Flags& flags) {
   }
   flags.options.far_gradients = flags.gradients.empty() ? budgets : flags.gradients == "far";
   flags.options.text.repeat = budgets;
-  flags.options.text.n_tokens = flags.n_tokens > 0 ? flags.n_tokens : budgets ? 49152 : 32768;
   return {};
 }
 
@@ -278,8 +275,7 @@ Outcome execute(Flags& flags) {
   return {};
 }
 
-void add_text_flags(CLI::App* parser, Flags& flags) {
-  TextOptions& text = flags.options.text;
+void add_text_flags(CLI::App* parser, TextOptions& text) {
   add_files(parser, "-f,--file", text.files,
             "Calibration texts: .jsonl one object a line, others plain; taken in turns "
             "[default: prose, code and conversation that come with cqkv]");
@@ -292,12 +288,8 @@ void add_text_flags(CLI::App* parser, Flags& flags) {
   parser->add_flag("--chat", text.chat,
                    "The fields are turns of a conversation, the user's first: written as the "
                    "model's chat template has them");
-  parser
-      ->add_option("--n-tokens", flags.n_tokens,
-                   "Tokens to learn from [default: 49152 with --bits, else 32768 as in the paper]; "
-                   "with --bits a third more are read to choose rates")
-      ->check(whole_number(kTextRange))
-      ->type_name("N");
+  add_number(parser, "--n-tokens", text.n_tokens, kTextRange,
+             "Tokens to learn from; with --bits a quarter more is read to choose rates");
   add_number(parser, "-c,--ctx-size", text.n_ctx, kSequenceSizeRange, "Tokens of one sequence");
 }
 
@@ -370,7 +362,7 @@ Command add_calibrate(CLI::App& app) {
   add_file(parser, "-o,--output", flags->output,
            "The codebook to write; {config} in it becomes the configuration's name")
       ->required();
-  add_text_flags(parser, *flags);
+  add_text_flags(parser, flags->options.text);
   add_learning_flags(parser, *flags);
   parser->add_flag("-v,--verbose", flags->verbose, "Show libllama's log");
   parser->add_flag("-q,--quiet", flags->quiet, "No progress");

@@ -32,7 +32,10 @@ using Sequences = std::vector<Sequence>;
 constexpr KvKind kBothKinds[] = {KvKind::kKey, KvKind::kValue};
 
 // One sequence to measure costs on for so many to learn from.
-constexpr std::size_t kMeasuredShare = 3;
+constexpr std::size_t kMeasuredShare = 4;
+
+// How often costs are measured again in the cache that the last ones led to.
+constexpr std::size_t kCostPasses = 2;
 
 // What every step needs.
 struct Job {
@@ -345,26 +348,27 @@ Status measure_costs(const Job& job, GradientModel& model, const Sequences& sequ
   return {};
 }
 
-// Begins with the costs of an exact cache, then takes those of the cache that they led to on half
-// of the text, then the larger ones of these and of the next, on all of it.
+// Begins with the costs of an exact cache, then takes those of the cache that they led to, then the
+// larger ones of that and of the next.
 Status choose_rates_of(const Job& job, GradientModel& model, const Sequences& measured,
                        std::size_t budget, std::vector<RatedSide>& sides, Codebook& codebook) {
   const double bits = job.options.bits[budget];
-  const std::size_t n_half = std::max<std::size_t>(2, measured.size() / 2);  // both kinds
-  const Sequences half(measured.begin(), measured.begin() + static_cast<std::ptrdiff_t>(n_half));
-  const std::size_t n_of_budget = half.size() + measured.size();
-  const std::size_t n_total = job.options.bits.size() * n_of_budget;
+  const std::size_t n_of_budget = kCostPasses * measured.size();
   std::size_t n_done = budget * n_of_budget;
+  CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
   ThreadParallelFor parallel(job.options.n_threads);
-  CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
-  CostMeter first(sides, parallel);
-  CQKV_RETURN_IF_ERROR(measure_costs(job, model, half, codebook, first, n_done, n_total));
-  first.set_losses(sides);
-  CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
-  CostMeter second(sides, parallel);
-  CQKV_RETURN_IF_ERROR(measure_costs(job, model, measured, codebook, second, n_done, n_total));
-  second.raise_losses(sides);
-  return fill_codebook(sides, bits, codebook);
+  for (std::size_t pass = 0; pass < kCostPasses; pass++) {
+    CostMeter meter(sides, parallel);
+    CQKV_RETURN_IF_ERROR(measure_costs(job, model, measured, codebook, meter, n_done,
+                                       job.options.bits.size() * n_of_budget));
+    if (pass == 0) {
+      meter.set_losses(sides);
+    } else {
+      meter.raise_losses(sides);
+    }
+    CQKV_RETURN_IF_ERROR(fill_codebook(sides, bits, codebook));
+  }
+  return {};
 }
 
 // Options of all heads, by side.

@@ -182,11 +182,10 @@ Status too_short(const std::vector<Sequence>& sequences, std::size_t n_left,
       "; give more text or ask for fewer tokens");
 }
 
-// Says the last n tokens twice: from as far back as the sequence allows, but one of four from
-// nearer, in passages of n / 2 and n / 4 in turns.
+// Says the last n tokens twice, in passages of n, n / 2, n or n / 4 by the number of the sequence.
 void repeat_last(std::size_t n, std::size_t number, std::vector<Token>& tokens) {
   const std::size_t passage =
-      std::max<std::size_t>(1, number % 4 == 1 ? n >> (number / 4 % 2 + 1) : n);
+      std::max<std::size_t>(1, number % 2 == 0 ? n : n >> (number / 2 % 2 + 1));
   const std::vector<Token> once(tokens.end() - static_cast<std::ptrdiff_t>(n), tokens.end());
   tokens.resize(tokens.size() - n);
   for (std::size_t first = 0; first < n; first += passage) {
@@ -226,10 +225,8 @@ Result<std::vector<Sequence>> read_sequences(const Tokenizer& tokenizer,
     const std::size_t n = further ? options.n_ctx : std::min(options.n_ctx, n_wanted);
     turn %= streams.size();
     const std::size_t number = further ? n_further : n_sequences[files[turn]];
-    // Of the further ones every second, the other way round in every round of the files, so that
-    // each file has both kinds.
-    const std::size_t n_files = options.files.size();
-    const bool repeats = (further ? number % n_files + number / n_files : number) % 2 == 1;
+    // Of the further ones the second and the third of four, so that no file has only one kind.
+    const bool repeats = further ? (number + 1) / 2 % 2 == 1 : number % 2 == 1;
     Sequence sequence{files[turn], {}, options.repeat && repeats};
     if (bos) {
       sequence.tokens.push_back(tokenizer.bos());
