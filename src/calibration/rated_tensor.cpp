@@ -23,9 +23,6 @@ Result<TensorCodebook> learn_plain(const TensorSamples& samples, const CodecSpec
   return std::move(learned->codebook);
 }
 
-// Rows that are learned from at most, for each channel of a group.
-constexpr std::size_t kRowsPerChannel = 8192;
-
 // Learns in a basis: rows as components in the metric, where distances are plain.
 class BasisLearner {
  public:
@@ -56,12 +53,10 @@ class BasisLearner {
       return basis.status();
     }
     const TensorSpec tensor_spec(spec, samples_.shape.n_kv_heads, samples_.shape.head_dim);
-    set_step(spec);
     set_rows(*basis, tensor_spec);
     set_weights(tensor_spec);
     LearnInput input = learn_input(samples_.shape, samples_.learned, spec);
     input.rows = rows_.data();
-    input.n_tokens = n_used();
     input.weights = weights_;
     auto learned = learn_tensor_codebook(input, options_.learning, parallel_);
     if (!learned.ok()) {
@@ -81,18 +76,9 @@ class BasisLearner {
     }
   }
 
-  // Fine groups need fewer rows for centroids as good, and are slow to learn: they have as many
-  // problems as a head has groups.
-  void set_step(const CodecSpec& spec) {
-    const std::size_t enough = kRowsPerChannel * static_cast<std::size_t>(spec.group_dim);
-    step_ = std::max<std::size_t>(1, samples_.learned.n_rows / enough);
-  }
-
-  std::size_t n_used() const { return (samples_.learned.n_rows + step_ - 1) / step_; }
-
   void set_rows(const TensorBasis& basis, const TensorSpec& spec) {
     const auto n_channels = static_cast<std::size_t>(samples_.shape.n_channels());
-    const std::size_t n_rows = n_used();
+    const std::size_t n_rows = samples_.learned.n_rows;
     rows_.resize(n_rows * n_channels);
     components_.resize(n_channels * static_cast<std::size_t>(parallel_.n_threads()));
     constexpr std::size_t kRows = 256;
@@ -101,7 +87,7 @@ class BasisLearner {
       float* components = components_.data() + static_cast<std::size_t>(thread) * n_channels;
       const std::size_t first = static_cast<std::size_t>(task) * kRows;
       for (std::size_t t = first; t < std::min(n_rows, first + kRows); t++) {
-        basis.to_components(samples_.learned.rows.data() + t * step_ * n_channels, components);
+        basis.to_components(samples_.learned.rows.data() + t * n_channels, components);
         to_plain(basis, spec, components, rows_.data() + t * n_channels);
       }
     });
@@ -128,11 +114,9 @@ class BasisLearner {
     const auto n_heads = static_cast<std::size_t>(spec.n_kv_heads());
     const auto n_groups = static_cast<std::size_t>(spec.n_groups(0));
     weights_.clear();
-    weights_.reserve(n_used() * n_heads * n_groups);
-    for (std::size_t t = 0; t < samples_.learned.n_rows; t += step_) {
-      for (std::size_t head = 0; head < n_heads; head++) {
-        weights_.insert(weights_.end(), n_groups, head_weights_[t * n_heads + head]);
-      }
+    weights_.reserve(samples_.learned.n_rows * n_heads * n_groups);
+    for (const float weight : head_weights_) {
+      weights_.insert(weights_.end(), n_groups, weight);
     }
   }
 
@@ -167,7 +151,6 @@ class BasisLearner {
   ParallelFor& parallel_;
   std::optional<KeyBases> keys_;
   std::optional<ValueBases> values_;
-  std::size_t step_ = 1;  // every so many rows one is learned from
   std::vector<float> rows_;
   std::vector<float> components_;    // [thread, n_channels]
   std::vector<float> head_weights_;  // [row, kv_head]

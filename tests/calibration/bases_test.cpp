@@ -264,33 +264,5 @@ TEST_F(BasesTest, WithoutCodesARowIsTheMean) {
   }
 }
 
-// One channel a group learns from every fourth of 4 * 8192 rows here, each with its own weight: of
-// those some have none, and what the others hold is never seen.
-TEST(RatedTensors, FineGroupsLearnFromAShareOfTheRows) {
-  TensorSamples samples{{1, 2}, {}, {}, GradientMoments({1, 2})};
-  for (SampleRows* part : {&samples.learned, &samples.held_out}) {
-    part->n_rows = part == &samples.learned ? 4 * 8192 : 8;
-    for (std::size_t t = 0; t < part->n_rows; t++) {
-      const bool weightless = t % 8 == 0;
-      const auto seen = static_cast<float>(t / 8 % 200);
-      part->rows.insert(part->rows.end(), 2, t % 4 != 0 ? 9000.0F : weightless ? 5000.0F : seen);
-      part->weights[2].push_back(weightless ? 0.0F : 1.0F);
-      part->gradients.insert(part->gradients.end(), 2, 1.0F);
-    }
-  }
-  ThreadParallelFor parallel(2);
-  const auto rated = learn_rates(samples, KvKind::kKey, {}, parallel);
-  ASSERT_TRUE(rated.ok()) << rated.status().message();
-  const TensorCodebook& fine = rated->codebooks.front();
-  ASSERT_EQ(fine.spec().group_dim(0), 1);
-  for (int channel = 0; channel < 2; channel++) {
-    const std::vector<float> centroids = fine.group_floats(0, channel);
-    EXPECT_LT(*std::max_element(centroids.begin(), centroids.end()), 201);
-    EXPECT_GT(*std::max_element(centroids.begin(), centroids.end()), 190);
-  }
-  const std::vector<float> pairs = rated->codebooks[1].group_floats(0, 0);
-  EXPECT_GT(*std::max_element(pairs.begin(), pairs.end()), 8000) << "every second row";
-}
-
 }  // namespace
 }  // namespace cqkv
