@@ -22,11 +22,7 @@ Status fill_codebook(const std::vector<RatedSide>& sides, double bits, Codebook&
   const std::size_t* next = chosen.data();
   std::vector<LayerCodebook> layers(n_layers);
   for (const RatedSide& side : sides) {
-    const auto mixed = assemble(side.tensor, next);
-    if (!mixed.ok()) {
-      return mixed.status();
-    }
-    auto tensor = rounded_to_bytes(*mixed);
+    auto tensor = assemble(side.tensor, next);
     if (!tensor.ok()) {
       return tensor.status();
     }
@@ -35,6 +31,21 @@ Status fill_codebook(const std::vector<RatedSide>& sides, double bits, Codebook&
     (side.kind == KvKind::kKey ? layer.k : layer.v).push_back(*std::move(tensor));
   }
   codebook.layers = std::move(layers);
+  return {};
+}
+
+Status round_to_bytes(Codebook& codebook) {
+  for (LayerCodebook& layer : codebook.layers) {
+    for (std::vector<TensorCodebook>* side : {&layer.k, &layer.v}) {
+      for (TensorCodebook& tensor : *side) {
+        auto rounded = rounded_to_bytes(tensor);
+        if (!rounded.ok()) {
+          return rounded.status();
+        }
+        tensor = *std::move(rounded);
+      }
+    }
+  }
   return {};
 }
 

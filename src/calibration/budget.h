@@ -23,9 +23,11 @@ struct RatedSide {
 };
 
 /// Replaces the layers of `codebook` by those with the rates that `bits` a channel pay for, by
-/// choose_rates over all heads of all sides together, and centroids rounded to bytes
-/// (codebook/byte_centroids.h), as attention reads them.
+/// choose_rates over all heads of all sides together.
 Status fill_codebook(const std::vector<RatedSide>& sides, double bits, Codebook& codebook);
+
+/// Rounds all centroids to bytes (codebook/byte_centroids.h), as attention reads them.
+Status round_to_bytes(Codebook& codebook);
 
 /// Costs of all rates (rates.h), measured again on the rows of a run of the model. With the
 /// gradients of a model that reads codes they are those of the point at which a cache works: a head

@@ -405,6 +405,7 @@ Status learn_budgets(const Job& job, SampleCollector& samples, const Sequences& 
     restore_costs(first_costs, sides);  // a budget does not depend on the others
     CQKV_RETURN_IF_ERROR(
         choose_rates_of(job, *model, measured, i, sides, calibration.codebooks[i].codebook));
+    CQKV_RETURN_IF_ERROR(round_to_bytes(calibration.codebooks[i].codebook));
   }
   calibration.stats.seconds_choosing = seconds_since(learned);
   return {};
