@@ -6,7 +6,7 @@
 
 #include <gtest/gtest.h>
 
-#include "calibration/tiny_model.h"
+#include "model_pass/tiny_model.h"
 #include "calibration/utf8.h"
 
 namespace cqkv {
