@@ -6,8 +6,8 @@
 
 #include <gtest/gtest.h>
 
-#include "model_pass/tiny_model.h"
 #include "calibration/utf8.h"
+#include "model_pass/tiny_model.h"
 
 namespace cqkv {
 namespace {
