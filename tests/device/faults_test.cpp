@@ -78,21 +78,19 @@ void* operator new(std::size_t size, std::align_val_t alignment,
   return allocate(size, static_cast<std::size_t>(alignment));
 }
 
-// Not inlined: gcc would see free() of what it knows to be from operator new, and warn.
-[[gnu::noinline]] void operator delete(void* memory) noexcept {
+void operator delete(void* memory) noexcept {
   std::free(memory);
 }
 
-[[gnu::noinline]] void operator delete(void* memory, std::size_t /*size*/) noexcept {
+void operator delete(void* memory, std::size_t /*size*/) noexcept {
   std::free(memory);
 }
 
-[[gnu::noinline]] void operator delete(void* memory, std::align_val_t /*alignment*/) noexcept {
+void operator delete(void* memory, std::align_val_t /*alignment*/) noexcept {
   std::free(memory);
 }
 
-[[gnu::noinline]] void operator delete(void* memory, std::size_t /*size*/,
-                                       std::align_val_t /*alignment*/) noexcept {
+void operator delete(void* memory, std::size_t /*size*/, std::align_val_t /*alignment*/) noexcept {
   std::free(memory);
 }
 
