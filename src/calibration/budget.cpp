@@ -8,6 +8,20 @@
 #include "codebook/byte_centroids.h"
 
 namespace cqkv {
+namespace {
+
+Status round_side(std::vector<TensorCodebook>& side) {
+  for (TensorCodebook& tensor : side) {
+    auto rounded = rounded_to_bytes(tensor);
+    if (!rounded.ok()) {
+      return rounded.status();
+    }
+    tensor = *std::move(rounded);
+  }
+  return {};
+}
+
+}  // namespace
 
 Status fill_codebook(const std::vector<RatedSide>& sides, double bits, Codebook& codebook) {
   std::vector<std::vector<RateOption>> heads;
@@ -36,15 +50,8 @@ Status fill_codebook(const std::vector<RatedSide>& sides, double bits, Codebook&
 
 Status round_to_bytes(Codebook& codebook) {
   for (LayerCodebook& layer : codebook.layers) {
-    for (std::vector<TensorCodebook>* side : {&layer.k, &layer.v}) {
-      for (TensorCodebook& tensor : *side) {
-        auto rounded = rounded_to_bytes(tensor);
-        if (!rounded.ok()) {
-          return rounded.status();
-        }
-        tensor = *std::move(rounded);
-      }
-    }
+    CQKV_RETURN_IF_ERROR(round_side(layer.k));
+    CQKV_RETURN_IF_ERROR(round_side(layer.v));
   }
   return {};
 }

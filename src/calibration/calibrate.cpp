@@ -307,28 +307,37 @@ Result<RatedSide> learn_rated_side(const Job& job, const SampleCollector::Key& k
   return RatedSide{key.first, key.second, *std::move(tensor)};
 }
 
-// Every rate of every tensor, as many tensors at a time as there are threads: at coarse rates one
-// has too few groups to share.
+using Tensor = std::map<SampleCollector::Key, TensorSamples>::node_type;
+
+// Every rate of some tensors, each by one thread: at coarse rates one has too few groups to share.
+Status learn_together(const Job& job, const std::vector<Tensor>& tensors,
+                      std::vector<RatedSide>& sides) {
+  std::vector<std::optional<Result<RatedSide>>> learned(tensors.size());
+  ThreadParallelFor parallel(job.options.n_threads);
+  parallel.run(static_cast<int>(tensors.size()), [&](int i, int /*thread*/) {
+    const Tensor& tensor = tensors[static_cast<std::size_t>(i)];
+    learned[static_cast<std::size_t>(i)].emplace(
+        learn_rated_side(job, tensor.key(), tensor.mapped()));
+  });
+  for (auto& side : learned) {
+    CQKV_RETURN_IF_ERROR(side->status());
+    sides.push_back(std::move(**side));
+  }
+  return {};
+}
+
+// As many tensors at a time as there are threads, taken out, so that memory falls as codebooks are
+// learned.
 Status learn_rated_sides(const Job& job, SampleCollector& samples, std::vector<RatedSide>& sides) {
   auto& left = samples.tensors();
   const std::size_t n_total = left.size();
-  ThreadParallelFor parallel(job.options.n_threads);
   while (!left.empty()) {
     job.report("learning codebooks", sides.size(), n_total);
-    // Taken out, so that memory falls as codebooks are learned.
-    std::vector<std::map<SampleCollector::Key, TensorSamples>::node_type> batch;
+    std::vector<Tensor> batch;
     while (!left.empty() && batch.size() < static_cast<std::size_t>(job.options.n_threads)) {
       batch.push_back(left.extract(left.begin()));
     }
-    std::vector<std::optional<Result<RatedSide>>> learned(batch.size());
-    parallel.run(static_cast<int>(batch.size()), [&](int i, int /*thread*/) {
-      const auto at = static_cast<std::size_t>(i);
-      learned[at].emplace(learn_rated_side(job, batch[at].key(), batch[at].mapped()));
-    });
-    for (auto& side : learned) {
-      CQKV_RETURN_IF_ERROR(side->status());
-      sides.push_back(std::move(**side));
-    }
+    CQKV_RETURN_IF_ERROR(learn_together(job, batch, sides));
   }
   return {};
 }
