@@ -102,19 +102,20 @@ void table_row(const RopeFrequencies& frequencies, double position, double magni
   }
 }
 
-// Rotates one row by the negative angles, and multiplies by `factor`.
-void turn_back(const RopeParams& params, const float* cosines, const float* sines, float factor,
-               int n_heads, int head_dim, float* row) {
+// Turns the pairs of one row by the angles (sign 1) or back (sign -1), and multiplies by `factor`.
+void turn(const RopeParams& params, const float* cosines, const float* sines, float sign,
+          float factor, int n_heads, int head_dim, float* row) {
   const PairPlace place(params);
   for (int head = 0; head < n_heads; head++) {
     float* channels = row + static_cast<std::size_t>(head) * head_dim;
     for (int i = 0; i < params.n_dims / 2; i++) {
       float& x = channels[i * place.step];
       float& y = channels[i * place.step + place.partner];
-      const float rotated_x = x;
-      const float rotated_y = y;
-      x = (rotated_x * cosines[i] + rotated_y * sines[i]) * factor;
-      y = (rotated_y * cosines[i] - rotated_x * sines[i]) * factor;
+      const float old_x = x;
+      const float old_y = y;
+      const float sine = sign * sines[i];
+      x = (old_x * cosines[i] - old_y * sine) * factor;
+      y = (old_x * sine + old_y * cosines[i]) * factor;
     }
   }
 }
@@ -225,28 +226,17 @@ void rope_row_ggml(const RopeParams& params, std::int32_t position, float* cosin
 void rope_inverse(const RopeParams& params, const float* cosines, const float* sines, int n_heads,
                   int head_dim, float* row) {
   const float magnitude = magnitude_of(params);
-  turn_back(params, cosines, sines, 1.0F / (magnitude * magnitude), n_heads, head_dim, row);
+  turn(params, cosines, sines, -1.0F, 1.0F / (magnitude * magnitude), n_heads, head_dim, row);
 }
 
 void rope_transposed(const RopeParams& params, const float* cosines, const float* sines,
                      int n_heads, int head_dim, float* row) {
-  turn_back(params, cosines, sines, 1.0F, n_heads, head_dim, row);
+  turn(params, cosines, sines, -1.0F, 1.0F, n_heads, head_dim, row);
 }
 
 void rope_forward(const RopeParams& params, const float* cosines, const float* sines, int n_heads,
                   int head_dim, float* row) {
-  const PairPlace place(params);
-  for (int head = 0; head < n_heads; head++) {
-    float* channels = row + static_cast<std::size_t>(head) * head_dim;
-    for (int i = 0; i < params.n_dims / 2; i++) {
-      float& x = channels[i * place.step];
-      float& y = channels[i * place.step + place.partner];
-      const float plain_x = x;
-      const float plain_y = y;
-      x = plain_x * cosines[i] - plain_y * sines[i];
-      y = plain_x * sines[i] + plain_y * cosines[i];
-    }
-  }
+  turn(params, cosines, sines, 1.0F, 1.0F, n_heads, head_dim, row);
 }
 
 RopeTable::RopeTable(const RopeParams& params)
