@@ -23,6 +23,10 @@ struct ByteCentroids {
 /// One of them. A zero is positive.
 std::uint16_t byte_centroid(std::int8_t byte, std::uint16_t largest);
 
+/// All of them: the centroids of the heads with codes as 16-bit floats, in their order. The sizes
+/// must be those of the spec. May throw std::bad_alloc.
+std::vector<std::uint16_t> to_halves(const TensorSpec& spec, const ByteCentroids& bytes);
+
 /// The centroids of the tensor as bytes, if they all are such to the bit. `largest` is the largest
 /// magnitude of a component over its group's centroids; where keys have an order, of the two
 /// components of a pair, since attention turns pairs.

@@ -452,7 +452,7 @@ Status CodebookReader::check_types(const Places& places) const {
   return {};
 }
 
-// One number for each component of the heads with codes, none negative.
+// One number for each component of the heads with codes.
 Status CodebookReader::check_scale(const Places& places, const TensorSpec& spec) const {
   std::int64_t n_coded = 0;
   for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
@@ -473,25 +473,12 @@ Status CodebookReader::check_scale(const Places& places, const TensorSpec& spec)
 Status CodebookReader::read_bytes(const Places& places, const TensorSpec& spec,
                                   std::vector<std::uint16_t>& centroids) {
   CQKV_RETURN_IF_ERROR(check_scale(places, spec));
-  std::vector<std::uint16_t> scales;
-  CQKV_RETURN_IF_ERROR(read_halves(places.scale, scales));
-  std::vector<std::int8_t> bytes(places.coded->n_bytes);
+  ByteCentroids bytes;
+  CQKV_RETURN_IF_ERROR(read_halves(places.scale, bytes.largest));
   n_tensors_++;
-  CQKV_RETURN_IF_ERROR(file_.read(places.coded->place, bytes.data(), bytes.size()));
-  centroids.reserve(bytes.size());
-  const std::uint16_t* scale = scales.data();
-  const std::int8_t* byte = bytes.data();
-  for (int kv_head = 0; kv_head < spec.n_kv_heads(); kv_head++) {
-    if (!spec.coded(kv_head)) {
-      continue;
-    }
-    const int dim = spec.group_dim(kv_head);
-    for (int group = 0; group < spec.n_groups(kv_head); group++, scale += dim) {
-      for (int i = 0; i < spec.n_centroids(kv_head) * dim; i++) {
-        centroids.push_back(byte_centroid(*byte++, scale[i % dim]));
-      }
-    }
-  }
+  bytes.bytes.resize(places.coded->n_bytes);
+  CQKV_RETURN_IF_ERROR(file_.read(places.coded->place, bytes.bytes.data(), bytes.bytes.size()));
+  centroids = to_halves(spec, bytes);
   return {};
 }
 
