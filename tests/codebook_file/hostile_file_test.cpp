@@ -90,6 +90,28 @@ class HostileFile : public ::testing::Test {
     return read_codebook(changed);
   }
 
+  // A tensor of zeros with a row for each of some heads, and what reading it says.
+  struct WrongPart {
+    const char* name;
+    ggml_type type;
+    std::int64_t head_dim;
+    std::int64_t n_heads;
+    const char* says;
+  };
+
+  void expect_corrupt(const WrongPart& wrong) {
+    std::vector<char> zeros(static_cast<std::size_t>(wrong.head_dim * wrong.n_heads) * 4);
+    ggml_context* own = ggml_init({2 * ggml_tensor_overhead(), nullptr, true});
+    ggml_tensor* tensor = ggml_new_tensor_2d(own, wrong.type, wrong.head_dim, wrong.n_heads);
+    tensor->data = zeros.data();
+    ggml_set_name(tensor, wrong.name);
+    const auto result = read_changed([](gguf_context*) {}, tensor);
+    EXPECT_EQ(result.status().code(), StatusCode::kCorrupt) << wrong.name;
+    EXPECT_NE(result.status().message().find(wrong.says), std::string::npos)
+        << result.status().message();
+    ggml_free(own);
+  }
+
   TempFolder folder;
   Codebook codebook;
   std::string bytes;
@@ -322,16 +344,8 @@ TEST_F(HostileFile, WrongBases) {
 
 // Means of another size, number or type, and where none belongs; a side of which half is missing.
 TEST_F(HostileFile, WrongMeans) {
-  struct Case {
-    const char* name;
-    ggml_type type;
-    std::int64_t head_dim;
-    std::int64_t n_heads;
-    const char* says;
-  };
-
   // Keys of layer 1: one head of 16 channels with codes and one without.
-  constexpr Case kCases[] = {
+  constexpr WrongPart kCases[] = {
       {"blk.1.attn_k.mean", GGML_TYPE_F16, 15, 1, "shape"},
       {"blk.1.attn_k.mean", GGML_TYPE_F16, 32, 1, "shape"},
       {"blk.1.attn_k.mean", GGML_TYPE_F16, 16, 2, "numbers left"},
@@ -340,17 +354,8 @@ TEST_F(HostileFile, WrongMeans) {
       {"blk.0.attn_k.mean", GGML_TYPE_F16, 16, 1, "tensors"},
       {"blk.1.attn_k.codebook", GGML_TYPE_F16, 256, 2, "numbers left"},
   };
-  for (const Case& wrong : kCases) {
-    std::vector<char> zeros(static_cast<std::size_t>(wrong.head_dim * wrong.n_heads) * 4);
-    ggml_context* own = ggml_init({2 * ggml_tensor_overhead(), nullptr, true});
-    ggml_tensor* tensor = ggml_new_tensor_2d(own, wrong.type, wrong.head_dim, wrong.n_heads);
-    tensor->data = zeros.data();
-    ggml_set_name(tensor, wrong.name);
-    const auto result = read_changed([](gguf_context*) {}, tensor);
-    EXPECT_EQ(result.status().code(), StatusCode::kCorrupt) << wrong.name;
-    EXPECT_NE(result.status().message().find(wrong.says), std::string::npos)
-        << result.status().message();
-    ggml_free(own);
+  for (const WrongPart& wrong : kCases) {
+    expect_corrupt(wrong);
   }
   for (const std::string name : {"blk.1.attn_k.mean", "blk.1.attn_k.codebook"}) {
     std::string damaged = bytes;
@@ -361,16 +366,8 @@ TEST_F(HostileFile, WrongMeans) {
 
 // Scales of another size or type, and where none belongs; bytes without scales.
 TEST_F(HostileFile, WrongScales) {
-  struct Case {
-    const char* name;
-    ggml_type type;
-    std::int64_t head_dim;
-    std::int64_t n_heads;
-    const char* says;
-  };
-
   // Values of layer 0 are bytes, of two heads of 16 channels.
-  constexpr Case kCases[] = {
+  constexpr WrongPart kCases[] = {
       {"blk.0.attn_v.scale", GGML_TYPE_F16, 15, 2, "shape"},
       {"blk.0.attn_v.scale", GGML_TYPE_F16, 16, 1, "shape"},
       {"blk.0.attn_v.scale", GGML_TYPE_F16, 16, 3, "shape"},
@@ -378,17 +375,8 @@ TEST_F(HostileFile, WrongScales) {
       {"blk.0.attn_v.scale", GGML_TYPE_F16, 16, 2, "identity"},
       {"blk.0.attn_k.scale", GGML_TYPE_F16, 16, 2, "tensors"},
   };
-  for (const Case& wrong : kCases) {
-    std::vector<char> zeros(static_cast<std::size_t>(wrong.head_dim * wrong.n_heads) * 4);
-    ggml_context* own = ggml_init({2 * ggml_tensor_overhead(), nullptr, true});
-    ggml_tensor* tensor = ggml_new_tensor_2d(own, wrong.type, wrong.head_dim, wrong.n_heads);
-    tensor->data = zeros.data();
-    ggml_set_name(tensor, wrong.name);
-    const auto result = read_changed([](gguf_context*) {}, tensor);
-    EXPECT_EQ(result.status().code(), StatusCode::kCorrupt) << wrong.name;
-    EXPECT_NE(result.status().message().find(wrong.says), std::string::npos)
-        << result.status().message();
-    ggml_free(own);
+  for (const WrongPart& wrong : kCases) {
+    expect_corrupt(wrong);
   }
   std::string damaged = bytes;
   damaged[damaged.find("blk.0.attn_v.scale")] = 'x';
