@@ -13,10 +13,11 @@ function(cqkv_add_test name)
   target_link_libraries(${name} PRIVATE ${arg_LIBS} GTest::gtest GTest::gtest_main
     $<BUILD_INTERFACE:cqkv_numerics> $<BUILD_INTERFACE:cqkv_warnings>)
   add_test(NAME ${name} COMMAND ${name})
-  if(NOT arg_TIMEOUT AND CMAKE_CXX_FLAGS MATCHES "-fsanitize")
-    set(arg_TIMEOUT 1500)  # on a slow machine, beside another test
-  elseif(NOT arg_TIMEOUT)
+  if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 600)
+    if(CMAKE_CXX_FLAGS MATCHES "-fsanitize")
+      set(arg_TIMEOUT 1500)  # on a slow machine, beside another test
+    endif()
   endif()
   if(NOT arg_LABELS)
     set(arg_LABELS unit)

@@ -74,8 +74,9 @@ Status parse_side(const std::string& own, const std::string& config, CodecSpec& 
   return {};
 }
 
-// What is learned if nobody asks for anything: the better kind, wherever there are gradients.
-Status set_defaults(Flags& flags) {
+// Of the two kinds of codebook the one that --recipe or other flags ask for; if none does, the
+// better one, wherever there are gradients.
+Status choose_recipe(Flags& flags) {
   const bool has_bits = !flags.options.bits.empty();
   const bool has_configs =
       !flags.configs.empty() || !flags.config_k.empty() || !flags.config_v.empty();
@@ -162,7 +163,7 @@ Status take_own_texts(Flags& flags) {
 
 // What cannot be read is wrong use, not a failure.
 Status parse_flags(Flags& flags) {
-  CQKV_RETURN_IF_ERROR(set_defaults(flags));
+  CQKV_RETURN_IF_ERROR(choose_recipe(flags));
   CQKV_RETURN_IF_ERROR(parse_configs(flags));
   CQKV_RETURN_IF_ERROR(parse_gradients(flags));
   if (flags.options.text.files.empty()) {
