@@ -254,6 +254,15 @@ const char* last_error_text() {
   return text.c_str();
 }
 
+// What was said of the newest context of this thread, once: 0 nothing, 1 all of its cache is coded,
+// 2 a part, 3 nothing of it. The words are valid until the next call.
+int report(const char** line) {
+  static thread_local Report said;
+  said = take_report();
+  *line = said.line.c_str();
+  return static_cast<int>(said.coded);
+}
+
 void* registry_proc(ggml_backend_reg_t /*registry*/, const char* name) {
   const std::string_view wanted(name);
   // NOLINTBEGIN(cppcoreguidelines-pro-type-reinterpret-cast): ggml hands functions out as void*
@@ -271,6 +280,9 @@ void* registry_proc(ggml_backend_reg_t /*registry*/, const char* name) {
   }
   if (wanted == "cqkv_last_error") {
     return reinterpret_cast<void*>(last_error_text);
+  }
+  if (wanted == "cqkv_report") {
+    return reinterpret_cast<void*>(report);
   }
   if (wanted == "cqkv_cache_bytes") {
     return reinterpret_cast<void*>(newest_cache_bytes);

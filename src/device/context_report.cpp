@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ggml-backend-impl.h>
@@ -31,6 +32,7 @@ struct Context {
 };
 
 thread_local Context context;
+thread_local Report newest;
 
 std::string mib(std::size_t bytes) {
   char text[32];
@@ -101,15 +103,20 @@ std::string sizes_text() {
          " bits a channel in all";
 }
 
-// A warning, though all is well: hosts hide what is less.
-void say(const std::string& line) {
+void note(Coded coded, const std::string& line) {
   context.reported = true;
+  newest = {coded, line};
+}
+
+// A warning, though all is well: hosts hide what is less.
+void say(Coded coded, const std::string& line) {
+  note(coded, line);
   GGML_LOG_WARN("cqkv: %s\n", line.c_str());
 }
 
 // An error, though all goes on: llama-cli hides what is less.
-void complain(const std::string& line) {
-  context.reported = true;
+void complain(Coded coded, const std::string& line) {
+  note(coded, line);
   GGML_LOG_ERROR("cqkv: %s\n", line.c_str());
 }
 
@@ -117,18 +124,19 @@ void report(const LoadedCodebook& book) {
   const std::size_t n_layers = context.coded.size() + context.on_host.size();
   if (context.coded.empty()) {
     const std::string type = context.host_type;
-    complain("the cache is NOT coded, although CQKV_CODEBOOK names " + book_text(book) + ": all " +
-             count(n_layers, "layer") + " keep " + type + " rows on the CPU; run with " + kFlags +
-             ", and without --no-kv-offload");
+    complain(Coded::kNone, "the cache is NOT coded, although CQKV_CODEBOOK names " +
+                               book_text(book) + ": all " + count(n_layers, "layer") + " keep " +
+                               type + " rows on the CPU; run with " + kFlags +
+                               ", and without --no-kv-offload");
   } else if (!context.on_host.empty()) {
-    complain("only " + std::to_string(context.coded.size()) + " of " + count(n_layers, "layer") +
-             " are coded with " + book_text(book) +
-             ", the others keep 16-bit rows on the CPU: add "
-             "-ngl 99; coded are " +
-             sizes_text());
+    complain(Coded::kSome, "only " + std::to_string(context.coded.size()) + " of " +
+                               count(n_layers, "layer") + " are coded with " + book_text(book) +
+                               ", the others keep 16-bit rows on the CPU: add "
+                               "-ngl 99; coded are " +
+                               sizes_text());
   } else {
-    say("all " + count(n_layers, "layer") + " are coded with " + book_text(book) + ": " +
-        sizes_text());
+    say(Coded::kAll, "all " + count(n_layers, "layer") + " are coded with " + book_text(book) +
+                         ": " + sizes_text());
   }
 }
 
@@ -162,16 +170,17 @@ void watch_store(const ggml_tensor* cache) {
     return;
   }
   if ((*library)->empty()) {
-    say("CQKV_CODEBOOK names no codebook: the cache is kept as 16-bit rows");
+    say(Coded::kNone, "CQKV_CODEBOOK names no codebook: the cache is kept as 16-bit rows");
     return;
   }
   const LoadedCodebook* book = (*library)->match(*name, cache->ne[0]);
   if (book == nullptr) {
-    complain("no codebook in CQKV_CODEBOOK fits this model's cache: layer " +
-             std::to_string(name->layer) + " has " +
-             count(static_cast<std::size_t>(cache->ne[0]),
-                   std::string(kv_kind_name(name->kind)) + " channel") +
-             ", want those of " + (*library)->names() + "; it is kept as 16-bit rows");
+    complain(Coded::kNone, "no codebook in CQKV_CODEBOOK fits this model's cache: layer " +
+                               std::to_string(name->layer) + " has " +
+                               count(static_cast<std::size_t>(cache->ne[0]),
+                                     std::string(kv_kind_name(name->kind)) + " channel") +
+                               ", want those of " + (*library)->names() +
+                               "; it is kept as 16-bit rows");
     return;
   }
   if (book->codebook.layers[static_cast<std::size_t>(name->layer)].get(name->kind) != nullptr) {
@@ -186,6 +195,11 @@ void watch_store(const ggml_tensor* cache) {
 
 void begin_context() {
   context = Context();
+  newest = Report();
+}
+
+Report take_report() {
+  return std::exchange(newest, Report());
 }
 
 void watch_planned_node(const ggml_tensor* node) {

@@ -6,12 +6,25 @@
 // graphs planned; the first planned graph shows where the cache of each layer lies.
 #pragma once
 
+#include <string>
+
 #include <ggml.h>
 
 namespace cqkv::device {
 
 /// A backend was made on this thread: a new context begins.
 void begin_context();
+
+/// What was said of a context.
+enum class Coded { kNotSaid = 0, kAll = 1, kSome = 2, kNone = 3 };
+
+struct Report {
+  Coded coded = Coded::kNotSaid;
+  std::string line;
+};
+
+/// What was said of the newest context of this thread, once: kNotSaid from then on.
+Report take_report();
 
 /// A node of a planned graph, in the order of the graph. Reports once a context, with the last
 /// layer that the codebook codes; never in a dry run.
