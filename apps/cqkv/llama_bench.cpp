@@ -41,7 +41,7 @@ Result<BenchSeconds> parse_rows(const nlohmann::json& rows, const BenchWork& wor
 }  // namespace
 
 std::string llama_bench_program() {
-  return program_folder() + "/llama-bench";
+  return host_program("llama-bench");
 }
 
 std::vector<std::string> llama_bench_arguments(const BenchWork& work, const CacheKind& kind,

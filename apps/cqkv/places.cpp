@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <sstream>
 
 #include <unistd.h>
 
@@ -17,6 +18,15 @@
 
 namespace cqkv::app {
 namespace {
+
+// The project's own texts: beside the programs of a Python package, or in the source tree.
+std::filesystem::path text_folder() {
+  const std::filesystem::path packaged =
+      std::filesystem::path(program_folder()).parent_path() / "data";
+  std::error_code error;
+  return std::filesystem::is_directory(packaged, error) ? packaged
+                                                        : std::filesystem::path(CQKV_TEXTS);
+}
 
 // Two models of one shape differ in their norms; an unknown hash (0) proves nothing.
 Status check_fingerprint(const Codebook& codebook, const std::string& path,
@@ -49,6 +59,22 @@ std::string program_folder() {
   return error ? std::string(".") : program.parent_path().string();
 }
 
+std::string host_program(const std::string& name) {
+  const std::string beside = program_folder() + "/" + name;
+  if (::access(beside.c_str(), X_OK) == 0) {
+    return beside;
+  }
+  const char* path = std::getenv("PATH");
+  std::stringstream folders(path == nullptr ? "" : path);
+  for (std::string folder; std::getline(folders, folder, ':');) {
+    const std::string found = folder + "/" + name;
+    if (!folder.empty() && ::access(found.c_str(), X_OK) == 0) {
+      return found;
+    }
+  }
+  return beside;
+}
+
 std::string device_library() {
   const char* chosen = std::getenv("CQKV_DEVICE");
   return chosen != nullptr && *chosen != '\0' ? std::string(chosen)
@@ -56,7 +82,7 @@ std::string device_library() {
 }
 
 Result<std::vector<std::string>> calibration_texts() {
-  const std::filesystem::path folder = CQKV_TEXTS;
+  const std::filesystem::path folder = text_folder();
   std::vector<std::string> paths;
   for (const char* name :
        {"wikitext2-train-1200k.txt", "code-calib.txt", "gsm8k-train-800.jsonl"}) {
@@ -73,9 +99,10 @@ Result<std::vector<std::string>> calibration_texts() {
 Status check_programs(const std::string& program) {
   for (const std::string& path : {program, device_library()}) {
     if (!std::filesystem::exists(path)) {
-      return {StatusCode::kNotFound, path +
-                                         " does not exist; build with 'make build', which puts "
-                                         "llama.cpp's programs and the KV device beside cqkv"};
+      return {StatusCode::kNotFound,
+              path +
+                  " does not exist, nor is it on PATH; 'make build' in cqkv's source puts "
+                  "llama.cpp's programs and the KV device beside cqkv"};
     }
   }
   return {};

@@ -12,14 +12,18 @@ namespace cqkv::app {
 /// The folder of the running cqkv, symbolic links resolved.
 std::string program_folder();
 
+/// A program of llama.cpp's: beside cqkv or, if it is not there, the first on PATH; beside cqkv if
+/// it is nowhere.
+std::string host_program(const std::string& name);
+
 /// libggml-cq.so beside cqkv; the environment variable CQKV_DEVICE overrides.
 std::string device_library();
 
-/// The project's own calibration texts, prose, code and conversation: in the folder that it was
-/// built from. kNotFound if they are not there.
+/// The project's own calibration texts, prose, code and conversation: those of the Python package
+/// that cqkv is in, or in the folder that it was built from. kNotFound if they are not there.
 Result<std::vector<std::string>> calibration_texts();
 
-/// That a program of llama.cpp's, started from here, and the KV device exist.
+/// That a program of llama.cpp's, by its host_program, and the KV device exist.
 Status check_programs(const std::string& program);
 
 /// That a file can be written under this name, found out before the work that fills it; "-"

@@ -50,7 +50,7 @@ Outcome start(const Flags& flags, const std::string& name,
   }
   CQKV_RETURN_IF_ERROR(check_host_environment());
   CQKV_RETURN_IF_ERROR(check_codebooks(flags.model, flags.codebooks));
-  const std::string program = program_folder() + "/" + name;
+  const std::string program = host_program(name);
   CQKV_RETURN_IF_ERROR(check_programs(program));
   const int n_sequences = count_sequences(passthrough, name == "llama-server" ? kServerSlots : 1);
   for (const auto& [variable, value] :
