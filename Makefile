@@ -6,11 +6,12 @@ SHELL := /bin/bash
 # Another model for `make demo`: make demo MODEL=path/to/model.gguf
 MODEL ?=
 
-.PHONY: help deps build test demo asan tsan slow format lint clean
+.PHONY: help deps build wheel test demo asan tsan slow format lint clean
 
 help:
 	@echo 'make build   cqkv, the device and llama.cpp programs in build/bin'
 	@echo 'make demo    calibrate SmolLM2, compare a 1-bit cache as in the paper with ours, copy a text (MODEL=other.gguf)'
+	@echo 'make wheel   the Python package, in dist'
 	@echo 'make test    build and run the test suite, sanitizers included'
 	@echo 'make tsan    the library under the thread sanitizer'
 	@echo 'make slow    the long tests on real models'
@@ -21,6 +22,10 @@ deps:
 
 build: deps
 	@scripts/build.sh release programs
+
+wheel: build
+	@cmake --build build --target cqkv_shared
+	@scripts/wheel.sh
 
 test: deps
 	@scripts/test.sh

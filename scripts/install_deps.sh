@@ -12,6 +12,7 @@ packages=(
 )
 [[ ${1:-} == lint ]] && packages+=(clang-format-14)
 python3 -m pip --version >/dev/null 2>&1 || packages+=(python3 python3-pip)
+python3 -c 'import ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
 
 missing=()
 for package in "${packages[@]}"; do

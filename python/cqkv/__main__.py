@@ -1,0 +1,5 @@
+"""python -m cqkv"""
+
+from cqkv.command import main
+
+main()
