@@ -28,6 +28,14 @@ if [[ $weights == uniform ]]; then
   flags=(--config 4c8b)
 fi
 
+# A text at once, from the codebook that comes along, if it is of this model.
+if "$cqkv" find -m "$model" >/dev/null 2>&1; then
+  echo "== A text from a cache of 1 bit a channel, with a codebook that is there already (cqkv run)"
+  "$cqkv" run -m "$model" -- -no-cnv -n 60 -c 2048 --temp 0 -t "$threads" \
+    -p "The three most important inventions of the nineteenth century were" 2>/dev/null
+  echo
+fi
+
 # learn FILE FLAG...
 learn() {
   local file=$1

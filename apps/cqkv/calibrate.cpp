@@ -13,6 +13,7 @@
 #include "cqkv/codebook_file.h"
 
 #include "codebook_file/kv_shape.h"
+#include "codebook_search.h"
 #include "command.h"
 #include "eval/llama_objects.h"
 #include "flag_values.h"
@@ -168,6 +169,9 @@ Status parse_flags(Flags& flags) {
   CQKV_RETURN_IF_ERROR(parse_gradients(flags));
   if (flags.options.text.files.empty()) {
     CQKV_RETURN_IF_ERROR(take_own_texts(flags));
+  }
+  if (flags.output.empty()) {
+    flags.output = default_output(flags.options.model_path);
   }
   const std::size_t n_outputs = output_names(flags).size();
   if (n_outputs > 1 && flags.output.find(kPlaceholder) == std::string::npos) {
@@ -361,14 +365,15 @@ Command add_calibrate(CLI::App& app) {
   flags->options.n_threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   add_file(parser, "-m,--model", flags->options.model_path, "The model (GGUF)")->required();
   add_file(parser, "-o,--output", flags->output,
-           "The codebook to write; {config} in it becomes the configuration's name")
-      ->required();
+           "The codebook to write; {config} in it becomes the configuration's name [default: "
+           "NAME.cq-{config}.gguf beside the model NAME.gguf, where run and serve look for it]");
   add_text_flags(parser, flags->options.text);
   add_learning_flags(parser, *flags);
   parser->add_flag("-v,--verbose", flags->verbose, "Show libllama's log");
   parser->add_flag("-q,--quiet", flags->quiet, "No progress");
   parser->footer(
       "Examples:\n"
+      "  cqkv calibrate -m model.gguf\n"
       "  cqkv calibrate -m model.gguf -o model-1b.gguf\n"
       "  cqkv calibrate -m model.gguf -f text.txt code.txt -o model-half.gguf --bits 0.5\n"
       "  cqkv calibrate -m model.gguf -f text.txt -o model-8c8b.gguf --config 8c8b\n"

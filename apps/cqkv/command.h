@@ -48,6 +48,7 @@ Command add_calibrate(CLI::App& app);
 Command add_perplexity(CLI::App& app);
 Command add_run(CLI::App& app);
 Command add_serve(CLI::App& app);
+Command add_find(CLI::App& app);
 Command add_inspect(CLI::App& app);
 Command add_info(CLI::App& app);
 Command add_bench_attention(CLI::App& bench);

@@ -114,6 +114,7 @@ int run(int argc, char** argv) {
                                          add_perplexity(app),
                                          add_run(app),
                                          add_serve(app),
+                                         add_find(app),
                                          add_inspect(app),
                                          add_info(app),
                                          add_bench_attention(*bench),

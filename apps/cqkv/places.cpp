@@ -60,19 +60,16 @@ std::string program_folder() {
 }
 
 std::string host_program(const std::string& name) {
-  const std::string beside = program_folder() + "/" + name;
-  if (::access(beside.c_str(), X_OK) == 0) {
-    return beside;
-  }
+  std::filesystem::path program = std::filesystem::path(program_folder()) / name;
   const char* path = std::getenv("PATH");
   std::stringstream folders(path == nullptr ? "" : path);
-  for (std::string folder; std::getline(folders, folder, ':');) {
-    const std::string found = folder + "/" + name;
-    if (!folder.empty() && ::access(found.c_str(), X_OK) == 0) {
-      return found;
+  for (std::string folder; ::access(program.c_str(), X_OK) != 0;
+       program = std::filesystem::path(folder) / name) {
+    if (!std::getline(folders, folder, ':')) {
+      return program_folder() + "/" + name;
     }
   }
-  return beside;
+  return program.string();
 }
 
 std::string device_library() {
@@ -94,6 +91,10 @@ Result<std::vector<std::string>> calibration_texts() {
     }
   }
   return paths;
+}
+
+std::string shipped_codebooks() {
+  return (text_folder() / "codebooks").string();
 }
 
 Status check_programs(const std::string& program) {

@@ -23,6 +23,9 @@ std::string device_library();
 /// that cqkv is in, or in the folder that it was built from. kNotFound if they are not there.
 Result<std::vector<std::string>> calibration_texts();
 
+/// The folder of the codebooks that come with cqkv: `codebooks` in that of the texts.
+std::string shipped_codebooks();
+
 /// That a program of llama.cpp's, by its host_program, and the KV device exist.
 Status check_programs(const std::string& program);
 

@@ -9,6 +9,7 @@
 
 #include <unistd.h>
 
+#include "codebook_search.h"
 #include "command.h"
 #include "device_environment.h"
 #include "flag_values.h"
@@ -20,7 +21,7 @@ namespace {
 
 struct Flags {
   std::string model;
-  std::vector<std::string> codebooks;
+  CodebookChoice codebooks;
   WindowOverride window;
   bool chat = false;
   bool print = false;
@@ -42,19 +43,22 @@ void print_command(const std::vector<std::string>& arguments) {
   std::printf("\n");
 }
 
-Outcome start(const Flags& flags, const std::string& name,
+Outcome start(const Flags& flags, const std::string& who, const std::string& name,
               const std::vector<std::string>& passthrough) {
   const Status flags_ok = check_host_flags(passthrough);
   if (!flags_ok.ok()) {
     return Usage{flags_ok.message()};
   }
   CQKV_RETURN_IF_ERROR(check_host_environment());
-  CQKV_RETURN_IF_ERROR(check_codebooks(flags.model, flags.codebooks));
   const std::string program = host_program(name);
   CQKV_RETURN_IF_ERROR(check_programs(program));
+  const auto codebooks = codebooks_for(flags.model, flags.codebooks, who);
+  if (!codebooks.ok()) {
+    return codebooks.status();
+  }
   const int n_sequences = count_sequences(passthrough, name == "llama-server" ? kServerSlots : 1);
   for (const auto& [variable, value] :
-       device_environment({flags.codebooks, flags.window, n_sequences})) {
+       device_environment({*codebooks, flags.window, n_sequences})) {
     ::setenv(variable.c_str(), value.c_str(), 1);
   }
   std::vector<std::string> arguments = {program, "-m", flags.model};
@@ -78,9 +82,7 @@ Outcome start(const Flags& flags, const std::string& name,
 
 void add_common(CLI::App* parser, Flags& flags) {
   add_file(parser, "-m,--model", flags.model, "The model (GGUF)")->required();
-  add_files(parser, "--kv-codebook", flags.codebooks,
-            "Its codebook; more than one for a model with a draft model")
-      ->required();
+  add_codebook_flags(parser, flags.codebooks);
   add_window_flags(parser, flags.window);
   parser->add_flag("--print-command", flags.print, "Print what would be started, and stop");
 }
@@ -94,12 +96,15 @@ Command add_run(CLI::App& app) {
   parser->add_flag("--chat", flags->chat, "Start llama-cli (conversation), not llama-completion");
   parser->footer(
       "Everything after -- goes to llama-completion (or llama-cli).\n"
+      "Without --kv-codebook the codebook is what `cqkv find` prints.\n"
       "Examples:\n"
-      "  cqkv run -m model.gguf --kv-codebook model-cq.gguf -- -p 'Once upon a time' -n 64\n"
+      "  cqkv run -m model.gguf --learn -- -p 'Once upon a time' -n 64\n"
+      "  cqkv run -m model.gguf --kv 0.5 -- -p 'Once upon a time' -n 64\n"
       "  cqkv run -m model.gguf --kv-codebook model-cq.gguf --chat -- -c 8192");
   return {parser,
           [flags](const std::vector<std::string>& passthrough) {
-            return start(*flags, flags->chat ? "llama-cli" : "llama-completion", passthrough);
+            return start(*flags, "cqkv run", flags->chat ? "llama-cli" : "llama-completion",
+                         passthrough);
           },
           /*takes_passthrough=*/true};
 }
@@ -111,11 +116,13 @@ Command add_serve(CLI::App& app) {
   add_common(parser, *flags);
   parser->footer(
       "Everything after -- goes to llama-server.\n"
-      "Example:\n"
+      "Without --kv-codebook the codebook is what `cqkv find` prints.\n"
+      "Examples:\n"
+      "  cqkv serve -m model.gguf --learn -- -c 32768\n"
       "  cqkv serve -m model.gguf --kv-codebook model-cq.gguf -- -c 32768 -np 4 --port 8080");
   return {parser,
           [flags](const std::vector<std::string>& passthrough) {
-            return start(*flags, "llama-server", passthrough);
+            return start(*flags, "cqkv serve", "llama-server", passthrough);
           },
           /*takes_passthrough=*/true};
 }

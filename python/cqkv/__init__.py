@@ -3,7 +3,7 @@
 With llama-cpp-python:
 
     import cqkv
-    llm = cqkv.Llama("model.gguf", codebook="model-1b.gguf", n_ctx=8192)
+    llm = cqkv.Llama("model.gguf", learn=True, n_ctx=8192)
     print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])
 
 Codes as NumPy arrays, for research:
@@ -18,8 +18,8 @@ The program `cqkv` (calibrate, perplexity, inspect, ...) comes along: `cqkv --he
 from cqkv._library import Error, isa, version
 from cqkv.cache import Cache, Rope
 from cqkv.codebook import Codebook, Shape
-from cqkv.llama import Llama, attach, detach, last_error
+from cqkv.llama import Llama, attach, detach, find_codebook, last_error
 
 __version__ = version()
-__all__ = ["Cache", "Codebook", "Error", "Llama", "Rope", "Shape", "attach", "detach", "isa",
-           "last_error", "version"]
+__all__ = ["Cache", "Codebook", "Error", "Llama", "Rope", "Shape", "attach", "detach",
+           "find_codebook", "isa", "last_error", "version"]

@@ -9,6 +9,7 @@ import ctypes
 import os
 import pathlib
 import re
+import subprocess
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_void_p
 
 from cqkv._build import GGML_VERSION, LLAMA_CPP_PYTHON
@@ -173,12 +174,35 @@ def _check_options(options):
             raise Error(f"{name}: cqkv.Llama chooses it, so that the cache lies on the KV device")
 
 
-def Llama(model_path, codebook, window=None, sinks=None, **options):  # noqa: N802: as llama_cpp's
+def find_codebook(model_path, kv=1, learn=False):
+    """The path of the codebook of `kv` bits a channel for a model, as `cqkv find` finds it: beside
+    the model (NAME.cq-*.gguf for NAME.gguf), in ~/.cache/cqkv/codebooks, and among those of this
+    package. With `learn` it is learned if there is none, in minutes, with progress on standard
+    error."""
+    _import_llama_cpp()  # the program needs its libraries
+    flags = ["--learn"] if learn else []
+    found = subprocess.run(
+        [str(FOLDER / "cqkv"), "find", "-m", os.fspath(model_path), "--kv", str(kv), *flags],
+        stdout=subprocess.PIPE, stderr=None if learn else subprocess.PIPE, text=True, check=False)
+    if found.returncode != 0:
+        reason = (found.stderr or "").strip() or "cqkv find failed: see standard error"
+        raise Error(reason.replace("add --learn", "pass learn=True")
+                    .replace("--kv-codebook", "codebook=..."), "not found")
+    return found.stdout.strip()
+
+
+def Llama(model_path, codebook=None, kv=1, learn=False,  # noqa: N802: as llama_cpp's
+          window=None, sinks=None, **options):
     """A `llama_cpp.Llama` whose key-value cache is coded; `options` are that class's.
+
+    codebook       path of a file of `cqkv calibrate`; None: find_codebook(model_path, kv, learn).
+    window, sinks  exact recent and first tokens; None: as the codebook says.
 
     Where the cache would not be coded, wholly, this is an Error with the reason.
     """
     _check_options(options)
+    if codebook is None:
+        codebook = find_codebook(model_path, kv, learn)
     number = attach(codebook, window, sinks)
     llama_cpp = _device.llama_cpp
     _device.report()  # of an earlier context

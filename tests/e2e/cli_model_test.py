@@ -59,6 +59,24 @@ class CliModelTest(unittest.TestCase):
         self.assertAlmostEqual(ours["ppl_base"], float(found.group(1)), delta=0.5e-4 + 2e-6)
         self.assertAlmostEqual(ours["ppl_base_se"], float(found.group(2)), delta=0.5e-5 + 2e-6)
 
+    # SmolLM2's comes with cqkv, for any file of its weights, under any name; a learned one goes first.
+    def test_the_codebook_is_found(self):
+        elsewhere = self.path("renamed.gguf")
+        os.symlink(MODEL, elsewhere)
+        environment = {**os.environ, "CQKV_CACHE_DIR": self.path("cache")}
+
+        def find():
+            return subprocess.run([CQKV, "find", "-m", elsewhere], capture_output=True, text=True,
+                                  env=environment).stdout.strip()
+
+        shipped = find()
+        self.assertRegex(shipped, r"/codebooks/SmolLM2-135M-Instruct\.cq-1\.00b\.gguf$")
+        os.makedirs(self.path("cache/codebooks"))
+        shutil.copy(shipped, self.path("cache/codebooks/learned.gguf"))
+        self.assertEqual(find(), self.path("cache/codebooks/learned.gguf"))
+        shutil.copy(shipped, self.path("renamed.cq-1b.gguf"))
+        self.assertEqual(find(), self.path("renamed.cq-1b.gguf"))
+
     def test_coded_results_do_not_depend_on_the_physical_batch(self):
         codebook = self.path("random.gguf")
         subprocess.run([MAKE_CODEBOOK, codebook, "30", "4c8b", "3", "64", "llama"], check=True)

@@ -12,7 +12,7 @@ import unittest
 
 CQKV = os.environ["CQKV_PROGRAM"]
 MAKE_CODEBOOK = os.environ["CQKV_MAKE_CODEBOOK"]
-COMMANDS = ["calibrate", "perplexity", "run", "serve", "inspect", "info"]
+COMMANDS = ["calibrate", "perplexity", "run", "serve", "find", "inspect", "info"]
 
 
 def run(*arguments, env=None):
@@ -198,9 +198,8 @@ class CliTest(unittest.TestCase):
         ])
 
     def test_missing_arguments(self):
-        self.expect(run("calibrate", "-m", self.model), 2, "cqkv calibrate: ", "required")
+        self.expect(run("calibrate"), 2, "cqkv calibrate: ", "required")
         self.expect(run("perplexity", "-m", self.model), 2, "cqkv perplexity: ", "required")
-        self.expect(run("run", "-m", self.model), 2, "--kv-codebook")
         self.expect(run("inspect"), 2, "required")
 
     def test_wrong_values(self):
@@ -393,6 +392,67 @@ class CliTest(unittest.TestCase):
     def start(self, command, *passthrough, env=None):
         return run(command, "-m", self.model, "--kv-codebook", self.codebook, "--print-command",
                    "--", *passthrough, env=env)
+
+    # The codebook, where none is named
+
+    def find(self, *flags, model=None):
+        return run("find", "-m", model or self.model, *flags,
+                   env={"CQKV_CACHE_DIR": self.path("cache")})
+
+    def test_without_a_codebook_the_places_are_named(self):
+        for command in ("find", "run", "serve"):
+            result = run(command, "-m", self.model, env={"CQKV_CACHE_DIR": self.path("cache")})
+            self.expect(result, 1, f"cqkv {command}: no codebook of 1.00 bits a channel",
+                        self.path("model.cq-*.gguf"), self.path("cache/codebooks"), "--learn",
+                        "--kv-codebook")
+
+    def test_the_codebook_beside_the_model(self):
+        beside, half = self.path("model.cq-one.gguf"), self.path("model.cq-half.gguf")
+        self.make_codebook(beside)
+        self.make_codebook(half, config="8c4b")
+        self.make_codebook(self.path("another.cq-one.gguf"))
+        result = self.find()
+        self.assertEqual((result.returncode, result.stdout), (0, beside + "\n"))
+        self.assertIn(f"using {beside} (1.00 bits a channel)", result.stderr)
+        self.assertEqual(self.find("--kv", "0.5").stdout, half + "\n")
+        self.expect(self.find("--kv", "2"), 1, "2.00 bits", f"{beside} of 1.00", "(--kv 1)",
+                    f"{half} of 0.50", "(--kv 0.5)")
+        result = run("serve", "-m", self.model, "--kv", "0.5", "--print-command")
+        self.assertIn(f"CQKV_CODEBOOK='{half}'", result.stdout)
+        self.assertNotIn("using", result.stdout)
+
+    def test_what_does_not_fit_is_not_taken(self):
+        self.make_codebook(self.path("model.cq-wide.gguf"), n_kv_heads=4)
+        with open(self.path("model.cq-broken.gguf"), "wb") as out:
+            out.write(b"GGUF")
+        self.expect(self.find(), 1, "no codebook")
+
+    # Of an unknown model, and away from its file: the shape alone is no proof.
+    def test_shapes_alone_do_not_count_elsewhere(self):
+        os.makedirs(self.path("cache/codebooks"))
+        self.make_codebook(self.path("cache/codebooks/any.gguf"))
+        self.expect(self.find(), 1, "no codebook")
+
+    def test_a_model_in_this_folder(self):
+        self.make_codebook(self.path("model.cq-one.gguf"))
+        result = subprocess.run([CQKV, "find", "-m", "model.gguf"], capture_output=True, text=True,
+                                cwd=self.folder.name)
+        self.assertEqual(result.stdout, "./model.cq-one.gguf\n")
+
+    def test_flags_of_the_search(self):
+        for flags in (("--kv", "1"), ("--learn",)):
+            self.expect(self.find("--kv-codebook", self.codebook, *flags), 2, flags[0])
+        self.expect(self.find("--kv", "17"), 2, "17")
+        self.assertEqual(self.find("--kv-codebook", self.codebook).stdout, self.codebook + "\n")
+
+    # This model has no weights to learn from.
+    def test_learning_that_fails(self):
+        self.expect(self.find("--learn"), 1, "cqkv calibrate: ", "did not end well")
+        self.assertEqual(os.listdir(self.path("cache/codebooks")), [])
+
+    def test_calibrate_writes_beside_the_model(self):
+        self.expect(run("calibrate", "-m", self.path("nowhere/model.gguf")), 1,
+                    self.path("nowhere/model.cq-1.00b.gguf"))
 
     def test_what_run_and_serve_start(self):
         for command, program in (("run", "llama-completion"), ("serve", "llama-server")):

@@ -101,6 +101,17 @@ plain = llama_cpp.Llama(model_path=model, n_ctx=512, seed=1, flash_attn=True)
 assert text(own(), "The capital of France is") == text(plain, "The capital of France is")
 """)
 
+    # SmolLM2's codebook comes with the package, of 1 bit.
+    def test_a_codebook_is_found(self):
+        out = python(REFUSED + """
+llm = cqkv.Llama(model, n_ctx=512, verbose=False)
+print(text(llm, "The capital of France is", 8))
+refused(lambda: cqkv.Llama(model, kv=0.3))
+""").stdout
+        self.assertIn("Paris", out)
+        self.assertRegex(out, "no codebook of 0.30 bits .*SmolLM2-135M-Instruct.cq-1.00b.gguf of "
+                              "1.00 bits.*pass learn=True.*codebook=")
+
     def test_saved_states_come_back(self):
         python(START + """
 llm = make()

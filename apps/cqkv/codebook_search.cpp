@@ -1,0 +1,228 @@
+// See codebook_search.h.
+#include "codebook_search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <optional>
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cqkv/codebook_file.h"
+
+#include "calibration/calibrate.h"
+#include "calibration/fingerprint.h"
+#include "codebook_file/kv_shape.h"
+#include "command.h"
+#include "core/hash.h"
+#include "flag_values.h"
+#include "places.h"
+
+namespace cqkv::app {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Found {
+  std::string path;
+  double bits = 0;
+};
+
+// Files in a folder whose names begin and end so, sorted; none if there is no such folder.
+std::vector<std::string> files_in(const fs::path& folder, const std::string& begin,
+                                  const std::string& end) {
+  std::vector<std::string> paths;
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), last; !error && it != last; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    if (name.size() > begin.size() + end.size() && name.starts_with(begin) && name.ends_with(end)) {
+      paths.push_back(it->path().string());
+    }
+  }
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+fs::path folder_of(const std::string& model_path) {
+  const fs::path parent = fs::path(model_path).parent_path();
+  return parent.empty() ? fs::path(".") : parent;
+}
+
+std::string stem_of(const std::string& model_path) {
+  return fs::path(model_path).stem().string();
+}
+
+// A codebook beside a model may be of an unknown one, if its shape fits: its name says that it
+// belongs there. Elsewhere the fingerprint must say so.
+std::optional<Found> examine(const std::string& path, const std::string& model_path, bool beside) {
+  const auto codebook = read_codebook(path);
+  if (!codebook.ok()) {
+    return std::nullopt;
+  }
+  const auto& fingerprint = codebook->origin.model_fingerprint;
+  const bool known = std::any_of(fingerprint.begin(), fingerprint.end(),
+                                 [](std::uint64_t layer) { return layer != 0; });
+  if ((!known && !beside) || !check_codebooks(model_path, {path}).ok()) {
+    return std::nullopt;
+  }
+  return Found{path, codebook->bits_per_channel()};
+}
+
+std::vector<Found> find_codebooks(const std::string& model_path) {
+  std::vector<Found> found;
+  const auto look = [&](const fs::path& folder, const std::string& begin, bool beside) {
+    for (const std::string& path : files_in(folder, begin, ".gguf")) {
+      if (auto fits = examine(path, model_path, beside)) {
+        found.push_back(*std::move(fits));
+      }
+    }
+  };
+  look(folder_of(model_path), stem_of(model_path) + ".cq-", true);
+  look(codebook_folder(), "", false);
+  look(shipped_codebooks(), "", false);
+  return found;
+}
+
+// A budget is met within a hundredth of a bit or so.
+bool has_bits(const Found& found, double bits) {
+  return std::abs(found.bits - bits) <= 0.03 * bits;
+}
+
+std::string bits_text(double bits) {
+  return format("%.2f bits a channel", bits);
+}
+
+Status nothing_found(const std::string& model_path, double bits, const std::vector<Found>& others) {
+  std::string text = "no codebook of " + bits_text(bits) + " for " + model_path + ": looked for " +
+                     (folder_of(model_path) / (stem_of(model_path) + ".cq-*.gguf")).string() +
+                     ", in " + codebook_folder() + " and among those that come with cqkv";
+  for (const Found& other : others) {
+    text += "; there is " + other.path + " of " + bits_text(other.bits) + " (--kv " +
+            format("%g", std::round(other.bits * 100) / 100) + ")";
+  }
+  return {StatusCode::kNotFound,
+          text + "; add --learn to learn one now from the project's own texts (minutes), or name "
+                 "one with --kv-codebook"};
+}
+
+// `cqkv calibrate` with this terminal, so that its progress is seen.
+Status run_calibrate(const std::vector<std::string>& arguments) {
+  std::vector<char*> pointers;
+  std::vector<std::string> copy = arguments;
+  pointers.reserve(copy.size() + 1);
+  for (std::string& argument : copy) {
+    pointers.push_back(argument.data());
+  }
+  pointers.push_back(nullptr);
+  const pid_t child = ::fork();
+  if (child < 0) {
+    return io_error("no further process for cqkv calibrate");
+  }
+  if (child == 0) {
+    ::dup2(STDERR_FILENO, STDOUT_FILENO);  // standard output is the command's own
+    ::execv(pointers[0], pointers.data());
+    ::_exit(127);
+  }
+  int state = 0;
+  while (::waitpid(child, &state, 0) < 0 && errno == EINTR) {
+  }
+  if (WIFEXITED(state) && WEXITSTATUS(state) == 0) {
+    return {};
+  }
+  return {StatusCode::kInternal, "cqkv calibrate did not end well: see above"};
+}
+
+// Models of one name must not take each other's codebook.
+Result<std::string> learned_path(const std::string& model_path, double bits) {
+  const auto fingerprint = model_fingerprint(model_path);
+  if (!fingerprint.ok()) {
+    return fingerprint.status();
+  }
+  const std::uint64_t hash =
+      hash_bytes(fingerprint->data(), fingerprint->size() * sizeof(std::uint64_t));
+  return codebook_folder() + "/" + stem_of(model_path) + "-" + hex64(hash).substr(0, 8) + ".cq-" +
+         budget_name(bits) + ".gguf";
+}
+
+Result<std::string> learn_codebook(const std::string& model_path, double bits) {
+  const auto path = learned_path(model_path, bits);
+  if (!path.ok()) {
+    return path.status();
+  }
+  std::error_code error;
+  fs::create_directories(codebook_folder(), error);
+  if (error) {
+    return io_error(codebook_folder() + ": " + error.message());
+  }
+  CQKV_RETURN_IF_ERROR(run_calibrate({program_folder() + "/cqkv", "calibrate", "-m", model_path,
+                                      "-o", *path, "--bits", format("%g", bits)}));
+  return *path;
+}
+
+}  // namespace
+
+void add_codebook_flags(CLI::App* parser, CodebookChoice& choice) {
+  CLI::Option* named = add_files(parser, "--kv-codebook", choice.paths,
+                                 "Its codebook; more than one for a model with a draft model "
+                                 "[default: looked for, see below]");
+  parser
+      ->add_option("--kv", choice.bits,
+                   "Without --kv-codebook: bits a channel of the codebook to look for [default: 1]")
+      ->check(real_number(0.125, 4))
+      ->type_name("BITS")
+      ->excludes(named);
+  parser
+      ->add_flag("--learn", choice.learn,
+                 "Learn the codebook if there is none, once, from texts that come with cqkv")
+      ->excludes(named);
+}
+
+Result<std::vector<std::string>> codebooks_for(const std::string& model_path,
+                                               const CodebookChoice& choice,
+                                               const std::string& who) {
+  if (!choice.paths.empty()) {
+    CQKV_RETURN_IF_ERROR(check_codebooks(model_path, choice.paths));
+    return choice.paths;
+  }
+  CQKV_RETURN_IF_ERROR(check_is_model(model_path));
+  const double bits = choice.bits > 0 ? choice.bits : 1.0;
+  const std::vector<Found> found = find_codebooks(model_path);
+  const auto fits = std::find_if(found.begin(), found.end(),
+                                 [&](const Found& book) { return has_bits(book, bits); });
+  if (fits != found.end()) {
+    std::fprintf(stderr, "%s: using %s (%s)\n", who.c_str(), fits->path.c_str(),
+                 bits_text(fits->bits).c_str());
+    return std::vector<std::string>{fits->path};
+  }
+  if (!choice.learn) {
+    return nothing_found(model_path, bits, found);
+  }
+  const auto learned = learn_codebook(model_path, bits);
+  if (!learned.ok()) {
+    return learned.status();
+  }
+  return std::vector<std::string>{*learned};
+}
+
+std::string codebook_folder() {
+  const auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  if (!variable("CQKV_CACHE_DIR").empty()) {
+    return variable("CQKV_CACHE_DIR") + "/codebooks";
+  }
+  if (!variable("XDG_CACHE_HOME").empty()) {
+    return variable("XDG_CACHE_HOME") + "/cqkv/codebooks";
+  }
+  return variable("HOME") + "/.cache/cqkv/codebooks";
+}
+
+std::string default_output(const std::string& model_path) {
+  return (folder_of(model_path) / (stem_of(model_path) + ".cq-{config}.gguf")).string();
+}
+
+}  // namespace cqkv::app
