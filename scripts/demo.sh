@@ -32,7 +32,8 @@ fi
 if "$cqkv" find -m "$model" >/dev/null 2>&1; then
   echo "== A text from a cache of 1 bit a channel, with a codebook that is there already (cqkv run)"
   "$cqkv" run -m "$model" -- -no-cnv -n 60 -c 2048 --temp 0 -t "$threads" \
-    -p "The three most important inventions of the nineteenth century were" 2>/dev/null
+    -p "The three most important inventions of the nineteenth century were" 2>"$folder/first.log" ||
+    { tail -n 20 "$folder/first.log" >&2; exit 1; }
   echo
 fi
 

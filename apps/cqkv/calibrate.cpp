@@ -6,6 +6,7 @@
 #include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string_view>
 #include <thread>
@@ -29,6 +30,7 @@ constexpr const char* kOwnTexts = "WikiText-2, Python's library, GSM8K";
 struct Flags {
   CalibrationOptions options;
   std::string output;  // with kPlaceholder for the configuration, if there are several
+  bool default_output = false;
   std::string recipe;  // "rates" or "paper"; empty: by the other flags
   std::vector<std::string> configs;
   std::string gradients;  // "far" or "all"; empty: as the kind of codebook wants
@@ -172,6 +174,7 @@ Status parse_flags(Flags& flags) {
   }
   if (flags.output.empty()) {
     flags.output = default_output(flags.options.model_path);
+    flags.default_output = true;
   }
   const std::size_t n_outputs = output_names(flags).size();
   if (n_outputs > 1 && flags.output.find(kPlaceholder) == std::string::npos) {
@@ -249,15 +252,31 @@ void print_summary(const Flags& flags, const Calibration& result) {
   std::printf("\n");
 }
 
+// A name that was not asked for replaces nothing.
+Status check_outputs(const Flags& flags) {
+  for (const std::string& name : output_names(flags)) {
+    const std::string path = output_of(flags, name);
+    if (flags.default_output && std::filesystem::exists(path)) {
+      return invalid_argument(path +
+                              " exists; to replace it or to keep both, name the file to "
+                              "write with -o");
+    }
+    const Status status = check_output(path);
+    if (!status.ok()) {
+      return Status(status.code(),
+                    status.message() + (flags.default_output ? "; name another file with -o" : ""));
+    }
+  }
+  return {};
+}
+
 Outcome execute(Flags& flags) {
   const Status parsed = parse_flags(flags);
   if (!parsed.ok()) {
     return Usage{parsed.message()};
   }
-  for (const std::string& name : output_names(flags)) {
-    CQKV_RETURN_IF_ERROR(check_output(output_of(flags, name)));
-  }
   CQKV_RETURN_IF_ERROR(check_is_model(flags.options.model_path));
+  CQKV_RETURN_IF_ERROR(check_outputs(flags));
   for (const std::string& text : flags.options.text.files) {
     CQKV_RETURN_IF_ERROR(check_text(text));
   }

@@ -2,12 +2,15 @@
 #include "codebook_search.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <optional>
 
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,19 +29,23 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kMark = ".cq-";  // in the name of a codebook among models
+
 struct Found {
   std::string path;
   double bits = 0;
 };
 
-// Files in a folder whose names begin and end so, sorted; none if there is no such folder.
+// GGUF files in a folder whose names begin so and have `part` in them; sorted. None if there is no
+// such folder.
 std::vector<std::string> files_in(const fs::path& folder, const std::string& begin,
-                                  const std::string& end) {
+                                  const std::string& part) {
   std::vector<std::string> paths;
   std::error_code error;
   for (fs::directory_iterator it(folder, error), last; !error && it != last; it.increment(error)) {
     const std::string name = it->path().filename().string();
-    if (name.size() > begin.size() + end.size() && name.starts_with(begin) && name.ends_with(end)) {
+    if (name.starts_with(begin) && name.find(part) != std::string::npos &&
+        name.ends_with(".gguf")) {
       paths.push_back(it->path().string());
     }
   }
@@ -55,40 +62,66 @@ std::string stem_of(const std::string& model_path) {
   return fs::path(model_path).stem().string();
 }
 
-// A codebook beside a model may be of an unknown one, if its shape fits: its name says that it
-// belongs there. Elsewhere the fingerprint must say so.
-std::optional<Found> examine(const std::string& path, const std::string& model_path, bool beside) {
+struct Place {
+  fs::path folder;
+  std::string begin;   // of the file's name
+  std::string part;    // of it
+  bool named = false;  // after the model: then an unknown fingerprint will do
+};
+
+// In the order of preference.
+std::vector<Place> places_of(const std::string& model_path) {
+  return {{folder_of(model_path), stem_of(model_path) + kMark, "", true},
+          {folder_of(model_path), "", kMark, false},
+          {codebook_folder(), "", "", false},
+          {shipped_codebooks(), "", "", false}};
+}
+
+// The codebook if it is one of this model. A file that is named after the model and is not is
+// worth a line.
+std::optional<Found> examine(const std::string& path, const std::string& model_path,
+                             const Place& place, const std::string& who) {
   const auto codebook = read_codebook(path);
-  if (!codebook.ok()) {
+  const Status status =
+      codebook.ok() ? check_codebooks(model_path, {path}) : Status(codebook.status());
+  if (!status.ok()) {
+    if (place.named) {
+      std::fprintf(stderr, "%s: skipping a codebook: %s\n", who.c_str(), status.message().c_str());
+    }
     return std::nullopt;
   }
   const auto& fingerprint = codebook->origin.model_fingerprint;
   const bool known = std::any_of(fingerprint.begin(), fingerprint.end(),
                                  [](std::uint64_t layer) { return layer != 0; });
-  if ((!known && !beside) || !check_codebooks(model_path, {path}).ok()) {
+  if (!known && !place.named) {
     return std::nullopt;
   }
   return Found{path, codebook->bits_per_channel()};
 }
 
-std::vector<Found> find_codebooks(const std::string& model_path) {
-  std::vector<Found> found;
-  const auto look = [&](const fs::path& folder, const std::string& begin, bool beside) {
-    for (const std::string& path : files_in(folder, begin, ".gguf")) {
-      if (auto fits = examine(path, model_path, beside)) {
-        found.push_back(*std::move(fits));
-      }
-    }
-  };
-  look(folder_of(model_path), stem_of(model_path) + ".cq-", true);
-  look(codebook_folder(), "", false);
-  look(shipped_codebooks(), "", false);
-  return found;
+// A budget is met from below, and never wholly.
+bool has_bits(const Found& found, double bits) {
+  return found.bits <= 1.001 * bits && found.bits >= 0.95 * bits;
 }
 
-// A budget is met within a hundredth of a bit or so.
-bool has_bits(const Found& found, double bits) {
-  return std::abs(found.bits - bits) <= 0.03 * bits;
+// The first of the wanted bits; `others` are those looked at before it.
+std::optional<Found> search(const std::string& model_path, double bits, const std::string& who,
+                            std::vector<Found>& others) {
+  for (const Place& place : places_of(model_path)) {
+    for (const std::string& path : files_in(place.folder, place.begin, place.part)) {
+      auto found = examine(path, model_path, place, who);
+      if (found && has_bits(*found, bits)) {
+        return found;
+      }
+      const bool is_new = found && std::none_of(others.begin(), others.end(), [&](const Found& o) {
+                            return o.path == found->path;
+                          });
+      if (is_new) {
+        others.push_back(*std::move(found));
+      }
+    }
+  }
+  return std::nullopt;
 }
 
 std::string bits_text(double bits) {
@@ -96,16 +129,17 @@ std::string bits_text(double bits) {
 }
 
 Status nothing_found(const std::string& model_path, double bits, const std::vector<Found>& others) {
-  std::string text = "no codebook of " + bits_text(bits) + " for " + model_path + ": looked for " +
-                     (folder_of(model_path) / (stem_of(model_path) + ".cq-*.gguf")).string() +
-                     ", in " + codebook_folder() + " and among those that come with cqkv";
+  std::string text = "no codebook of " + bits_text(bits) + " for " + model_path + ": looked for *" +
+                     kMark + "*.gguf in " + folder_of(model_path).string() + " and " +
+                     codebook_folder() + " and among those that come with cqkv";
   for (const Found& other : others) {
     text += "; there is " + other.path + " of " + bits_text(other.bits) + " (--kv " +
             format("%g", std::round(other.bits * 100) / 100) + ")";
   }
   return {StatusCode::kNotFound,
-          text + "; add --learn to learn one now from the project's own texts (minutes), or name "
-                 "one with --kv-codebook"};
+          text +
+              "; add --learn to learn one now from the texts that come along (minutes), or name "
+              "one with --kv-codebook"};
 }
 
 // `cqkv calibrate` with this terminal, so that its progress is seen.
@@ -122,6 +156,7 @@ Status run_calibrate(const std::vector<std::string>& arguments) {
     return io_error("no further process for cqkv calibrate");
   }
   if (child == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGTERM);    // whoever stops this command stops the learning
     ::dup2(STDERR_FILENO, STDOUT_FILENO);  // standard output is the command's own
     ::execv(pointers[0], pointers.data());
     ::_exit(127);
@@ -149,8 +184,8 @@ Result<std::string> learned_path(const std::string& model_path, double bits) {
 
 Result<std::string> learn_codebook(const std::string& model_path, double bits) {
   const auto path = learned_path(model_path, bits);
-  if (!path.ok()) {
-    return path.status();
+  if (!path.ok() || (fs::exists(*path) && check_codebooks(model_path, {*path}).ok())) {
+    return path;
   }
   std::error_code error;
   fs::create_directories(codebook_folder(), error);
@@ -167,17 +202,21 @@ Result<std::string> learn_codebook(const std::string& model_path, double bits) {
 void add_codebook_flags(CLI::App* parser, CodebookChoice& choice) {
   CLI::Option* named = add_files(parser, "--kv-codebook", choice.paths,
                                  "Its codebook; more than one for a model with a draft model "
-                                 "[default: looked for, see below]");
-  parser
-      ->add_option("--kv", choice.bits,
-                   "Without --kv-codebook: bits a channel of the codebook to look for [default: 1]")
-      ->check(real_number(0.125, 4))
-      ->type_name("BITS")
-      ->excludes(named);
-  parser
-      ->add_flag("--learn", choice.learn,
-                 "Learn the codebook if there is none, once, from texts that come with cqkv")
-      ->excludes(named);
+                                 "[default: what `cqkv find` prints]");
+  for (CLI::Option* flag : add_search_flags(parser, choice)) {
+    flag->excludes(named);
+  }
+}
+
+std::vector<CLI::Option*> add_search_flags(CLI::App* parser, CodebookChoice& choice) {
+  return {parser
+              ->add_option("--kv", choice.bits,
+                           "Bits a channel of the codebook to look for [default: 1]")
+              ->check(real_number(0.125, 4))
+              ->type_name("BITS"),
+          parser->add_flag("--learn", choice.learn,
+                           "Learn the codebook if there is none, once, from texts that come with "
+                           "cqkv (llama, qwen2, qwen3, gemma3)")};
 }
 
 Result<std::vector<std::string>> codebooks_for(const std::string& model_path,
@@ -189,16 +228,15 @@ Result<std::vector<std::string>> codebooks_for(const std::string& model_path,
   }
   CQKV_RETURN_IF_ERROR(check_is_model(model_path));
   const double bits = choice.bits > 0 ? choice.bits : 1.0;
-  const std::vector<Found> found = find_codebooks(model_path);
-  const auto fits = std::find_if(found.begin(), found.end(),
-                                 [&](const Found& book) { return has_bits(book, bits); });
-  if (fits != found.end()) {
-    std::fprintf(stderr, "%s: using %s (%s)\n", who.c_str(), fits->path.c_str(),
-                 bits_text(fits->bits).c_str());
-    return std::vector<std::string>{fits->path};
+  std::vector<Found> others;
+  const auto found = search(model_path, bits, who, others);
+  if (found) {
+    std::fprintf(stderr, "%s: using %s (%s)\n", who.c_str(), found->path.c_str(),
+                 bits_text(found->bits).c_str());
+    return std::vector<std::string>{found->path};
   }
   if (!choice.learn) {
-    return nothing_found(model_path, bits, found);
+    return nothing_found(model_path, bits, others);
   }
   const auto learned = learn_codebook(model_path, bits);
   if (!learned.ok()) {

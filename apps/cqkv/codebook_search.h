@@ -21,14 +21,17 @@ struct CodebookChoice {
 /// --kv-codebook, --kv and --learn.
 void add_codebook_flags(CLI::App* parser, CodebookChoice& choice);
 
+/// --kv and --learn alone.
+std::vector<CLI::Option*> add_search_flags(CLI::App* parser, CodebookChoice& choice);
+
 /// The files that were named or, if none was, the one codebook of `choice.bits` a channel that fits
-/// the model, by its fingerprint: the first of those beside the model (NAME.cq-*.gguf for
-/// NAME.gguf), in codebook_folder(), and of those that come with cqkv. With `choice.learn` it is
-/// learned if there is none, by `cqkv calibrate`, into codebook_folder(). Which one is used is said
-/// on standard error, as `who`.
+/// the model: the first file *.cq-*.gguf beside the model, in codebook_folder(), and of those that
+/// come with cqkv. It must have the model's fingerprint; named NAME.cq-*.gguf beside NAME.gguf one
+/// that names no model will do. With `choice.learn` it is learned if there is none, by
+/// `cqkv calibrate`, into codebook_folder(). Which one is used is said on standard error, as `who`.
 ///
-/// @return kNotFound, with the places and what there is of other bits; the errors of check_codebooks
-///   for files that were named.
+/// @return kNotFound, with the places and what there is of other bits, if there is none; the errors
+///   of check_is_model; those of check_codebooks for files that were named.
 Result<std::vector<std::string>> codebooks_for(const std::string& model_path,
                                                const CodebookChoice& choice,
                                                const std::string& who);

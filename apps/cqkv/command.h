@@ -16,6 +16,7 @@ namespace cqkv::app {
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitFailure = 1;
 inline constexpr int kExitUsage = 2;
+inline constexpr int kExitNothingFound = 3;   // by `cqkv find`
 inline constexpr int kExitInterrupted = 130;  // as shells count a SIGINT
 
 /// Wrong use of a command found after parsing: exit code 2.

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "codebook_file/kv_shape.h"
 #include "codebook_search.h"
 #include "command.h"
 #include "flag_values.h"
@@ -18,7 +19,10 @@ struct Flags {
 Outcome execute(const Flags& flags) {
   const auto paths = codebooks_for(flags.model, flags.codebooks, "cqkv find");
   if (!paths.ok()) {
-    return paths.status();
+    Outcome outcome(paths.status());
+    const bool is_model = check_is_model(flags.model).ok();
+    outcome.exit_code = is_model && !flags.codebooks.learn ? kExitNothingFound : kExitFailure;
+    return outcome;
   }
   for (const std::string& path : *paths) {
     std::printf("%s\n", path.c_str());
@@ -32,10 +36,11 @@ Command add_find(CLI::App& app) {
   CLI::App* parser = app.add_subcommand("find", "Print the codebook that run and serve would use");
   const auto flags = std::make_shared<Flags>();
   add_file(parser, "-m,--model", flags->model, "The model (GGUF)")->required();
-  add_codebook_flags(parser, flags->codebooks);
+  add_search_flags(parser, flags->codebooks);
   parser->footer(
-      "Looks beside the model (NAME.cq-*.gguf for NAME.gguf), in ~/.cache/cqkv/codebooks, and among\n"
-      "the codebooks that come with cqkv.\n"
+      "Looks for *.cq-*.gguf beside the model, in ~/.cache/cqkv/codebooks, and among the "
+      "codebooks\n"
+      "that come with cqkv. Exit code 3: there is none.\n"
       "Example:\n"
       "  cqkv find -m model.gguf --kv 0.5 --learn");
   return {parser, [flags](const std::vector<std::string>&) { return execute(*flags); }};

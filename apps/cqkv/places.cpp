@@ -1,6 +1,7 @@
 // See places.h.
 #include "places.h"
 
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -19,13 +20,16 @@
 namespace cqkv::app {
 namespace {
 
+constexpr std::array<const char*, 3> kTexts = {"wikitext2-train-1200k.txt", "code-calib.txt",
+                                               "gsm8k-train-800.jsonl"};
+
 // The project's own texts: beside the programs of a Python package, or in the source tree.
 std::filesystem::path text_folder() {
   const std::filesystem::path packaged =
       std::filesystem::path(program_folder()).parent_path() / "data";
   std::error_code error;
-  return std::filesystem::is_directory(packaged, error) ? packaged
-                                                        : std::filesystem::path(CQKV_TEXTS);
+  return std::filesystem::exists(packaged / kTexts[0], error) ? packaged
+                                                              : std::filesystem::path(CQKV_TEXTS);
 }
 
 // Two models of one shape differ in their norms; an unknown hash (0) proves nothing.
@@ -81,8 +85,7 @@ std::string device_library() {
 Result<std::vector<std::string>> calibration_texts() {
   const std::filesystem::path folder = text_folder();
   std::vector<std::string> paths;
-  for (const char* name :
-       {"wikitext2-train-1200k.txt", "code-calib.txt", "gsm8k-train-800.jsonl"}) {
+  for (const char* name : kTexts) {
     paths.push_back((folder / name).string());
     const Status readable = check_text(paths.back());
     if (!readable.ok()) {
@@ -98,13 +101,16 @@ std::string shipped_codebooks() {
 }
 
 Status check_programs(const std::string& program) {
-  for (const std::string& path : {program, device_library()}) {
-    if (!std::filesystem::exists(path)) {
-      return {StatusCode::kNotFound,
-              path +
-                  " does not exist, nor is it on PATH; 'make build' in cqkv's source puts "
-                  "llama.cpp's programs and the KV device beside cqkv"};
-    }
+  if (!std::filesystem::exists(program)) {
+    return {StatusCode::kNotFound,
+            program +
+                " does not exist, nor is it on PATH; 'make build' in cqkv's source puts "
+                "llama.cpp's programs beside cqkv (from Python: cqkv.Llama)"};
+  }
+  if (!std::filesystem::exists(device_library())) {
+    return {StatusCode::kNotFound, device_library() +
+                                       ": the KV device is not there; 'make build' "
+                                       "puts it beside cqkv"};
   }
   return {};
 }

@@ -2,6 +2,8 @@
 functions mean is in include/cqkv.h; nothing of llama.cpp is here."""
 
 import ctypes
+import operator
+import os
 import pathlib
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_size_t, c_uint64, c_void_p
 
@@ -46,6 +48,30 @@ class RopeStruct(ctypes.Structure):
 class Attention(ctypes.Structure):
     _fields_ = [("size", c_size_t), ("layer", c_int), ("n_heads", c_int), ("scale", c_float),
                 ("softcap", c_float), ("queries", c_void_p), ("mask", c_void_p), ("out", c_void_p)]
+
+
+def path_bytes(path):
+    """A path as the library takes it."""
+    path = os.fsencode(path)
+    if b"\0" in path:
+        raise Error(f"path {path!r}: has a zero byte")
+    return path
+
+
+def integer(value, what, lowest=-2**31, highest=2**31 - 1):
+    """A whole number that C's type holds: ctypes would cut it without a word."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not lowest <= number <= highest:
+        raise Error(f"{what}: got {value!r}, want a whole number from {lowest} to {highest}")
+    return number
+
+
+def count(value, what):
+    """A number of things: not negative."""
+    return integer(value, what, 0, 2**63 - 1)
 
 
 def struct(kind, **fields):
@@ -102,7 +128,7 @@ class _Library:
         def call(*arguments):
             status = function(*arguments)
             if status != 0:
-                raise Error(self.last_error().decode(), _CODES[status])
+                raise Error(self.last_error().decode(errors="replace"), _CODES[status])
         return call
 
 

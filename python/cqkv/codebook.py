@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cqkv._library import Error, LearnOptions, ShapeStruct, lib, struct
+from cqkv._library import (Error, LearnOptions, ShapeStruct, count, integer, lib, path_bytes,
+                           struct)
 
-_KINDS = {"keys": 0, "values": 1}
+_KINDS = ("keys", "values")
 
 
 class Shape(NamedTuple):
@@ -27,7 +28,7 @@ class Shape(NamedTuple):
 def kind_number(kind):
     if kind not in _KINDS:
         raise Error(f"got {kind!r}, want 'keys' or 'values'")
-    return _KINDS[kind]
+    return _KINDS.index(kind)
 
 
 def float_rows(rows, n_channels, what):
@@ -48,21 +49,30 @@ class Codebook:
     filled by `learn` and written by `save`.
 
     `kind` is "keys" or "values" throughout. Keys are those before their rotary embedding.
+
+    Threads: any number may use a codebook at a time, but not while one of them learns.
+    Errors: cqkv.Error for arrays of another shape, numbers that are not finite, layers or sides
+    that are not there, and files that cannot be read or written.
     """
 
     def __init__(self, n_layers, architecture="llama", window=128, sinks=4):
         """An empty codebook. `architecture` is the name in the model's GGUF file; window and sinks
         are the recent and the first tokens that caches keep exactly by default."""
         handle = ctypes.c_void_p()
-        lib.codebook_create(n_layers, architecture.encode(), window, sinks, ctypes.byref(handle))
+        lib.codebook_create(integer(n_layers, "n_layers"), architecture.encode(),
+                            integer(window, "window"), integer(sinks, "sinks"),
+                            ctypes.byref(handle))
         self._handle = handle
+        self._n_caches = 0
 
     @classmethod
     def open(cls, path):
+        """Reads a codebook file. Any file is safe to pass."""
         handle = ctypes.c_void_p()
-        lib.codebook_open(os.fsencode(path), ctypes.byref(handle))
+        lib.codebook_open(path_bytes(path), ctypes.byref(handle))
         book = cls.__new__(cls)
         book._handle = handle
+        book._n_caches = 0
         return book
 
     def __del__(self):
@@ -80,7 +90,8 @@ class Codebook:
     def shape(self, layer, kind):
         """The Shape of one side of a layer, or None if it is not coded."""
         found = ShapeStruct()
-        lib.codebook_shape(self._handle, layer, kind_number(kind), ctypes.byref(found))
+        lib.codebook_shape(self._handle, integer(layer, "layer"), kind_number(kind),
+                           ctypes.byref(found))
         shape = Shape(found.n_kv_heads, found.head_dim, found.n_codes, found.code_bits)
         return shape if shape.n_kv_heads > 0 else None
 
@@ -129,9 +140,14 @@ class Codebook:
                  paper's are sums over the group of squared gradients of the loss.
         returns  The share of the variance that is lost, mean over groups.
 
-        The result does not depend on n_threads. Source: arXiv 2405.03917, section 3.2.1.
+        The result does not depend on n_threads. A codebook that caches use is refused: it would
+        change under them. Source: arXiv 2405.03917, section 3.2.1.
         """
+        if self._n_caches > 0:
+            raise Error(f"learn: {self._n_caches} caches use this codebook; learn before making "
+                        "them")
         rows = np.asarray(rows)
+        n_kv_heads, group_dim = integer(n_kv_heads, "n_kv_heads"), integer(group_dim, "group_dim")
         if rows.ndim != 2 or n_kv_heads < 1 or rows.shape[1] % n_kv_heads != 0:
             raise Error(f"learn: got rows of shape {rows.shape} for {n_kv_heads} KV heads, want "
                         f"(n, {n_kv_heads} * head_dim)")
@@ -144,14 +160,16 @@ class Codebook:
             if len(weights) != len(rows):
                 raise Error(f"learn: got {len(weights)} rows of weights, want {len(rows)}")
         options = struct(LearnOptions, n_kv_heads=n_kv_heads, head_dim=rows.shape[1] // n_kv_heads,
-                         group_dim=group_dim, code_bits=code_bits, max_iterations=max_iterations,
-                         seed=seed, n_threads=n_threads or os.cpu_count() or 1,
+                         group_dim=group_dim, code_bits=integer(code_bits, "code_bits"),
+                         max_iterations=integer(max_iterations, "max_iterations"),
+                         seed=count(seed, "seed"),
+                         n_threads=integer(n_threads or os.cpu_count() or 1, "n_threads"),
                          weights=None if weights is None else weights.ctypes.data)
         error = ctypes.c_double()
-        lib.codebook_learn(self._handle, layer, kind_number(kind), rows.ctypes.data, len(rows),
+        lib.codebook_learn(self._handle, integer(layer, "layer"), kind_number(kind), rows.ctypes.data, len(rows),
                            rows.shape[1], ctypes.byref(options), ctypes.byref(error))
         return error.value
 
     def save(self, path):
         """Writes a codebook file, complete or not at all."""
-        lib.codebook_save(self._handle, os.fsencode(path))
+        lib.codebook_save(self._handle, path_bytes(path))

@@ -1,6 +1,6 @@
 """The command `cqkv`: starts the program that comes with the package."""
 
-import importlib.util
+import importlib.metadata
 import os
 import sys
 
@@ -9,9 +9,13 @@ from cqkv._library import FOLDER
 
 
 def main():
-    if importlib.util.find_spec("llama_cpp") is None:
-        sys.exit("cqkv: needs llama.cpp's libraries: pip install "
-                 f"llama-cpp-python=={LLAMA_CPP_PYTHON}")
+    try:
+        version = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        version = "none"
+    if version != LLAMA_CPP_PYTHON:
+        sys.exit(f"cqkv: works with the libraries of llama-cpp-python {LLAMA_CPP_PYTHON}, this "
+                 f"environment has {version}: pip install llama-cpp-python=={LLAMA_CPP_PYTHON}")
     program = str(FOLDER / "cqkv")
     os.execv(program, [program, *sys.argv[1:]])
 

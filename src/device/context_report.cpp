@@ -124,15 +124,15 @@ void report(const LoadedCodebook& book) {
   const std::size_t n_layers = context.coded.size() + context.on_host.size();
   if (context.coded.empty()) {
     const std::string type = context.host_type;
-    complain(Coded::kNone, "the cache is NOT coded, although CQKV_CODEBOOK names " +
+    complain(Coded::kNone, "the cache is NOT coded, although there is the codebook " +
                                book_text(book) + ": all " + count(n_layers, "layer") + " keep " +
-                               type + " rows on the CPU; run with " + kFlags +
+                               type + " rows on the CPU; llama.cpp needs " + kFlags +
                                ", and without --no-kv-offload");
   } else if (!context.on_host.empty()) {
     complain(Coded::kSome, "only " + std::to_string(context.coded.size()) + " of " +
                                count(n_layers, "layer") + " are coded with " + book_text(book) +
-                               ", the others keep 16-bit rows on the CPU: add "
-                               "-ngl 99; coded are " +
+                               ", the others keep 16-bit rows on the CPU: llama.cpp "
+                               "needs -ngl 99; coded are " +
                                sizes_text());
   } else {
     say(Coded::kAll, "all " + count(n_layers, "layer") + " are coded with " + book_text(book) +
@@ -170,17 +170,16 @@ void watch_store(const ggml_tensor* cache) {
     return;
   }
   if ((*library)->empty()) {
-    say(Coded::kNone, "CQKV_CODEBOOK names no codebook: the cache is kept as 16-bit rows");
+    say(Coded::kNone, "no codebook is set (CQKV_CODEBOOK): the cache is kept as 16-bit rows");
     return;
   }
   const LoadedCodebook* book = (*library)->match(*name, cache->ne[0]);
   if (book == nullptr) {
-    complain(Coded::kNone, "no codebook in CQKV_CODEBOOK fits this model's cache: layer " +
-                               std::to_string(name->layer) + " has " +
-                               count(static_cast<std::size_t>(cache->ne[0]),
-                                     std::string(kv_kind_name(name->kind)) + " channel") +
-                               ", want those of " + (*library)->names() +
-                               "; it is kept as 16-bit rows");
+    complain(Coded::kNone,
+             "no codebook fits this model's cache: layer " + std::to_string(name->layer) + " has " +
+                 count(static_cast<std::size_t>(cache->ne[0]),
+                       std::string(kv_kind_name(name->kind)) + " channel") +
+                 ", want those of " + (*library)->names() + "; it is kept as 16-bit rows");
     return;
   }
   if (book->codebook.layers[static_cast<std::size_t>(name->layer)].get(name->kind) != nullptr) {

@@ -285,7 +285,7 @@ int count(const std::string& text, const std::string& part) {
 
 // ---- Without a fitting codebook --------------------------------------------
 
-constexpr const char* kNoCodebook = "no codebook in CQKV_CODEBOOK fits";
+constexpr const char* kNoCodebook = "no codebook fits";
 
 class PlainModels : public ::testing::TestWithParam<ModelCase> {};
 

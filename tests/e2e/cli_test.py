@@ -4,6 +4,7 @@ what `run` would start. With a real model see cli_model_test.py."""
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -402,9 +403,11 @@ class CliTest(unittest.TestCase):
     def test_without_a_codebook_the_places_are_named(self):
         for command in ("find", "run", "serve"):
             result = run(command, "-m", self.model, env={"CQKV_CACHE_DIR": self.path("cache")})
-            self.expect(result, 1, f"cqkv {command}: no codebook of 1.00 bits a channel",
-                        self.path("model.cq-*.gguf"), self.path("cache/codebooks"), "--learn",
-                        "--kv-codebook")
+            self.expect(result, 3 if command == "find" else 1,
+                        f"cqkv {command}: no codebook of 1.00 bits a channel",
+                        f"*.cq-*.gguf in {self.folder.name}", self.path("cache/codebooks"),
+                        "--learn", "--kv-codebook")
+        self.expect(self.find(model=self.path("nowhere.gguf")), 1, "nowhere.gguf")
 
     def test_the_codebook_beside_the_model(self):
         beside, half = self.path("model.cq-one.gguf"), self.path("model.cq-half.gguf")
@@ -415,23 +418,36 @@ class CliTest(unittest.TestCase):
         self.assertEqual((result.returncode, result.stdout), (0, beside + "\n"))
         self.assertIn(f"using {beside} (1.00 bits a channel)", result.stderr)
         self.assertEqual(self.find("--kv", "0.5").stdout, half + "\n")
-        self.expect(self.find("--kv", "2"), 1, "2.00 bits", f"{beside} of 1.00", "(--kv 1)",
+        self.expect(self.find("--kv", "2"), 3, "2.00 bits", f"{beside} of 1.00", "(--kv 1)",
                     f"{half} of 0.50", "(--kv 0.5)")
         result = run("serve", "-m", self.model, "--kv", "0.5", "--print-command")
         self.assertIn(f"CQKV_CODEBOOK='{half}'", result.stdout)
         self.assertNotIn("using", result.stdout)
 
     def test_what_does_not_fit_is_not_taken(self):
-        self.make_codebook(self.path("model.cq-wide.gguf"), n_kv_heads=4)
-        with open(self.path("model.cq-broken.gguf"), "wb") as out:
+        wide, broken = self.path("model.cq-wide.gguf"), self.path("model.cq-broken.gguf")
+        self.make_codebook(wide, n_kv_heads=4)
+        with open(broken, "wb") as out:
             out.write(b"GGUF")
-        self.expect(self.find(), 1, "no codebook")
+        self.expect(self.find(), 3, "no codebook", f"skipping a codebook: codebook {wide}",
+                    f"skipping a codebook: {broken}")
 
     # Of an unknown model, and away from its file: the shape alone is no proof.
     def test_shapes_alone_do_not_count_elsewhere(self):
         os.makedirs(self.path("cache/codebooks"))
         self.make_codebook(self.path("cache/codebooks/any.gguf"))
-        self.expect(self.find(), 1, "no codebook")
+        self.make_codebook(self.path("other.cq-one.gguf"))
+        self.expect(self.find(), 3, "no codebook")
+
+    # A program's folder may have a neighbour of this name that has nothing to do with it.
+    def test_a_folder_named_data(self):
+        os.makedirs(self.path("bin"))
+        os.makedirs(self.path("data"))
+        program = self.path("bin/cqkv")
+        shutil.copy(CQKV, program)
+        result = subprocess.run([program, "calibrate", "-m", self.model, "-o", self.path("o.gguf")],
+                                capture_output=True, text=True)
+        self.assertIn("libllama cannot load its vocabulary", result.stderr)
 
     def test_a_model_in_this_folder(self):
         self.make_codebook(self.path("model.cq-one.gguf"))
@@ -441,18 +457,23 @@ class CliTest(unittest.TestCase):
 
     def test_flags_of_the_search(self):
         for flags in (("--kv", "1"), ("--learn",)):
-            self.expect(self.find("--kv-codebook", self.codebook, *flags), 2, flags[0])
+            self.expect(run("run", "-m", self.model, "--kv-codebook", self.codebook, *flags), 2,
+                        flags[0])
         self.expect(self.find("--kv", "17"), 2, "17")
-        self.assertEqual(self.find("--kv-codebook", self.codebook).stdout, self.codebook + "\n")
 
     # This model has no weights to learn from.
     def test_learning_that_fails(self):
         self.expect(self.find("--learn"), 1, "cqkv calibrate: ", "did not end well")
         self.assertEqual(os.listdir(self.path("cache/codebooks")), [])
 
-    def test_calibrate_writes_beside_the_model(self):
+    def test_calibrate_writes_beside_the_model_and_replaces_nothing(self):
+        output = self.path("model.cq-1.00b.gguf")
+        result = run("calibrate", "-m", self.model)
+        self.expect(result, 1, "libllama cannot load its vocabulary")
+        self.make_codebook(output)
+        self.expect(run("calibrate", "-m", self.model), 1, f"{output} exists", "-o")
         self.expect(run("calibrate", "-m", self.path("nowhere/model.gguf")), 1,
-                    self.path("nowhere/model.cq-1.00b.gguf"))
+                    self.path("nowhere/model.gguf") + ": ")
 
     def test_what_run_and_serve_start(self):
         for command, program in (("run", "llama-completion"), ("serve", "llama-server")):

@@ -113,7 +113,7 @@ class ProgramsTest(unittest.TestCase):
                 self.assertIn(words, output)
                 self.assertIn("-ngl 99", output)
         output = self.complete("-dev", "CQ0", CQKV_CODEBOOK="")
-        self.assertIn("cqkv: CQKV_CODEBOOK names no codebook", output)
+        self.assertIn("cqkv: no codebook is set (CQKV_CODEBOOK)", output)
 
     def test_refusals_show_with_default_flags(self):
         self.assertIn("run with -fa on", self.complete("-dev", "CQ0", "-fa", "off", want=1))

@@ -65,7 +65,7 @@ class RefusalTest(unittest.TestCase):
     def test_codebook_of_another_shape_runs_as_stock(self):
         result = self.run_completion(self.codebook(heads=4))
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertIn("no codebook in CQKV_CODEBOOK fits this model's cache: layer 0 has 192", result.stdout + result.stderr)
+        self.assertIn("no codebook fits this model's cache: layer 0 has 192", result.stdout + result.stderr)
 
     def test_cqkv_run_refuses_before_it_starts(self):
         result = subprocess.run([CQKV, "run", "-m", MODEL, "--kv-codebook", self.codebook("12345"),

@@ -127,6 +127,26 @@ class CodebookTest(unittest.TestCase):
             cqkv.Codebook.open("/nowhere.gguf")
         self.assertEqual(caught.exception.code, "not found")
 
+    def test_a_codebook_in_use_stays_as_it_is(self):
+        made = book()
+        cache = cqkv.Cache(made, 64)
+        with self.assertRaisesRegex(cqkv.Error, "1 caches use"):
+            made.learn(0, "keys", self.rows, N_HEADS)
+        del cache
+        made.learn(0, "keys", np.repeat(self.rows, 6, axis=0), N_HEADS)
+
+    def test_numbers_that_c_would_cut(self):
+        for call, words in ((lambda: self.book.shape(2**32, "keys"), "layer: got 4294967296"),
+                            (lambda: self.book.shape("0", "keys"), "layer: got '0'"),
+                            (lambda: self.book.shape(0, ["keys"]), "'keys' or 'values'"),
+                            (lambda: cqkv.Cache(self.book, -1), "n_cells: got -1"),
+                            (lambda: cqkv.Cache(self.book, 64).plan([0.7]), "0.7.*whole"),
+                            (lambda: cqkv.Cache(self.book, 64).save(0, -1), "n: got -1"),
+                            (lambda: cqkv.Codebook.open("a\0b"), "zero byte"),
+                            (lambda: cqkv.Codebook.open(b"/nowhere\xff"), "nowhere")):
+            with self.assertRaisesRegex(cqkv.Error, words):
+                call()
+
     def test_a_side_that_is_not_coded(self):
         made = cqkv.Codebook(2)
         self.assertIsNone(made.shape(1, "keys"))

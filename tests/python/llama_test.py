@@ -78,13 +78,26 @@ refused(lambda: cqkv.Llama(model, os.environ["OTHER"], verbose=False))
         out = python(REFUSED + """
 refused(lambda: make(flash_attn=False))
 refused(lambda: make(n_gpu_layers=4))
+refused(lambda: cqkv.Llama("/nowhere/model.gguf", learn=True))
+refused(lambda: cqkv.Llama(model, kv=17, learn=True))
 refused(lambda: make(main_gpu=1))
 refused(lambda: make(type_k=8))
 refused(lambda: cqkv.Llama(model, "/nowhere.gguf"))
 """).stdout.splitlines()
         for line, words in zip(out, ("flash_attn: got False, want True", "n_gpu_layers: got 4",
+                                     "/nowhere/model.gguf", "--kv: got '17'",
                                      "main_gpu", "type_k: got 8", "/nowhere.gguf"), strict=True):
             self.assertIn(words, line)
+
+    # What was attached before, and is gone since, is no matter.
+    def test_a_later_codebook_replaces_an_earlier_one(self):
+        python(START + """
+import shutil
+shutil.copy(book, book + ".copy")
+cqkv.attach(book + ".copy", window=0, sinks=0)
+os.remove(book + ".copy")
+text(make(n_gpu_layers=999), "Hello", 2)
+""")
 
     # The same text with the class of llama-cpp-python itself; without a codebook its own cache.
     def test_attach_and_detach(self):
@@ -110,7 +123,7 @@ refused(lambda: cqkv.Llama(model, kv=0.3))
 """).stdout
         self.assertIn("Paris", out)
         self.assertRegex(out, "no codebook of 0.30 bits .*SmolLM2-135M-Instruct.cq-1.00b.gguf of "
-                              "1.00 bits.*pass learn=True.*codebook=")
+                              "1.00 bits.*in Python: learn=True")
 
     def test_saved_states_come_back(self):
         python(START + """
