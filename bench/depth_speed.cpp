@@ -17,16 +17,17 @@
 
 #include "bench_timing.h"
 #include "eval/kv_device.h"
-#include "eval/llama_objects.h"
+#include "llama/handles.h"
+#include "llama/log.h"
 
 namespace {
 
+using cqkv::LlamaContext;
+using cqkv::LlamaModel;
 using cqkv::Status;
 using cqkv::StatusCode;
 using cqkv::app::Timings;
-using cqkv::eval::ContextHandle;
 using cqkv::eval::KvDevice;
-using cqkv::eval::ModelHandle;
 
 struct Options {
   std::string model;
@@ -42,7 +43,7 @@ struct Options {
 };
 
 Status failed(const std::string& what) {
-  const std::string reason = cqkv::eval::take_llama_errors();
+  const std::string reason = cqkv::take_llama_errors();
   return {StatusCode::kInternal, what + (reason.empty() ? "" : ": " + reason)};
 }
 
@@ -123,7 +124,7 @@ class Cache {
   static constexpr int kBatch = 512;
 
  private:
-  ContextHandle context_;
+  LlamaContext context_;
   std::minstd_rand random_;
   int n_vocab_ = 0;
   int depth_ = 0;
@@ -171,7 +172,7 @@ class Bench {
     return cache->open(options_, coded_model_.get(), GGML_TYPE_F16, true);
   }
 
-  Status load(std::vector<ggml_backend_dev_t> devices, int n_layers, ModelHandle& model) const {
+  Status load(std::vector<ggml_backend_dev_t> devices, int n_layers, LlamaModel& model) const {
     llama_model_params params = llama_model_default_params();
     params.devices = devices.data();
     params.n_gpu_layers = n_layers;
@@ -226,8 +227,8 @@ class Bench {
   }
 
   const Options& options_;
-  ModelHandle stock_model_;
-  ModelHandle coded_model_;
+  LlamaModel stock_model_;
+  LlamaModel coded_model_;
   std::vector<std::unique_ptr<Cache>> caches_;
 };
 
@@ -252,7 +253,7 @@ int main(int argc, char** argv) {
   app.add_option("-t,--threads", options.n_threads, "Threads")->check(count);
   CLI11_PARSE(app, argc, argv);
   ::setenv("CQKV_SEQUENCES", "2", 1);  // exact rows for the copy too
-  cqkv::eval::catch_llama_log(false);
+  cqkv::catch_llama_log(false);
   llama_backend_init();
   const Status status = Bench(options).run();
   if (!status.ok()) {

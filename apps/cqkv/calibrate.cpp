@@ -16,8 +16,8 @@
 #include "codebook_file/kv_shape.h"
 #include "codebook_search.h"
 #include "command.h"
-#include "eval/llama_objects.h"
 #include "flag_values.h"
+#include "llama/log.h"
 #include "places.h"
 #include "progress_bar.h"
 
@@ -280,7 +280,7 @@ Outcome execute(Flags& flags) {
   for (const std::string& text : flags.options.text.files) {
     CQKV_RETURN_IF_ERROR(check_text(text));
   }
-  eval::catch_llama_log(flags.verbose);
+  catch_llama_log(flags.verbose);
   catch_interrupts();
   auto result = learn(flags);
   if (!result.ok() && result.status().code() == StatusCode::kCancelled) {

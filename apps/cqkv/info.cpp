@@ -15,8 +15,8 @@
 #include "command.h"
 #include "eval/cache_size.h"
 #include "eval/kv_device.h"
-#include "eval/llama_objects.h"
 #include "flag_values.h"
+#include "llama/log.h"
 #include "places.h"
 
 namespace cqkv::app {
@@ -75,7 +75,7 @@ nlohmann::ordered_json collect() {
   out["instruction_set"] = active_isa();
   out["instruction_sets_supported"] = supported_isas();
   out["device_library"] = device_library();
-  eval::catch_llama_log(false);
+  catch_llama_log(false);
   const auto device = eval::KvDevice::load(device_library());
   out["device_loads"] = device.ok();
   out["devices"] = nlohmann::ordered_json::array();

@@ -13,8 +13,8 @@
 #include <nlohmann/json.hpp>
 
 #include "command.h"
-#include "eval/llama_objects.h"
 #include "flag_values.h"
+#include "llama/log.h"
 #include "places.h"
 #include "progress_bar.h"
 
@@ -248,7 +248,7 @@ Outcome execute(Flags& flags) {
   CQKV_RETURN_IF_ERROR(check_output(flags.json));
   CQKV_RETURN_IF_ERROR(check_text(flags.options.text_path));
   CQKV_RETURN_IF_ERROR(check_codebooks(flags.options.model_path, paths));
-  eval::catch_llama_log(flags.verbose);
+  catch_llama_log(flags.verbose);
   const auto report = measure(flags);
   if (!report.ok()) {
     return report.status();

@@ -7,8 +7,8 @@
 
 #include "cqkv/status.h"
 
+#include "llama/handles.h"
 #include "model_pass/kv_rows.h"
-#include "model_pass/llama_handles.h"
 
 namespace cqkv {
 

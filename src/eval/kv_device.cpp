@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "eval/llama_objects.h"
+#include "llama/log.h"
 
 namespace cqkv::eval {
 namespace {

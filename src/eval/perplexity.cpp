@@ -15,9 +15,10 @@
 #include "codebook_file/kv_shape.h"
 #include "core/parallel.h"
 #include "eval/kv_device.h"
-#include "eval/llama_objects.h"
 #include "eval/memory_plan.h"
 #include "eval/tokens.h"
+#include "llama/handles.h"
+#include "llama/log.h"
 
 namespace cqkv::eval {
 namespace {
@@ -25,7 +26,7 @@ namespace {
 // One cache under comparison.
 struct Contender {
   Variant variant;
-  ContextHandle context;  // null between rounds, unless contexts stay
+  LlamaContext context;  // null between rounds, unless contexts stay
   VariantReport report;
   PairStats stats;
 };
@@ -57,7 +58,7 @@ class Evaluation {
   void plan();
   Status check_contexts();
   Status describe(Contender& contender) const;
-  Status make_context(const Variant& variant, ContextHandle& out);
+  Status make_context(const Variant& variant, LlamaContext& out);
   Status make_again(Contender& contender);
   Status run_round(std::span<const Step> round);
   Status run_base(std::span<const Step> round);
@@ -100,8 +101,8 @@ class Evaluation {
   ThreadParallelFor threads_;
   ModelKvShape shape_;
   std::optional<KvDevice> device_;
-  ModelHandle model_;
-  ContextHandle base_;
+  LlamaModel model_;
+  LlamaContext base_;
   std::vector<std::unique_ptr<Contender>> contenders_;
   std::vector<llama_token> tokens_;
   bool bos_ = false;
@@ -228,7 +229,7 @@ Status Evaluation::load_text() {
   return {};
 }
 
-Status Evaluation::make_context(const Variant& variant, ContextHandle& out) {
+Status Evaluation::make_context(const Variant& variant, LlamaContext& out) {
   llama_context_params params = llama_context_default_params();
   params.n_ctx = static_cast<std::uint32_t>(options_.n_ctx);
   params.n_batch = static_cast<std::uint32_t>(n_step_);

@@ -13,7 +13,7 @@
 #include <ggml-backend.h>
 
 #include "graph/cache_store.h"
-#include "model_pass/llama_handles.h"
+#include "llama/handles.h"
 #include "rope/rope.h"
 
 namespace cqkv {

@@ -11,7 +11,7 @@
 
 #include "cqkv/codebook.h"
 
-#include "model_pass/llama_handles.h"
+#include "llama/handles.h"
 #include "support/tiny_models.h"
 
 namespace cqkv::device {

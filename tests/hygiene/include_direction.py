@@ -12,9 +12,9 @@ import sys
 
 # From the ground up. Folders of one floor do not know each other.
 FLOORS = (("core",), ("isa", "gguf"), ("kernels",), ("rope", "codebook"),
-          ("codec", "codebook_file"), ("attention",), ("cache",), ("capi", "graph"),
+          ("codec", "codebook_file"), ("attention",), ("cache",), ("capi", "graph", "llama"),
           ("model_pass",), ("calibration", "eval", "device"))
-HOST_FOLDERS = ("graph", "model_pass", "calibration", "eval", "device")  # of ggml or llama.cpp
+HOST_FOLDERS = ("graph", "llama", "model_pass", "calibration", "eval", "device")  # of ggml or llama.cpp
 SUFFIXES = (".h", ".cpp")
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]', re.M)
 HOST = re.compile(r"^(ggml|gguf|llama)")

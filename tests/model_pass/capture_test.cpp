@@ -8,8 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "llama/handles.h"
 #include "model_pass/gradient.h"
-#include "model_pass/llama_handles.h"
 #include "model_pass/tiny_model.h"
 
 namespace cqkv {

@@ -13,9 +13,9 @@
 #include <gtest/gtest.h>
 
 #include "calibration/text.h"
+#include "llama/handles.h"
 #include "model_pass/capture.h"
 #include "model_pass/gradient.h"
-#include "model_pass/llama_handles.h"
 #include "model_pass/llama_loss.h"
 
 namespace cqkv {

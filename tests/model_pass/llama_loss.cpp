@@ -6,7 +6,7 @@
 
 #include <gtest/gtest.h>
 
-#include "model_pass/llama_handles.h"
+#include "llama/handles.h"
 
 namespace cqkv::testing {
 

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "core/rng.h"
-#include "model_pass/llama_handles.h"
+#include "llama/handles.h"
 
 namespace cqkv::testing {
 namespace {

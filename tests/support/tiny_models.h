@@ -11,7 +11,7 @@
 
 #include <ggml-backend.h>
 
-#include "model_pass/llama_handles.h"
+#include "llama/handles.h"
 
 namespace cqkv::testing {
 

@@ -1,11 +1,13 @@
-// See llama_objects.h.
-#include "eval/llama_objects.h"
+// See log.h.
+#include "llama/log.h"
 
 #include <cstdio>
 #include <deque>
 #include <mutex>
 
-namespace cqkv::eval {
+#include <llama.h>
+
+namespace cqkv {
 namespace {
 
 constexpr std::size_t kKeptLines = 3;
@@ -68,4 +70,4 @@ std::string take_llama_errors() {
   return result;
 }
 
-}  // namespace cqkv::eval
+}  // namespace cqkv
