@@ -78,6 +78,9 @@ CQKV_API int cqkv_codebook_n_layers(const cqkv_codebook* codebook);
 /* Bits of codes a channel, over all layers. */
 CQKV_API double cqkv_codebook_bits_per_channel(const cqkv_codebook* codebook);
 
+/* What tells codebooks apart: a hash of all that decides about codes. 0 for null. */
+CQKV_API uint64_t cqkv_codebook_identity(const cqkv_codebook* codebook);
+
 /* CQKV_INVALID_ARGUMENT for a layer that is not there. */
 CQKV_API cqkv_status cqkv_codebook_shape(const cqkv_codebook* codebook, int layer, cqkv_kind kind,
                                          cqkv_shape* shape);

@@ -207,6 +207,10 @@ int cqkv_codebook_n_layers(const cqkv_codebook* codebook) {
   return codebook == nullptr ? 0 : static_cast<int>(codebook->codebook.layers.size());
 }
 
+uint64_t cqkv_codebook_identity(const cqkv_codebook* codebook) {
+  return codebook == nullptr ? 0 : codebook->codebook.identity();
+}
+
 double cqkv_codebook_bits_per_channel(const cqkv_codebook* codebook) {
   return codebook == nullptr ? 0 : codebook->codebook.bits_per_channel();
 }

@@ -296,6 +296,8 @@ TEST(CApi, FilesAreReadBack) {
   const Book again(read);
   EXPECT_EQ(cqkv_codebook_n_layers(read), kLayers);
   EXPECT_EQ(cqkv_codebook_bits_per_channel(read), 1.5);
+  EXPECT_EQ(cqkv_codebook_identity(read), cqkv_codebook_identity(book.get()));
+  EXPECT_EQ(cqkv_codebook_identity(nullptr), 0U);
   const auto row = random_floats(kChannels, 99);
   std::vector<std::uint16_t> codes(kChannels / 4);
   std::vector<std::uint16_t> same(kChannels / 4);
