@@ -88,6 +88,7 @@ _FUNCTIONS = {
     "codebook_free": (None, [c_void_p]),
     "codebook_n_layers": (c_int, [c_void_p]),
     "codebook_bits_per_channel": (c_double, [c_void_p]),
+    "codebook_identity": (c_uint64, [c_void_p]),
     "codebook_shape": ("status", [c_void_p, c_int, c_int, POINTER(ShapeStruct)]),
     "encode": ("status", [c_void_p, c_int, c_int, c_void_p, c_size_t, c_size_t, c_void_p]),
     "decode": ("status", [c_void_p, c_int, c_int, c_void_p, c_size_t, c_void_p, c_size_t]),

@@ -87,6 +87,11 @@ class Codebook:
     def bits_per_channel(self):
         return lib.codebook_bits_per_channel(self._handle)
 
+    @property
+    def identity(self):
+        """What tells codebooks apart, 16 hexadecimal digits, as `cqkv inspect` shows it."""
+        return f"{lib.codebook_identity(self._handle):016x}"
+
     def shape(self, layer, kind):
         """The Shape of one side of a layer, or None if it is not coded."""
         found = ShapeStruct()

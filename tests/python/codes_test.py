@@ -96,6 +96,9 @@ class CodebookTest(unittest.TestCase):
             path = os.path.join(folder, "book.gguf")
             self.book.save(path)
             again = cqkv.Codebook.open(path)
+        self.assertRegex(again.identity, "^[0-9a-f]{16}$")
+        self.assertEqual(again.identity, self.book.identity)
+        self.assertNotEqual(again.identity, book(n_rows=600).identity)
         np.testing.assert_array_equal(again.encode(0, "keys", self.rows),
                                       self.book.encode(0, "keys", self.rows))
 

@@ -125,6 +125,39 @@ refused(lambda: cqkv.Llama(model, kv=0.3))
         self.assertRegex(out, "no codebook of 0.30 bits .*SmolLM2-135M-Instruct.cq-1.00b.gguf of "
                               "1.00 bits.*in Python: learn=True")
 
+    # Against all logits of llama-cpp-python; and what requests share is no matter, to the bit.
+    def test_log_probabilities(self):
+        python(START + """
+import numpy as np
+from cqkv.eval.scorer import Scorer, open_model
+words = "The capital of France is Paris, and that of Italy is Rome. The capital of Spain is Madrid."
+for cache in ("f16", book):
+    llm = open_model(model, cache, 512)
+    tokens = llm.tokenize(words.encode(), add_bos=False)
+    scorer = Scorer(llm)
+    context, pairs = tokens[:9], [tokens[9:12], tokens[9:20], tokens[12:14], tokens[9:12]]
+    shared = [scorer.score(context, more) for more in pairs]
+    alone = []
+    for more in pairs:
+        scorer.forget()
+        alone.append(scorer.score(context, more))
+    if cache == book:
+        assert shared == alone, (shared, alone)
+    np.testing.assert_allclose([s[0] for s in shared], [s[0] for s in alone], atol=1e-2)
+    scorer.close()
+    llm.close()
+plain = cqkv.llama._device().llama_cpp.Llama(model, n_ctx=512, logits_all=True, flash_attn=True,
+                                            verbose=False)
+scorer = Scorer(open_model(model, "f16", 512))
+plain.eval(tokens[:20])
+logits = np.array(plain.scores[8:19], dtype=np.float64)
+logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+got, greedy = scorer.score(tokens[:9], tokens[9:20])
+expected = logits[np.arange(11), tokens[9:20]].sum()
+assert abs(got - expected) < 0.02, (got, expected)
+assert greedy == bool((logits.argmax(axis=1) == tokens[9:20]).all())
+""")
+
     def test_saved_states_come_back(self):
         python(START + """
 llm = make()
