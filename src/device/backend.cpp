@@ -64,6 +64,7 @@ int plain_run_end(ggml_cgraph* graph, int first) {
 ggml_status run_plain(Backend& backend, ggml_cgraph* graph, int first, int end) {
   bool any = false;
   for (int i = first; i < end; i++) {
+    watch_plain_node(graph->nodes[i]);
     any = any || !is_noop(graph->nodes[i]->op);
   }
   if (!any) {

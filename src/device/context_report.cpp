@@ -2,6 +2,7 @@
 #include "device/context_report.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <filesystem>
 #include <set>
@@ -209,6 +210,22 @@ void watch_planned_node(const ggml_tensor* node) {
     // Nothing to do without memory for a line.
     static_cast<void>(without_exceptions("reporting", [&] { watch_store(root_of(node)); }));
   }
+}
+
+void watch_plain_node(const ggml_tensor* node) {
+  static std::atomic<bool> said{false};
+  if (node->op != GGML_OP_SET_ROWS || !is_our_cache(node) || said) {
+    return;
+  }
+  static_cast<void>(without_exceptions("reporting", [&] {
+    const ggml_tensor* cache = root_of(node);
+    if (buffer_of(node).would_code(cache) && !said.exchange(true)) {
+      report_error(std::string(cache->name) +
+                   " was written here without having been placed here, as llama.cpp's RPC server "
+                   "does: it is kept as 16-bit rows, NOT coded; use the device in the program that "
+                   "holds the cache");
+    }
+  }));
 }
 
 }  // namespace cqkv::device

@@ -30,4 +30,9 @@ Report take_report();
 /// layer that the codebook codes; never in a dry run.
 void watch_planned_node(const ggml_tensor* node);
 
+/// A node that is computed on a cache that is not coded. If its buffer would have coded it, it was
+/// never placed there: llama.cpp's RPC server writes into buffers whose tensors it does not
+/// announce. Said once in the process.
+void watch_plain_node(const ggml_tensor* node);
+
 }  // namespace cqkv::device

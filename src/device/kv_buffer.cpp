@@ -128,6 +128,10 @@ Status KvBuffer::add(ggml_tensor* tensor) {
   return {};
 }
 
+bool KvBuffer::would_code(const ggml_tensor* tensor) const {
+  return codebook_for(*library_, tensor, nullptr) != nullptr;
+}
+
 CodedTensor* KvBuffer::coded(const ggml_tensor* tensor) {
   const auto found = tensors_.find(root_of(tensor)->data);
   return found == tensors_.end() ? nullptr : found->second.get();

@@ -50,6 +50,9 @@ class KvBuffer {
   /// but cannot be (its type, its row too small for a record).
   Status add(ggml_tensor* tensor);
 
+  /// Whether a cache tensor would be coded if it were added.
+  bool would_code(const ggml_tensor* tensor) const;
+
   /// The coded tensor that a view shows, or null.
   CodedTensor* coded(const ggml_tensor* tensor);
 

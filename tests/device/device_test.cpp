@@ -3,6 +3,7 @@
 // tokens are batched, and that whatever cannot be served is refused with a reason.
 // Not here: kernels (tests/attention), whole programs (tests/e2e).
 #include <cmath>
+#include <cstring>
 
 #include "core/half.h"
 #include "device/device_fixture.h"
@@ -425,6 +426,41 @@ TEST(Device, CodebookOfAnotherShapeIsNotUsed) {
   TestCache cache(shape);
   EXPECT_EQ(cache.buffer_size(), shape.n_layers * 2 * 256 * 256U);
   EXPECT_EQ(cache.evaluate(run_of_tokens(0, 9)), plain_result(shape, run_of_tokens(0, 9)));
+}
+
+// As llama.cpp's RPC server does it: a buffer of bytes, whose tensors the device is never told of.
+TEST(Device, CachesThatWereNeverPlacedAreReported) {
+  use_codebook(random_codebook(1, {8, 8}, {8, 8}, 2, 64, 1), "unplaced.gguf");
+  const auto store_into = [](const char* name) {
+    const ggml_context_ptr context(ggml_init({1 << 18, nullptr, true}));
+    ggml_tensor* cache = ggml_new_tensor_2d(context.get(), GGML_TYPE_F16, 128, 64);
+    ggml_set_name(cache, name);
+    ggml_tensor* rows = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, 128, 2);
+    ggml_tensor* cells = ggml_new_tensor_1d(context.get(), GGML_TYPE_I64, 2);
+    ggml_tensor* stored = ggml_set_rows(context.get(), cache, rows, cells);
+    const ggml_backend_ptr backend(ggml_backend_dev_init(Backend::get().device, nullptr));
+    const ggml_backend_buffer_ptr buffer(
+        ggml_backend_alloc_buffer(backend.get(), std::size_t{1} << 16U));
+    auto* base = static_cast<char*>(ggml_backend_buffer_get_base(buffer.get()));
+    const auto place = [&](ggml_tensor* tensor, std::size_t offset) {
+      tensor->buffer = buffer.get();
+      tensor->data = base + offset;
+    };
+    place(cache, 0);
+    place(stored, 0);
+    place(rows, 32768);
+    place(cells, 49152);
+    std::memset(base, 0, std::size_t{1} << 16U);
+    ggml_cgraph* graph = ggml_new_graph(context.get());
+    ggml_build_forward_expand(graph, stored);
+    EXPECT_EQ(ggml_backend_graph_compute(backend.get(), graph), GGML_STATUS_SUCCESS);
+    return Backend::get().last_error();
+  };
+  EXPECT_EQ(store_into("cache_k_l7"), "");  // no layer of the codebook
+  const std::string error = store_into("cache_k_l0");
+  EXPECT_NE(error.find("cache_k_l0 was written here without having been placed"), std::string::npos)
+      << error;
+  EXPECT_NE(error.find("NOT coded"), std::string::npos);
 }
 
 TEST(Device, MissingOrBrokenCodebookIsAnError) {
