@@ -183,7 +183,7 @@ Result<std::string> learned_path(const std::string& model_path, double bits) {
 }
 
 Result<std::string> learn_codebook(const std::string& model_path, double bits) {
-  const auto path = learned_path(model_path, bits);
+  auto path = learned_path(model_path, bits);
   if (!path.ok() || (fs::exists(*path) && check_codebooks(model_path, {*path}).ok())) {
     return path;
   }
