@@ -83,34 +83,25 @@ std::vector<std::string> changed_environment(const Environment& changes) {
   return result;
 }
 
-std::vector<char*> pointers(std::vector<std::string>& texts) {
-  std::vector<char*> result;
-  result.reserve(texts.size() + 1);
-  for (std::string& text : texts) {
-    result.push_back(text.data());
-  }
-  result.push_back(nullptr);
-  return result;
-}
-
 // In the child: nothing but system calls until it is another program. It ends with its parent,
 // however that ends: minutes of work that nobody waits for would disturb whoever measures next.
 [[noreturn]] void become(const std::vector<char*>& arguments, const std::vector<char*>& variables,
-                         const Pipe& out, const Pipe& err) {
+                         int out, int err) {
   ::prctl(PR_SET_PDEATHSIG, SIGTERM);
   const int nothing = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
-  if (::dup2(nothing, STDIN_FILENO) >= 0 && ::dup2(out.write_end(), STDOUT_FILENO) >= 0 &&
-      ::dup2(err.write_end(), STDERR_FILENO) >= 0) {
+  if (::dup2(nothing, STDIN_FILENO) >= 0 && ::dup2(out, STDOUT_FILENO) >= 0 &&
+      ::dup2(err, STDERR_FILENO) >= 0) {
     ::execve(arguments[0], arguments.data(), variables.data());
   }
   ::_exit(kCannotStart);
 }
 
-Result<pid_t> start(std::vector<std::string> arguments, const Environment& changes, const Pipe& out,
-                    const Pipe& err) {
+// `out` and `err` become its outputs.
+Result<pid_t> start(std::vector<std::string> arguments, const Environment& changes, int out,
+                    int err) {
   std::vector<std::string> variables = changed_environment(changes);
-  const std::vector<char*> argument_pointers = pointers(arguments);
-  const std::vector<char*> variable_pointers = pointers(variables);
+  const std::vector<char*> argument_pointers = exec_pointers(arguments);
+  const std::vector<char*> variable_pointers = exec_pointers(variables);
   const pid_t child = ::fork();
   if (child == 0) {
     become(argument_pointers, variable_pointers, out, err);
@@ -156,6 +147,10 @@ Result<int> wait_for(pid_t child) {
   return state;
 }
 
+bool ended_well(int state) {
+  return WIFEXITED(state) && WEXITSTATUS(state) == 0;
+}
+
 std::string how_it_ended(int state) {
   if (WIFEXITED(state) && WEXITSTATUS(state) == kCannotStart) {
     return "cannot be started";
@@ -165,6 +160,16 @@ std::string how_it_ended(int state) {
 }
 
 }  // namespace
+
+std::vector<char*> exec_pointers(std::vector<std::string>& texts) {
+  std::vector<char*> result;
+  result.reserve(texts.size() + 1);
+  for (std::string& text : texts) {
+    result.push_back(text.data());
+  }
+  result.push_back(nullptr);
+  return result;
+}
 
 std::string last_lines(const std::string& text, int n_lines) {
   std::string result;
@@ -187,7 +192,7 @@ Result<std::string> run_child(const std::vector<std::string>& arguments,
   Pipe err;
   CQKV_RETURN_IF_ERROR(out.open());
   CQKV_RETURN_IF_ERROR(err.open());
-  const auto child = start(arguments, changes, out, err);
+  const auto child = start(arguments, changes, out.write_end(), err.write_end());
   if (!child.ok()) {
     return child.status();
   }
@@ -200,12 +205,25 @@ Result<std::string> run_child(const std::vector<std::string>& arguments,
   if (!state.ok()) {
     return state.status();
   }
-  if (!WIFEXITED(*state) || WEXITSTATUS(*state) != 0) {
+  if (!ended_well(*state)) {
     return Status(StatusCode::kInternal,
                   joined(arguments, " ") + ": " + how_it_ended(*state) +
                       last_lines(err_text.empty() ? out_text : err_text, kShownLines));
   }
   return out_text;
+}
+
+Status run_child_shown(const std::vector<std::string>& arguments) {
+  const auto child = start(arguments, {}, STDERR_FILENO, STDERR_FILENO);
+  if (!child.ok()) {
+    return child.status();
+  }
+  const auto state = wait_for(*child);
+  if (!state.ok() || ended_well(*state)) {
+    return state.status();
+  }
+  return {StatusCode::kInternal,
+          joined(arguments, " ") + ": did not end well, see above: it " + how_it_ended(*state)};
 }
 
 }  // namespace cqkv::app

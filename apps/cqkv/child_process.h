@@ -1,4 +1,4 @@
-// Another program run to its end, without a shell: what it printed, or why it failed.
+// Another program run to its end, without a shell: what it printed or showed, or why it failed.
 #pragma once
 
 #include <string>
@@ -18,6 +18,16 @@ namespace cqkv::app {
 ///   command and its last lines, if it does not end with exit code 0.
 Result<std::string> run_child(const std::vector<std::string>& arguments,
                               const Environment& changes);
+
+/// The same for one whose work a person watches: what it prints, on both its outputs, goes to the
+/// standard error of this process.
+///
+/// @return kIoError if there can be no further process; kInternal, with the command, if it does not
+///   end with exit code 0: the reason was shown.
+Status run_child_shown(const std::vector<std::string>& arguments);
+
+/// As exec() wants them, null at the end; they point into the texts.
+std::vector<char*> exec_pointers(std::vector<std::string>& texts);
 
 /// The last lines that are not empty, each after a line break and an indent.
 std::string last_lines(const std::string& text, int n_lines);

@@ -9,6 +9,7 @@
 
 #include <unistd.h>
 
+#include "child_process.h"
 #include "codebook_search.h"
 #include "command.h"
 #include "device_environment.h"
@@ -70,13 +71,7 @@ Outcome start(const Flags& flags, const std::string& who, const std::string& nam
     print_command(arguments);
     return {};
   }
-  std::vector<char*> pointers;
-  pointers.reserve(arguments.size() + 1);
-  for (auto& argument : arguments) {
-    pointers.push_back(argument.data());
-  }
-  pointers.push_back(nullptr);
-  ::execv(program.c_str(), pointers.data());
+  ::execv(program.c_str(), exec_pointers(arguments).data());
   return io_error(program + ": cannot start it: " + std::strerror(errno));
 }
 
