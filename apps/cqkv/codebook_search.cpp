@@ -2,22 +2,17 @@
 #include "codebook_search.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <optional>
 
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "cqkv/codebook_file.h"
 
 #include "calibration/calibrate.h"
 #include "calibration/fingerprint.h"
+#include "child_process.h"
 #include "codebook_file/kv_shape.h"
 #include "command.h"
 #include "core/hash.h"
@@ -36,16 +31,13 @@ struct Found {
   double bits = 0;
 };
 
-// GGUF files in a folder whose names begin so and have `part` in them; sorted. None if there is no
-// such folder.
-std::vector<std::string> files_in(const fs::path& folder, const std::string& begin,
-                                  const std::string& part) {
+// GGUF files in a folder with `part` in their names, sorted; none if there is no such folder.
+std::vector<std::string> files_in(const fs::path& folder, const std::string& part) {
   std::vector<std::string> paths;
   std::error_code error;
   for (fs::directory_iterator it(folder, error), last; !error && it != last; it.increment(error)) {
     const std::string name = it->path().filename().string();
-    if (name.starts_with(begin) && name.find(part) != std::string::npos &&
-        name.ends_with(".gguf")) {
+    if (name.find(part) != std::string::npos && name.ends_with(".gguf")) {
       paths.push_back(it->path().string());
     }
   }
@@ -62,38 +54,43 @@ std::string stem_of(const std::string& model_path) {
   return fs::path(model_path).stem().string();
 }
 
-struct Place {
-  fs::path folder;
-  std::string begin;   // of the file's name
-  std::string part;    // of it
-  bool named = false;  // after the model: then an unknown fingerprint will do
-};
-
-// In the order of preference.
-std::vector<Place> places_of(const std::string& model_path) {
-  return {{folder_of(model_path), stem_of(model_path) + kMark, "", true},
-          {folder_of(model_path), "", kMark, false},
-          {codebook_folder(), "", "", false},
-          {shipped_codebooks(), "", "", false}};
+// Named after the model, and beside it.
+bool is_named(const std::string& path, const std::string& model_path) {
+  return fs::path(path).parent_path() == folder_of(model_path) &&
+         fs::path(path).filename().string().starts_with(stem_of(model_path) + kMark);
 }
 
-// The codebook if it is one of this model. A file that is named after the model and is not is
-// worth a line.
-std::optional<Found> examine(const std::string& path, const std::string& model_path,
-                             const Place& place, const std::string& who) {
+// Files to look at, in the order of preference.
+std::vector<std::string> candidates(const std::string& model_path) {
+  std::vector<std::string> paths = files_in(folder_of(model_path), kMark);
+  std::stable_partition(paths.begin(), paths.end(),
+                        [&](const std::string& path) { return is_named(path, model_path); });
+  for (const std::string& folder : {codebook_folder(), shipped_codebooks()}) {
+    const std::vector<std::string> more = files_in(folder, "");
+    paths.insert(paths.end(), more.begin(), more.end());
+  }
+  return paths;
+}
+
+bool has_fingerprint(const Codebook& codebook) {
+  const auto& layers = codebook.origin.model_fingerprint;
+  return std::any_of(layers.begin(), layers.end(), [](std::uint64_t layer) { return layer != 0; });
+}
+
+// The codebook if it is one of this model; where its file is named after the model, an unknown
+// fingerprint will do, and one that is not of the model is worth a line.
+std::optional<Found> examine(const std::string& path, const ModelKvShape& model,
+                             const std::string& who) {
+  const bool named = is_named(path, model.path);
   const auto codebook = read_codebook(path);
-  const Status status =
-      codebook.ok() ? check_codebooks(model_path, {path}) : Status(codebook.status());
+  const Status status = codebook.ok() ? check_codebook(*codebook, path, model) : codebook.status();
   if (!status.ok()) {
-    if (place.named) {
+    if (named) {
       std::fprintf(stderr, "%s: skipping a codebook: %s\n", who.c_str(), status.message().c_str());
     }
     return std::nullopt;
   }
-  const auto& fingerprint = codebook->origin.model_fingerprint;
-  const bool known = std::any_of(fingerprint.begin(), fingerprint.end(),
-                                 [](std::uint64_t layer) { return layer != 0; });
-  if (!known && !place.named) {
+  if (!named && !has_fingerprint(*codebook)) {
     return std::nullopt;
   }
   return Found{path, codebook->bits_per_channel()};
@@ -105,20 +102,15 @@ bool has_bits(const Found& found, double bits) {
 }
 
 // The first of the wanted bits; `others` are those looked at before it.
-std::optional<Found> search(const std::string& model_path, double bits, const std::string& who,
+std::optional<Found> search(const ModelKvShape& model, double bits, const std::string& who,
                             std::vector<Found>& others) {
-  for (const Place& place : places_of(model_path)) {
-    for (const std::string& path : files_in(place.folder, place.begin, place.part)) {
-      auto found = examine(path, model_path, place, who);
-      if (found && has_bits(*found, bits)) {
-        return found;
-      }
-      const bool is_new = found && std::none_of(others.begin(), others.end(), [&](const Found& o) {
-                            return o.path == found->path;
-                          });
-      if (is_new) {
-        others.push_back(*std::move(found));
-      }
+  for (const std::string& path : candidates(model.path)) {
+    auto found = examine(path, model, who);
+    if (found && has_bits(*found, bits)) {
+      return found;
+    }
+    if (found) {
+      others.push_back(*std::move(found));
     }
   }
   return std::nullopt;
@@ -140,34 +132,6 @@ Status nothing_found(const std::string& model_path, double bits, const std::vect
           text +
               "; add --learn to learn one now from the texts that come along (minutes), or name "
               "one with --kv-codebook"};
-}
-
-// `cqkv calibrate` with this terminal, so that its progress is seen.
-Status run_calibrate(const std::vector<std::string>& arguments) {
-  std::vector<char*> pointers;
-  std::vector<std::string> copy = arguments;
-  pointers.reserve(copy.size() + 1);
-  for (std::string& argument : copy) {
-    pointers.push_back(argument.data());
-  }
-  pointers.push_back(nullptr);
-  const pid_t child = ::fork();
-  if (child < 0) {
-    return io_error("no further process for cqkv calibrate");
-  }
-  if (child == 0) {
-    ::prctl(PR_SET_PDEATHSIG, SIGTERM);    // whoever stops this command stops the learning
-    ::dup2(STDERR_FILENO, STDOUT_FILENO);  // standard output is the command's own
-    ::execv(pointers[0], pointers.data());
-    ::_exit(127);
-  }
-  int state = 0;
-  while (::waitpid(child, &state, 0) < 0 && errno == EINTR) {
-  }
-  if (WIFEXITED(state) && WEXITSTATUS(state) == 0) {
-    return {};
-  }
-  return {StatusCode::kInternal, "cqkv calibrate did not end well: see above"};
 }
 
 // Models of one name must not take each other's codebook.
@@ -192,8 +156,8 @@ Result<std::string> learn_codebook(const std::string& model_path, double bits) {
   if (error) {
     return io_error(codebook_folder() + ": " + error.message());
   }
-  CQKV_RETURN_IF_ERROR(run_calibrate({program_folder() + "/cqkv", "calibrate", "-m", model_path,
-                                      "-o", *path, "--bits", format("%g", bits)}));
+  CQKV_RETURN_IF_ERROR(run_child_shown({program_folder() + "/cqkv", "calibrate", "-m", model_path,
+                                        "-o", *path, "--bits", format("%g", bits)}));
   return *path;
 }
 
@@ -226,10 +190,13 @@ Result<std::vector<std::string>> codebooks_for(const std::string& model_path,
     CQKV_RETURN_IF_ERROR(check_codebooks(model_path, choice.paths));
     return choice.paths;
   }
-  CQKV_RETURN_IF_ERROR(check_is_model(model_path));
+  const auto model = read_kv_shape(model_path);
+  if (!model.ok()) {
+    return model.status();
+  }
   const double bits = choice.bits > 0 ? choice.bits : 1.0;
   std::vector<Found> others;
-  const auto found = search(model_path, bits, who, others);
+  const auto found = search(*model, bits, who, others);
   if (found) {
     std::fprintf(stderr, "%s: using %s (%s)\n", who.c_str(), found->path.c_str(),
                  bits_text(found->bits).c_str());

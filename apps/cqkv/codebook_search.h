@@ -31,7 +31,7 @@ std::vector<CLI::Option*> add_search_flags(CLI::App* parser, CodebookChoice& cho
 /// `cqkv calibrate`, into codebook_folder(). Which one is used is said on standard error, as `who`.
 ///
 /// @return kNotFound, with the places and what there is of other bits, if there is none; the errors
-///   of check_is_model; those of check_codebooks for files that were named.
+///   of read_kv_shape; those of check_codebooks for files that were named.
 Result<std::vector<std::string>> codebooks_for(const std::string& model_path,
                                                const CodebookChoice& choice,
                                                const std::string& who);

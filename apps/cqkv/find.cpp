@@ -20,7 +20,7 @@ Outcome execute(const Flags& flags) {
   const auto paths = codebooks_for(flags.model, flags.codebooks, "cqkv find");
   if (!paths.ok()) {
     Outcome outcome(paths.status());
-    const bool is_model = check_is_model(flags.model).ok();
+    const bool is_model = read_kv_shape(flags.model).ok();
     outcome.exit_code = is_model && !flags.codebooks.learn ? kExitNothingFound : kExitFailure;
     return outcome;
   }

@@ -13,7 +13,6 @@
 #include "cqkv/codebook_file.h"
 
 #include "calibration/fingerprint.h"
-#include "codebook_file/kv_shape.h"
 #include "command.h"
 #include "core/atomic_file.h"
 
@@ -136,22 +135,27 @@ Status check_text(const std::string& path) {
   return {};
 }
 
+Status check_codebook(const Codebook& codebook, const std::string& path,
+                      const ModelKvShape& model) {
+  if (path.find(':') != std::string::npos) {
+    return invalid_argument("codebook '" + path +
+                            "': ':' separates paths for the KV device; rename the file");
+  }
+  CQKV_RETURN_IF_ERROR(check_fits(codebook, path, model));
+  return check_fingerprint(codebook, path, model);
+}
+
 Status check_codebooks(const std::string& model_path, const std::vector<std::string>& codebooks) {
   const auto shape = read_kv_shape(model_path);
   if (!shape.ok()) {
     return shape.status();
   }
   for (const auto& path : codebooks) {
-    if (path.find(':') != std::string::npos) {
-      return invalid_argument("codebook '" + path +
-                              "': ':' separates paths for the KV device; rename the file");
-    }
     const auto codebook = read_codebook(path);
     if (!codebook.ok()) {
       return codebook.status();
     }
-    CQKV_RETURN_IF_ERROR(check_fits(*codebook, path, *shape));
-    CQKV_RETURN_IF_ERROR(check_fingerprint(*codebook, path, *shape));
+    CQKV_RETURN_IF_ERROR(check_codebook(*codebook, path, *shape));
   }
   return {};
 }

@@ -5,7 +5,10 @@
 #include <string>
 #include <vector>
 
+#include "cqkv/codebook.h"
 #include "cqkv/status.h"
+
+#include "codebook_file/kv_shape.h"
 
 namespace cqkv::app {
 
@@ -36,8 +39,12 @@ Status check_output(const std::string& path);
 /// That a text exists and can be read.
 Status check_text(const std::string& path);
 
-/// That every codebook can be read, has a path that the KV device takes, and was made for this
-/// model (names, shapes and, where known, the fingerprint of the weights). kMismatch names both.
+/// That a codebook that was read from `path` has a path that the KV device takes, and was made for
+/// this model (names, shapes and, where known, the fingerprint of the weights). kMismatch names
+/// both.
+Status check_codebook(const Codebook& codebook, const std::string& path, const ModelKvShape& model);
+
+/// That every codebook can be read and passes check_codebook; its errors.
 Status check_codebooks(const std::string& model_path, const std::vector<std::string>& codebooks);
 
 }  // namespace cqkv::app
