@@ -18,9 +18,10 @@ import re
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, os.path.join(ROOT, "tests", "e2e"))
+sys.path[:0] = [os.path.join(ROOT, "tests", "e2e"), os.path.join(ROOT, "python", "cqkv", "eval")]
 
-from llama_client import LlamaServer  # noqa: E402: found through the line above
+import questions  # noqa: E402: found through the line above
+from llama_client import LlamaServer  # noqa: E402
 
 BIN = os.path.join(ROOT, "build", "bin")
 TEXT = os.path.join(ROOT, "data", "wikitext2-test.txt")
@@ -41,38 +42,25 @@ def server(options, cache, codebook):
     return LlamaServer(command, os.path.join(options.out, name + ".log"), environment)
 
 
-def pass_key(rng, sentences, n_sentences):
-    """A number said once among sentences; returns prompt and answer."""
-    key = str(rng.randrange(10000, 100000))
-    begin = rng.randrange(len(sentences) - n_sentences)
-    lines = sentences[begin:begin + n_sentences]
-    lines.insert(rng.randrange(len(lines) // 20, 9 * len(lines) // 10),
-                 f"The pass key is {key}. Remember it. {key} is the pass key.")
-    text = " ".join(lines)
-    return f"{text}\n\nWhat is the pass key? The pass key is", key
+def ask_pass_key(rng, sentences, n_sentences):
+    def lines(rng):
+        begin = rng.randrange(len(sentences) - n_sentences)
+        return sentences[begin:begin + n_sentences]
+
+    return questions.pass_key(rng, lines)
 
 
-def table(rng, sentences, n_lines):
-    """One of many lines "key: value"; returns prompt and answer."""
+def ask_table(rng, sentences, n_lines):
     del sentences
-    letters = "bcdfghjklmnpqrstvwxz"
-    keys = set()
-    while len(keys) < n_lines:
-        keys.add("".join(rng.choice(letters if i % 2 == 0 else "aeiou") for i in range(6)))
-    rows = [(key, str(rng.randrange(10000, 100000))) for key in sorted(keys)]
-    rng.shuffle(rows)
-    key, value = rows[rng.randrange(len(rows) // 20, 9 * len(rows) // 10)]
-    lines = "\n".join(f"{name}: {number}" for name, number in rows)
-    return f"A table of names and numbers.\n{lines}\n\nOnce more, one of these lines:\n{key}:", value
+    return questions.table(rng, n_lines)
 
 
 def prompts(options, count_tokens):
     """The same for all caches: {(task, size): [(prompt, answer)]}."""
     with open(TEXT, encoding="utf-8") as file:
-        sentences = [part.strip() + "." for part in file.read().replace("\n", " ").split(" . ")
-                     if 20 < len(part) < 300]
+        sentences = questions.sentences(file.read())
     result = {}
-    for task, make in zip(TASKS, (pass_key, table)):
+    for task, make in zip(TASKS, (ask_pass_key, ask_table)):
         for size in options.tokens:
             rng = random.Random(f"{options.seed} {task} {size}")
             result[task, size] = [fitting(make, rng, sentences, size, count_tokens)

@@ -13,8 +13,9 @@ import re
 
 import datasets
 
+from cqkv.eval import questions
+
 _PACKAGED = pathlib.Path(__file__).resolve().parents[2] / "data"
-_LETTERS = ("bcdfghjklmnpqrstvwxz", "aeiou")
 _CHARACTERS_A_TOKEN = 4.2  # of English; a prompt of "1k" has about a thousand tokens
 
 
@@ -52,8 +53,7 @@ def gsm8k(**_):
 
 
 def _sentences():
-    text = _file("wikitext2-test.txt").read_text(encoding="utf-8").replace("\n", " ")
-    return [part.strip() + "." for part in text.split(" . ") if 20 < len(part) < 300]
+    return questions.sentences(_file("wikitext2-test.txt").read_text(encoding="utf-8"))
 
 
 def _filler(rng, sentences, n_characters):
@@ -64,11 +64,6 @@ def _filler(rng, sentences, n_characters):
         lines.append(sentences[(begin + len(lines)) % len(sentences)])
         n += len(lines[-1]) + 1
     return lines
-
-
-def _somewhere(rng, n):
-    """A place from a twentieth to nine tenths of n things."""
-    return rng.randrange(n // 20, max(9 * n // 10, n // 20 + 1))
 
 
 def _draw(make, name, tokens, prompts, seed):
@@ -83,12 +78,8 @@ def passkey(tokens, prompts=100, seed=1, **_):
     sentences = _sentences()
 
     def make(rng, size):
-        key = str(rng.randrange(10000, 100000))
-        lines = _filler(rng, sentences, size)
-        lines.insert(_somewhere(rng, len(lines)),
-                     f"The pass key is {key}. Remember it. {key} is the pass key.")
-        return {"prompt": " ".join(lines) + "\n\nWhat is the pass key? The pass key is",
-                "answer": key}
+        prompt, key = questions.pass_key(rng, lambda rng: _filler(rng, sentences, size))
+        return {"prompt": prompt, "answer": key}
 
     return _draw(make, "passkey", tokens, prompts, seed)
 
@@ -97,15 +88,8 @@ def passkey(tokens, prompts=100, seed=1, **_):
 def lookup(tokens, prompts=100, seed=1, **_):
     """One value of a table of names and numbers."""
     def make(rng, size):
-        names = set()
-        while len(names) < size / 42:  # a line of 14 characters has 10 tokens
-            names.add("".join(rng.choice(_LETTERS[i % 2]) for i in range(6)))
-        rows = [(name, str(rng.randrange(10000, 100000))) for name in sorted(names)]
-        rng.shuffle(rows)
-        name, value = rows[_somewhere(rng, len(rows))]
-        table = "\n".join(f"{key}: {number}" for key, number in rows)
-        return {"prompt": f"A table of names and numbers.\n{table}\n\nOnce more, one of these lines:"
-                          f"\n{name}:", "answer": value}
+        prompt, value = questions.table(rng, size / 42)  # a line of 14 characters has 10 tokens
+        return {"prompt": prompt, "answer": value}
 
     return _draw(make, "lookup", tokens, prompts, seed)
 
@@ -117,7 +101,7 @@ def quote(tokens, prompts=100, seed=1, **_):
 
     def make(rng, size):
         words = " ".join(_filler(rng, sentences, size)).split(" ")
-        at = min(_somewhere(rng, len(words)), len(words) - 24)
+        at = min(rng.randrange(len(words) // 20, 9 * len(words) // 10), len(words) - 24)
         begin, answer = words[at:at + 8], words[at + 8:at + 24]
         return {"prompt": " ".join(words) + "\n\nOnce more, from the text above, word for word: \""
                           + " ".join(begin), "answer": " ".join(answer)}
