@@ -9,6 +9,7 @@ import sys
 
 import cqkv
 from cqkv._build import GGML_VERSION
+from cqkv.eval import STOCK_TYPES
 
 _TASKS = pathlib.Path(__file__).resolve().parent / "tasks"
 
@@ -27,7 +28,7 @@ def _parse(arguments):
     parser.add_argument("-m", "--model", help="the model (GGUF)")
     parser.add_argument("--kv-codebook", nargs="*", default=[], metavar="FNAME")
     parser.add_argument("--types", nargs="*", default=[], metavar="TYPE",
-                        choices=["q8_0", "q5_1", "q4_0", "iq4_nl"],
+                        choices=[name for name in STOCK_TYPES if name != "f16"],
                         help="types of llama.cpp's own cache beside f16")
     parser.add_argument("--tasks", nargs="+", metavar="TASK")
     parser.add_argument("--limit", type=int, help="questions of each task, the first ones")
@@ -92,7 +93,8 @@ def main(arguments=None):
     if options.json:
         record = {"command": shlex.join(sys.argv), "cqkv": cqkv.version(), "ggml": GGML_VERSION,
                   "lm_eval": lm_eval.__version__, "model": options.model,
-                  "codebooks": {path: cqkv.Codebook.open(path).identity for path in options.kv_codebook},
+                  "codebooks": {path: cqkv.Codebook.open(path).identity
+                                for path in options.kv_codebook},
                   "rows": lines, "scores": results}
         partial = pathlib.Path(options.json + ".part")
         partial.write_text(json.dumps(record, indent=1), encoding="utf-8")

@@ -7,8 +7,7 @@ import llama_cpp
 import numpy as np
 
 import cqkv
-
-_STOCK = {"f16": 1, "q8_0": 8, "q4_0": 2, "q5_1": 7, "iq4_nl": 20}  # ggml's numbers
+from cqkv.eval import STOCK_TYPES
 
 
 def open_model(model_path, cache, n_ctx, n_threads=None, window=None, sinks=None):
@@ -16,11 +15,11 @@ def open_model(model_path, cache, n_ctx, n_threads=None, window=None, sinks=None
     "q8_0", ...), which stays on the CPU."""
     common = {"n_ctx": n_ctx, "n_threads": n_threads, "n_threads_batch": n_threads,
               "verbose": False}
-    if cache not in _STOCK:
+    if cache not in STOCK_TYPES:
         return cqkv.Llama(model_path, cache, window=window, sinks=sinks, **common)
     cqkv.detach()
     return llama_cpp.Llama(model_path=str(model_path), n_gpu_layers=0, flash_attn=True,
-                           type_k=_STOCK[cache], type_v=_STOCK[cache], **common)
+                           type_k=STOCK_TYPES[cache], type_v=STOCK_TYPES[cache], **common)
 
 
 class Scorer:
