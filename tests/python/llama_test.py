@@ -135,12 +135,14 @@ for cache in ("f16", book):
     llm = open_model(model, cache, 512)
     tokens = llm.tokenize(words.encode(), add_bos=False)
     scorer = Scorer(llm)
-    context, pairs = tokens[:9], [tokens[9:12], tokens[9:20], tokens[12:14], tokens[9:12]]
-    shared = [scorer.score(context, more) for more in pairs]
+    # The same context, one that differs from the first token on, one that goes another way later.
+    requests = [(tokens[:9], tokens[9:12]), (tokens[:9], tokens[9:20]), (tokens[3:9], tokens[9:12]),
+                (tokens[:9], tokens[12:14]), (tokens[:5] + tokens[8:12], tokens[12:14])]
+    shared = [scorer.score(*request) for request in requests]
     alone = []
-    for more in pairs:
+    for request in requests:
         scorer.forget()
-        alone.append(scorer.score(context, more))
+        alone.append(scorer.score(*request))
     if cache == book:
         assert shared == alone, (shared, alone)
     np.testing.assert_allclose([s[0] for s in shared], [s[0] for s in alone], atol=1e-2)
